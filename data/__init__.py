@@ -1,0 +1,1 @@
+"""Documents, tokens and chunks: knows tokenizers and datasets, never models."""

@@ -1,0 +1,44 @@
+"""Documents → a batch that holds only real chunks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass
+class DocumentCollator:
+    """Lays the chunks of a batch's documents one below the other; there are no padding chunks.
+
+    The documents `[{"input_ids": [[0, 5, 2], [0, 6, 7, 2]], "labels": 1}, {"input_ids": [[0, 2]], "labels": 0}]`, with
+    `pad_token_id` 1, become
+
+        labels          [1, 0]                                        (B,)
+        num_chunks      [2, 1]                                        (B,)
+        input_ids       [[0, 5, 2, 1], [0, 6, 7, 2], [0, 2, 1, 1]]    (N, L)
+        attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
+
+    Documents that carry `chunk_vectors` (C, D) instead give `chunk_vectors` (N, D). `labels` stands first, since
+    Trainer takes a batch's size from its first tensor.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, documents: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {}
+        if "labels" in documents[0]:
+            batch["labels"] = torch.tensor([int(document["labels"]) for document in documents])
+        if "chunk_vectors" in documents[0]:
+            batch["num_chunks"] = torch.tensor([len(document["chunk_vectors"]) for document in documents])
+            return batch | {"chunk_vectors": torch.cat([document["chunk_vectors"] for document in documents])}
+        chunks = [chunk for document in documents for chunk in document["input_ids"]]
+        lengths = np.array([len(chunk) for chunk in chunks])
+        mask_NL = np.arange(lengths.max()) < lengths[:, None]
+        ids_NL = np.full(mask_NL.shape, self.pad_token_id, dtype=np.int64)
+        ids_NL[mask_NL] = np.concatenate([np.asarray(chunk) for chunk in chunks])
+        batch["num_chunks"] = torch.tensor([len(document["input_ids"]) for document in documents])
+        batch["input_ids"] = torch.from_numpy(ids_NL)
+        batch["attention_mask"] = torch.from_numpy(mask_NL.astype(np.int64))
+        return batch

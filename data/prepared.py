@@ -1,0 +1,243 @@
+"""A prepared data set on disk: tokenized splits (Arrow, memory-mapped) beside a manifest that says what they are.
+
+`train`, `validation` and, where there is one, `test` hold id, text, label (a ClassLabel: its names are the ordered
+labels), input_ids, token_start, token_end and token_break (see data/chunking.py).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from data.chunking import coverage, special_token_frame, tokenize_batch
+from data.documents import SPLITS
+
+MANIFEST = "manifest.json"
+LEGACY_FILES = {split: f"{name}_dataset.pt" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}
+TOKEN_FEATURES = {
+    "input_ids": datasets.List(datasets.Value("int32")),
+    "token_start": datasets.List(datasets.Value("int32")),
+    "token_end": datasets.List(datasets.Value("int32")),
+    "token_break": datasets.List(datasets.Value("int8")),
+}
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of what a tokenizer does: its rules and vocabulary, less the truncation and padding that a file may carry,
+    and the special tokens it adds."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"{tokenizer.name_or_path}: a fast tokenizer is needed, for the characters of each token.")
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules |= {"truncation": None, "padding": None}
+    frame = special_token_frame(tokenizer)
+    return hashlib.sha256(json.dumps([rules, frame], sort_keys=True).encode()).hexdigest()
+
+
+def tokenize_documents(
+    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], num_proc: int, name: str
+) -> datasets.Dataset:
+    """A split with its tokens, and its labels as a ClassLabel in the order of `labels`."""
+    ids = {label: i for i, label in enumerate(labels)}
+
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {"label": [ids[label] for label in batch["label"]], **tokenize_batch(batch["text"], tokenizer)}
+
+    features = {"id": datasets.Value("large_string"), "text": datasets.Value("large_string")}
+    return documents.map(
+        tokenize,
+        batched=True,
+        batch_size=64,
+        num_proc=num_proc if num_proc > 1 and len(documents) >= num_proc else None,
+        remove_columns=[column for column in documents.column_names if column not in features],
+        features=datasets.Features({**features, "label": datasets.ClassLabel(names=list(labels)), **TOKEN_FEATURES}),
+        desc=f"Tokenizing {name}",
+        load_from_cache_file=False,
+    )
+
+
+def describe(
+    splits: datasets.DatasetDict, body_length: int, chunk_overlap: int, max_chunks: int
+) -> dict[str, dict[str, Any]]:
+    """For the manifest: counts by split and label, distribution of lengths, coverage under a chunk geometry."""
+    about = {}
+    for split, part in splits.items():
+        names = part.features["label"].names
+        counts = np.bincount(np.asarray(part["label"], dtype=np.int64), minlength=len(names))
+        lengths = num_tokens_of(part)
+        marks = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])
+        about[split] = {
+            "documents": len(part),
+            "labels": dict(zip(names, counts.tolist(), strict=True)),
+            "tokens": dict(zip(("min", "25%", "median", "75%", "95%", "max"), marks.round().tolist(), strict=True)),
+            "coverage": coverage(lengths, body_length, chunk_overlap, max_chunks),
+        }
+    return about
+
+
+def num_tokens_of(part: datasets.Dataset) -> np.ndarray:
+    """Flat tokens of each document, read from Arrow's offsets without touching the tokens."""
+    import pyarrow.compute as pc
+
+    table = part.with_format("arrow").select_columns(["input_ids"])[:]
+    return pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Every file of a folder but its manifest: relative path → bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in files
+        if not path.relative_to(folder).parts[0].startswith(".")
+    }
+
+
+def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write splits and manifest into `folder`, under another name until every byte is there.
+
+    Raises:
+        FileExistsError: `folder` exists and is not empty.
+    """
+    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
+    splits.save_to_disk(str(partial))
+    sizes = file_sizes(partial)
+    digest = hashlib.sha256()
+    for name in sorted(sizes):
+        if name.endswith(".arrow"):
+            digest.update((partial / name).read_bytes())
+    manifest = {**manifest, "data_fingerprint": digest.hexdigest(), "files": sizes}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+    partial.rename(folder)
+
+
+def load_prepared(
+    folder: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[datasets.DatasetDict, dict[str, Any]]:
+    """Splits and manifest of a prepared folder, or of one with the older tensors (see `read_legacy`).
+
+    Args:
+        tokenizer: the one that the model will use; it must be the one that the data was tokenized with.
+
+    Raises:
+        ValueError: no prepared data there, files missing or changed in size, another tokenizer.
+    """
+    path = Path(folder)
+    if not (path / MANIFEST).is_file():
+        if (path / LEGACY_FILES["train"]).is_file() and tokenizer is not None:
+            splits = read_legacy(path, tokenizer)
+            return splits, {"sources": [str(path)], "labels": splits["train"].features["label"].names}
+        raise ValueError(
+            f"{folder}: no prepared data set there ({'no ' + MANIFEST + ' in it' if path.is_dir() else 'no folder'}). "
+            "Make one: python -m scripts.prepare_dataset --source FILE --tokenizer ENCODER --output_dir DIR."
+        )
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    found = file_sizes(path)
+    wrong = [name for name, size in manifest["files"].items() if found.get(name) != size]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {', '.join(wrong[:3])} {'is' if len(wrong) == 1 else 'are'} missing or of another size than "
+            "when the data set was prepared: prepare it again."
+        )
+    if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer_fingerprint(tokenizer):
+        raise ValueError(
+            f"{folder} was tokenized with {manifest['tokenizer']['name']}, and the encoder's tokenizer "
+            f"({tokenizer.name_or_path}) is another one: prepare the data with --tokenizer {tokenizer.name_or_path}."
+        )
+    return datasets.load_from_disk(folder), manifest
+
+
+def read_legacy(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None = None
+) -> datasets.DatasetDict:
+    """The older form of such data: `train_dataset.pt`, `val_dataset.pt`, `test_dataset.pt`, each a dict of tensors
+    `input_ids` and `attention_mask` (documents, chunks, tokens) and `labels` (documents).
+
+    Special and padding tokens are taken off and a chunk's start is kept as a paragraph's. The text is decoded from the
+    tokens; the characters of each token are not known (token_start and token_end are -1).
+
+    Raises:
+        ValueError: a file that is not such a dict (nothing but tensors is ever unpickled).
+    """
+    parts = {}
+    names = list(labels) if labels else None
+    for split, file in LEGACY_FILES.items():
+        if not (folder / file).is_file():
+            continue
+        tensors = _load_tensors(folder / file)
+        ids_DCL, mask_DCL, labels_D = (tensors[key] for key in ("input_ids", "attention_mask", "labels"))
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        real_DCL = mask_DCL.bool() & ~torch.isin(ids_DCL, torch.tensor(sorted(special), dtype=ids_DCL.dtype))
+        if names is None:
+            names = [f"LABEL_{i}" for i in range(int(labels_D.max()) + 1)]
+        rows = []
+        for index, (ids_CL, real_CL) in enumerate(zip(ids_DCL, real_DCL, strict=True)):
+            tokens = ids_CL[real_CL].numpy().astype(np.int32)
+            starts = np.cumsum(real_CL.sum(dim=1).numpy())[:-1]
+            breaks = np.zeros(len(tokens) + 1, dtype=np.int8)
+            breaks[starts] = 2
+            unknown = np.full(len(tokens), -1, dtype=np.int32)
+            rows.append(
+                {
+                    "id": f"{split}-{index}",
+                    "text": tokenizer.decode(tokens),
+                    "label": int(labels_D[index]),
+                    "input_ids": tokens,
+                    "token_start": unknown,
+                    "token_end": unknown,
+                    "token_break": breaks[:-1],
+                }
+            )
+            if not 0 <= rows[-1]["label"] < len(names):
+                raise ValueError(
+                    f"{folder / file}: document {index} has label {rows[-1]['label']}, and there are {len(names)} labels."
+                )
+        parts[split] = rows
+    features = datasets.Features(
+        {
+            "id": datasets.Value("large_string"),
+            "text": datasets.Value("large_string"),
+            "label": datasets.ClassLabel(names=names),
+            **TOKEN_FEATURES,
+        }
+    )
+    for split in ("train", "validation"):
+        if split not in parts:
+            raise ValueError(f"{folder}: there is no {LEGACY_FILES[split]}.")
+    return datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(rows, features=features) for split, rows in parts.items()}
+    )
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a file of tensors (a pickle that would run code is never loaded): "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    shapes = {"input_ids": 3, "attention_mask": 3, "labels": 1}
+    for key, dims in shapes.items():
+        value = tensors.get(key) if isinstance(tensors, dict) else None
+        if not isinstance(value, torch.Tensor) or value.dim() != dims:
+            raise ValueError(
+                f"{path}: expected a dict with input_ids and attention_mask (documents, chunks, tokens) and labels "
+                f"(documents); {key} is {tuple(value.shape) if isinstance(value, torch.Tensor) else 'missing'}."
+            )
+    if not tensors["input_ids"].shape == tensors["attention_mask"].shape or len(tensors["labels"]) != len(
+        tensors["input_ids"]
+    ):
+        raise ValueError(
+            f"{path}: input_ids {tuple(tensors['input_ids'].shape)}, attention_mask "
+            f"{tuple(tensors['attention_mask'].shape)} and labels {tuple(tensors['labels'].shape)} do not fit together."
+        )
+    return tensors

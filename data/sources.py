@@ -1,0 +1,150 @@
+"""Sources of documents, read a row at a time: CSV, JSONL, Parquet, folders of texts, saved `datasets`, the hub."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+
+
+def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str, Any]]:
+    """Rows of a CSV, TSV, JSONL or Parquet file, a folder of text files (one folder a label), a saved `datasets`
+    folder, or a data set on the hub. One row at a time: the source may be larger than memory.
+
+    Raises:
+        ValueError: not readable, not UTF-8 (with `encoding_errors` "strict"), or no kind of source that is known.
+    """
+    path = Path(source)
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
+    if path.is_dir():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            yield from _read_datasets(datasets.load_from_disk(source))
+        else:
+            yield from _read_text_folders(path, encoding_errors)
+    elif path.is_file():
+        suffix = path.suffix.lower()
+        if suffix in readers:
+            yield from readers[suffix](path, encoding_errors)
+        elif suffix == ".parquet":
+            yield from _read_parquet(path)
+        else:
+            raise ValueError(f"{source}: expected a .csv, .tsv, .jsonl or .parquet file, got {suffix or 'no ending'}.")
+    else:
+        yield from _read_hub(source)
+
+
+def _read_csv(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+            doubled = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
+            if doubled:
+                raise ValueError(f"{path}: the column {', '.join(doubled)} stands more than once in the first line.")
+            for number, row in enumerate(reader, 1):
+                if None in row or None in row.values():
+                    raise ValueError(
+                        f"{path}: row {number} (line {reader.line_num}) does not have the {len(reader.fieldnames or [])}"
+                        " fields of the first line. A text with commas or line breaks must stand in double quotes."
+                    )
+                yield row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, delimiter) from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a well-formed CSV file: {error}.") from error
+
+
+def _read_jsonl(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8-sig", errors=encoding_errors) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (json.JSONDecodeError, RecursionError) as error:
+                    raise ValueError(f"{path}: row {number} is not JSON: {error}.") from error
+                if not isinstance(row, dict):
+                    raise ValueError(f"{path}: row {number} is {type(row).__name__}, expected an object.")
+                yield row
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+
+
+def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
+    """Names the first row that is not UTF-8."""
+    before = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                before.append(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                row = number
+                if delimiter:
+                    head = "".join(before) + line[: error.start].decode("utf-8")
+                    row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
+                return ValueError(
+                    f"{path}: row {row} (line {number}) is not UTF-8: byte 0x{line[error.start]:02x} at column "
+                    f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or put U+FFFD in place of such "
+                    "bytes with --encoding_errors replace."
+                )
+    raise AssertionError("called for a file that is UTF-8")
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        file = pq.ParquetFile(path)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+    for batch in file.iter_batches(batch_size=64):
+        yield from batch.to_pylist()
+
+
+def _read_text_folders(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
+    files = sorted(path.glob("*/*.txt"))
+    if not files:
+        raise ValueError(f"{path}: expected folders named after the labels with .txt files in them; found none.")
+    for file in files:
+        try:
+            text = file.read_bytes().decode("utf-8-sig", errors=encoding_errors)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(file) from error
+        yield {"id": f"{file.parent.name}/{file.stem}", "text": text, "label": file.parent.name}
+
+
+def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[dict[str, Any]]:
+    parts = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
+    for split, part in parts:
+        names = {name: f for name, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
+        for row in part:
+            for name, feature in names.items():
+                row[name] = feature.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
+            yield row if split is None else {"split": split, **row}
+
+
+def _read_hub(source: str) -> Iterator[dict[str, Any]]:
+    try:
+        loaded = datasets.load_dataset(source)
+    except Exception as error:
+        raise ValueError(
+            f"{source}: no such file or folder, and no data set on the hub could be loaded under that name "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
+        ) from error
+    yield from _read_datasets(loaded)
+
+
+def label_names_of(source: str) -> list[str] | None:
+    """The label order that the source itself carries (a saved `datasets` folder with a ClassLabel), else None."""
+    path = Path(source)
+    if not ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+        return None
+    loaded = datasets.load_from_disk(source)
+    part = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+    features = [feature for feature in part.features.values() if isinstance(feature, datasets.ClassLabel)]
+    return list(features[0].names) if len(features) == 1 else None

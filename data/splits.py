@@ -1,0 +1,161 @@
+"""Train, validation and test: near-duplicates found, leaks named, splits made by label and group."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import datasets
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+from data.documents import SPLITS, Findings, shorten
+
+def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of texts that are the same but for case and white space, or whose sets of five-word
+    shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Beyond 50 million shingles a sample of
+    them stands for all (the same for every text)."""
+    pairs: set[tuple[int, int]] = set()
+    first: dict[bytes, int] = {}
+    shingles: list[np.ndarray] = []
+    for index, text in enumerate(texts):
+        words = re.findall(r"\w+", text.casefold())
+        digest = hashlib.sha256(" ".join(words or text.split()).encode()).digest()
+        if digest in first:
+            pairs.add((first[digest], index))
+            words = []  # its likeness to others is known from the first of its kind
+        first.setdefault(digest, index)
+        hashed = pd.util.hash_array(np.array(words or [""], dtype=object), categorize=False)
+        views = np.lib.stride_tricks.sliding_window_view(hashed, 5) if len(words) >= 5 else np.empty((0, 5), np.uint64)
+        powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(5, dtype=np.uint64)
+        shingles.append(np.unique((views * powers).sum(axis=1, dtype=np.uint64)))
+    rate = max(1, sum(map(len, shingles)) // 50_000_000)
+    if rate > 1:
+        shingles = [s[(s >> np.uint64(7)) % np.uint64(rate) == 0] for s in shingles]
+    if not shingles:
+        return []
+    sizes = np.array([len(s) for s in shingles])
+    _, column = np.unique(np.concatenate(shingles), return_inverse=True)
+    row_starts = np.concatenate([[0], np.cumsum(sizes)])
+    matrix = csr_matrix((np.ones(len(column), np.int32), column, row_starts), shape=(len(sizes), column.max(initial=0) + 1))
+    for start in range(0, len(sizes), 256):
+        shared = (matrix[start : start + 256] @ matrix.T).tocoo()
+        i, j = shared.row + start, shared.col
+        alike = (i < j) & (shared.data >= threshold * (sizes[i] + sizes[j] - shared.data))
+        pairs.update(zip(i[alike].tolist(), j[alike].tolist(), strict=True))
+    return sorted(pairs)
+
+
+def split_documents(
+    documents: datasets.Dataset,
+    findings: Findings,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 42,
+) -> list[str]:
+    """The split of each document ("" where it is dropped): the one it came with, or one made here.
+
+    Made here: stratified by label, seeded, documents of a group or with nearly the same text never apart. As given:
+    groups and near-duplicates that stand in two splits are the problems `group_leak` and `duplicate`; dropping means
+    that the copy in train goes, then the one in validation.
+
+    Raises:
+        ValueError: leaks without a decision; a class too small to stand in every split; splits given for some
+            documents only; no train or validation documents.
+    """
+    given = documents["split"]
+    duplicates = near_duplicates(documents["text"])
+    if any(given):
+        if not all(given):
+            nameless = [documents[i]["id"] for i, split in enumerate(given) if not split]
+            raise ValueError(
+                f"{len(nameless)} documents have no split and the others do: {shorten(nameless)}. Name the split of "
+                "each, or make the splits here with --split_column none."
+            )
+        splits = _without_leaks(documents, list(given), duplicates, findings)
+    else:
+        group_of = _join_groups(documents["group"], duplicates)
+        if duplicates:
+            findings.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
+            findings.decisions["duplicate"] = "put into the same split"
+        splits = make_splits(documents["label"], group_of, fractions, seed)
+    _check_splits(documents["label"], splits, need_all=not any(given))
+    return splits
+
+
+def _join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Group number of each document: those of a group, and those joined by `pairs`, get the same."""
+    first: dict[str, int] = {}
+    edges = list(pairs) + [(first.setdefault(group, i), i) for i, group in enumerate(groups) if group]
+    rows, columns = zip(*edges, strict=True) if edges else ((), ())
+    size = len(groups)
+    graph = coo_matrix((np.ones(len(edges)), (rows, columns)), shape=(size, size))
+    return connected_components(graph, directed=False)[1].tolist()
+
+
+def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Sequence[float], seed: int) -> list[str]:
+    """Greedy stratified split by group: the largest groups first, each to the split that lacks its labels most."""
+    if len(fractions) != 3 or min(fractions[:2]) <= 0 or fractions[2] < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"The split fractions must be three shares that sum to 1, and are {list(fractions)}.")
+    classes, label_ids = np.unique(np.asarray(labels), return_inverse=True)
+    members: dict[int, list[int]] = {}
+    for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        members.setdefault(group_of[index], []).append(index)
+    target = np.outer(fractions, np.bincount(label_ids, minlength=len(classes)))
+    wanted = np.maximum(target, 1e-9)
+    filled = np.zeros_like(target)
+    splits = [""] * len(labels)
+    for group in sorted(members.values(), key=len, reverse=True):
+        counts = np.bincount(label_ids[group], minlength=len(classes))
+        lack = ((target - filled) / wanted * (target > 0)) @ counts
+        best = int(lack.argmax())
+        filled[best] += counts
+        for index in group:
+            splits[index] = SPLITS[best]
+    return splits
+
+
+def _without_leaks(
+    documents: datasets.Dataset, splits: list[str], duplicates: list[tuple[int, int]], findings: Findings
+) -> list[str]:
+    ids = documents["id"]
+    leaks = {"duplicate": [(i, j) for i, j in duplicates if splits[i] != splits[j]], "group_leak": []}
+    holders: dict[str, dict[str, int]] = {}
+    for index, group in enumerate(documents["group"]):
+        if group:
+            holders.setdefault(group, {}).setdefault(splits[index], index)
+    for index, group in enumerate(documents["group"]):
+        elsewhere = [other for split, other in holders.get(group, {}).items() if split != splits[index]]
+        leaks["group_leak"] += [(index, other) for other in elsewhere]
+    for problem, pairs in leaks.items():
+        for i, j in pairs:
+            findings.add(problem, f"{ids[i]} ({splits[i]}) ~ {ids[j]} ({splits[j]})")
+    findings.raise_undecided()
+    dropped = {
+        min(pair, key=lambda index: SPLITS.index(splits[index]))
+        for problem, pairs in leaks.items()
+        if findings.decisions.get(problem) == "dropped"
+        for pair in pairs
+    }
+    return ["" if index in dropped else split for index, split in enumerate(splits)]
+
+
+def _check_splits(labels: Sequence[str], splits: Sequence[str], need_all: bool) -> None:
+    counts = Counter(zip(splits, labels, strict=True))
+    present = set(splits)
+    for split in ("train", "validation"):
+        if split not in present:
+            raise ValueError(
+                f"There are no {split} documents (splits found: {', '.join(sorted(present - {''})) or 'none'}). Name "
+                "them in the split column, or make the splits here with --split_column none."
+            )
+    for label in sorted(set(labels)):
+        required = sorted(present - {""}, key=SPLITS.index) if need_all else ["train"]
+        absent = [split for split in required if not counts[split, label]]
+        if absent:
+            total = sum(counts[split, label] for split in present)
+            raise ValueError(
+                f"The class {label!r} has too few documents to split ({total}): none in {', '.join(absent)}. Give at "
+                "least three that are in no common group, or leave the class out."
+            )

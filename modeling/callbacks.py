@@ -1,0 +1,184 @@
+"""What watches a run: early stopping, the history file, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
+unhealthy training: health.py.)"""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from .trainer import COUNTED, WeightedTrainer
+
+
+class EarlyStopping(TrainerCallback, ExportableState):
+    """Stops after `patience` evaluations in a row without an improvement.
+
+    An improvement counts when the metric exceeds the last *counted* best by more than `min_delta` (Prechelt 1998; Keras'
+    rule). Trainer's own callback compares with the best so far, which creeps up by steps below the threshold.
+
+    Args:
+        patience: evaluations; 0 never stops.
+        min_delta: in units of `args.metric_for_best_model`.
+    """
+
+    def __init__(self, patience: int = 5, min_delta: float = 0.001):
+        self.patience, self.min_delta = patience, min_delta
+        self.best: float | None = None
+        self.counter = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"best": self.best, "counter": self.counter}}
+
+    @property
+    def has_stopped(self) -> bool:
+        return 0 < self.patience <= self.counter
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A run that had stopped and is resumed has nothing left to train.
+        control.should_training_stop = control.should_training_stop or self.has_stopped
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        name = args.metric_for_best_model or "loss"
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        if value is None:
+            return
+        gain = math.inf if self.best is None else (value - self.best) * (1 if args.greater_is_better else -1)
+        if gain > self.min_delta:
+            self.best, self.counter = value, 0
+        else:
+            self.counter += 1
+        control.should_training_stop = control.should_training_stop or self.has_stopped
+
+
+class History(TrainerCallback, ExportableState):
+    """Writes training_history.json: what the run was given, a record an evaluation, the best, whether it stopped early.
+
+    Args:
+        config: what goes under "config" as it is.
+    """
+
+    def __init__(self, trainer: WeightedTrainer, early_stopping: EarlyStopping, config: dict[str, Any]):
+        self.trainer, self.early_stopping, self.config = trainer, early_stopping, config
+        self.epochs: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"epochs": self.epochs, "totals": dict(self.trainer.totals)}}
+
+    @property
+    def totals(self) -> dict[str, float]:
+        return self.trainer.totals
+
+    @totals.setter
+    def totals(self, totals: dict[str, float]) -> None:
+        self.trainer.totals = totals
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        totals = self.trainer.totals
+        seconds, steps = max(totals["seconds"], 1e-9), max(totals["steps"], 1)
+        grad_norm = self.trainer.last_grad_norm
+        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time", "epoch")
+        self.epochs.append(
+            {
+                "epoch": round(state.epoch or 0.0, 4),
+                "step": state.global_step,
+                "train_loss": totals["loss"] / steps,
+                **{name: value for name, value in metrics.items() if name not in timing},
+                "learning_rate": self.trainer.learning_rates(),
+                "grad_norm": None if grad_norm is None else float(grad_norm),
+                "seconds": totals["seconds"],
+                "eval_seconds": metrics.get("eval_runtime"),
+                "documents_per_second": totals["documents"] / seconds,
+                "chunks_per_second": totals["chunks"] / seconds,
+                "data_wait_share": totals["data_seconds"] / seconds,
+                "padding_share": self.trainer.padding_share(),
+            }
+        )
+        self.trainer.totals = dict.fromkeys(COUNTED, 0.0)
+        self.write(args, state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.write(args, state)
+
+    def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """What the file holds."""
+        name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        scored = [epoch for epoch in self.epochs if epoch.get(name) is not None]
+        pick = max if args.greater_is_better else min
+        best = pick(scored, key=lambda epoch: epoch[name]) if scored else None
+        return {
+            "config": self.config,
+            "epochs": self.epochs,
+            "best": best and {key: best[key] for key in ("epoch", "step", name)},
+            "stopped_early": self.early_stopping.has_stopped,
+        }
+
+    def write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / "training_history.json", self.record(args, state))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
+    A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @property
+    def exit_status(self) -> int | None:
+        """130 for Ctrl-C, 143 for SIGTERM, None where there was no signal."""
+        return None if self.signal is None else 128 + self.signal
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        received = self.signal or 0
+        if args.world_size > 1:
+            # All processes must stop after the same step.
+            number = torch.tensor(received, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            received = int(number)
+        if received:
+            self.signal = received
+            control.should_save, control.should_training_stop = True, True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The checkpoint of this very step stands: no evaluation, and no second saving, within the grace period.
+        if self.signal is not None:
+            control.should_evaluate, control.should_save = False, False
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that is whole or not there; NaN and infinity become null."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(_finite(content), file, indent=2, ensure_ascii=False, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,281 @@
+"""The hierarchical classifier: an encoder reads each chunk, pooling makes a document of them, a head rates it.
+
+    model = HierarchicalRobertaForSequenceClassification.from_encoder("FacebookAI/roberta-base", num_labels=3)
+
+B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, K labels. Only real chunks enter:
+there are no padding chunks. This file travels to the hub with the model and imports only its siblings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from .pooling import ChunkPooling, ChunkTransformer
+
+# Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
+HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
+ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+@dataclass
+class HierarchicalOutput(ModelOutput):
+    """What the model returns.
+
+    Attributes:
+        loss: (), unweighted cross entropy; only where `labels` were given.
+        logits: (B, K).
+        chunk_weights: (N,), how much each chunk weighed in the pooling; a document's sum to 1.
+        chunk_vectors: (N, D), what the encoder made of each chunk.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    chunk_weights: torch.Tensor | None = None
+    chunk_vectors: torch.Tensor | None = None
+
+
+def plan_micro_batches(lengths: list[int], token_budget: int, live_chunks: int = 0) -> list[list[int]]:
+    """Chunks sorted by length and cut into micro-batches, so that next to nothing of them is padding.
+
+    A micro-batch takes chunks while (its number of chunks × its longest) stays within `token_budget`, one chunk at
+    least, and `live_chunks` at most (0: no bound).
+
+    >>> plan_micro_batches([3, 8, 7, 2], token_budget=16)
+    [[1, 2], [0, 3]]
+    """
+    plan: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if room == 0:
+            plan.append([])
+            room = max(1, token_budget // max(lengths[index], 1))
+            room = min(room, live_chunks) if live_chunks else room
+        plan[-1].append(index)
+        room -= 1
+    return plan
+
+
+def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
+    """Mean over each chunk's real tokens in fp32, (N, D): what sentence encoders such as MiniLM were trained for."""
+    mask_NL = attention_mask_NL.to(torch.float32)
+    return torch.einsum("nld,nl->nd", token_NLD.float(), mask_NL) / mask_NL.sum(dim=1, keepdim=True)
+
+
+class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
+    """Classifies documents given as chunks; see `forward`.
+
+    Attributes that are not saved, and change speed and memory but not the result:
+        token_budget: tokens in a micro-batch of the encoder.
+        live_chunks: at most so many chunks hold activations for the backward pass (0: no bound); the others are
+            encoded again there, with their random state replayed.
+        encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
+    """
+
+    config_class = HierarchicalRobertaConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    # Trainer asks: the loss of `forward` is a plain mean and knows nothing of gradient accumulation.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: HierarchicalRobertaConfig):
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config)
+        # The pooler reads the first token only and would be dead weight (and unused parameters under DDP).
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = None
+        self.chunk_transformer = None
+        if config.chunk_transformer_layers:
+            heads = config.encoder_config.num_attention_heads
+            self.chunk_transformer = ChunkTransformer(
+                config.hidden_size, heads, config.chunk_transformer_layers, config.classifier_dropout
+            )
+        self.pooling = ChunkPooling(config.pooling, config.hidden_size, config.pooling_size or config.hidden_size)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.token_budget = 4096
+        self.live_chunks = 0
+        self.encoded_tokens = [0, 0]
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        *,
+        dropout: float | None = None,
+        attention_dropout: float | None = None,
+        revision: str = "main",
+        **config: Any,
+    ) -> "HierarchicalRobertaForSequenceClassification":
+        """A classifier with a pretrained encoder and a new head.
+
+        Args:
+            name_or_path: an encoder that `AutoModel` loads, on the hub or in a folder.
+            dropout: every dropout but attention's, in encoder and head (None: as the encoder has it, head 0.1).
+            attention_dropout: the encoder's attention dropout (None: as the encoder has it).
+            revision: branch, tag or commit of the encoder on the hub.
+            config: fields of `HierarchicalRobertaConfig`, `num_labels` or `id2label` among them.
+
+        Raises:
+            ValueError: the encoder cannot be used, or its file lacks weights that it needs.
+            OSError: there is no such encoder, or it cannot be reached.
+        """
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
+            raise ValueError(
+                f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
+                "FacebookAI/roberta-base, with a hidden_size."
+            )
+        _set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
+        _set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
+        # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
+        encoder, loading = AutoModel.from_pretrained(
+            name_or_path, config=encoder_config, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+        missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …): "
+                "they would stay random. Is it a checkpoint of another architecture?"
+            )
+        if dropout is not None:
+            config.setdefault("classifier_dropout", dropout)
+        model = cls(HierarchicalRobertaConfig(encoder_config=encoder.config.to_dict(), **config))
+        weights = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
+        model.encoder.load_state_dict(weights)
+        model.check_chunk_length()
+        return model
+
+    @property
+    def encoder_positions(self) -> int:
+        """The longest chunk that the encoder's positions allow, in tokens."""
+        positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
+        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        # RoBERTa's family numbers positions from padding_idx + 1.
+        offset = table.padding_idx + 1 if getattr(table, "padding_idx", None) is not None else 0
+        return (positions or 10**9) - offset
+
+    def check_chunk_length(self) -> None:
+        """Raises ValueError if a chunk is longer than the encoder can read."""
+        if self.config.chunk_length > self.encoder_positions:
+            raise ValueError(
+                f"chunk_length ({self.config.chunk_length}) is beyond the encoder's {self.encoder_positions} "
+                "positions: lower chunk_length."
+            )
+
+    def count_trainable_parameters(self) -> int:
+        """How many numbers an optimizer would change."""
+        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def freeze_encoder(self) -> None:
+        """Train pooling and head only; the encoder's dropout is off from now on."""
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    @property
+    def encoder_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.encoder.parameters())
+
+    def train(self, mode: bool = True) -> "HierarchicalRobertaForSequenceClassification":
+        """As `nn.Module.train`, but a frozen encoder stays in evaluation mode: its vectors must not vary."""
+        super().train(mode)
+        if mode and self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        num_chunks: torch.Tensor | None = None,
+        chunk_vectors: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> HierarchicalOutput:
+        """Rate documents.
+
+        Args:
+            input_ids: (N, L) token ids of the batch's chunks, documents one after the other, padded on the right.
+            attention_mask: (N, L), 1 on real tokens.
+            num_chunks: (B,) chunks of each document; they sum to N.
+            chunk_vectors: (N, D) instead of `input_ids` and `attention_mask`: what `encode_chunks` gave before.
+            labels: (B,) class ids, -100 to leave a document out of the loss.
+        """
+        if num_chunks is None or (chunk_vectors is None) == (input_ids is None):
+            raise ValueError("Give num_chunks, and either input_ids with attention_mask or chunk_vectors.")
+        if chunk_vectors is None:
+            chunk_ND = self.encode_chunks(input_ids, attention_mask)
+        else:
+            chunk_ND = chunk_vectors
+        logits_BK, chunk_weights_N = self.classify(chunk_ND, num_chunks)
+        loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
+        return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
+
+    def classify(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chunk vectors → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and scores are read here."""
+        with torch.autocast(chunk_ND.device.type, enabled=False):
+            chunk_ND = chunk_ND.float()
+            if self.chunk_transformer is not None:
+                chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
+            document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)
+            return self.classifier(self.dropout(document_BD)), chunk_weights_N
+
+    def encode_chunks(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
+        """Chunk vectors (N, D), by micro-batches of chunks of like length, each trimmed to its own longest."""
+        lengths = attention_mask_NL.sum(dim=1).tolist()
+        plan = plan_micro_batches(lengths, self.token_budget, self.live_chunks)
+        keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
+        vectors, live = [], 0
+        with torch.set_grad_enabled(keeps_graph):
+            for rows in plan:
+                longest = lengths[rows[0]]
+                ids_nl, mask_nl = input_ids_NL[rows, :longest], attention_mask_NL[rows, :longest]
+                real = sum(lengths[row] for row in rows)
+                self.encoded_tokens[0] += real
+                self.encoded_tokens[1] += ids_nl.numel() - real
+                live += len(rows)
+                # One micro-batch is always alive in the backward pass: the one that is being recomputed.
+                recompute = keeps_graph and self.live_chunks and live + len(plan[0]) > self.live_chunks
+                encode = _recomputed(self._encode) if recompute else self._encode
+                vectors.append(encode(ids_nl, mask_nl, ids_nl.numel() > real))
+        chunk_ND = torch.cat(vectors)
+        order = torch.tensor([row for rows in plan for row in rows], device=chunk_ND.device)
+        return chunk_ND[torch.argsort(order)]
+
+    def _encode(self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool) -> torch.Tensor:
+        # Without a mask attention takes its fastest path, and a micro-batch without padding needs none.
+        output = self.encoder(input_ids=input_ids_nl, attention_mask=attention_mask_nl if is_padded else None)
+        return mean_of_tokens(output.last_hidden_state, attention_mask_nl)
+
+
+def _recomputed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`function`, keeping no activations: the backward pass runs it again, with the same random numbers."""
+    return lambda *args: checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
+
+
+def _set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:
+    if value is None:
+        return
+    if not 0 <= value < 1:
+        raise ValueError(f"A dropout must be in [0, 1), and is {value}.")
+    present = [name for name in names if hasattr(encoder_config, name)]
+    if not present and value > 0:
+        raise ValueError(f"The encoder ({encoder_config.model_type}) has none of the dropouts {', '.join(names)}.")
+    for name in present:
+        setattr(encoder_config, name, value)
+
+
+HierarchicalRobertaConfig.register_for_auto_class()
+HierarchicalRobertaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+
+__all__ = ["HierarchicalRobertaForSequenceClassification", "HierarchicalOutput"]

@@ -1,0 +1,134 @@
+"""TensorBoard under runs/<timestamp>: scalars, the confusion matrix of each evaluation, the graph, the arguments."""
+
+import json
+import logging
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .trainer import WeightedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class TensorBoard(TrainerCallback):
+    """Writes the run's TensorBoard files, on the first process.
+
+    Args:
+        config: shown under "text" as the run's arguments.
+    """
+
+    def __init__(self, trainer: WeightedTrainer, label_names: list[str], config: dict[str, Any]):
+        self.trainer, self.label_names, self.config = trainer, label_names, config
+        self.writer: SummaryWriter | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        self.writer = SummaryWriter(str(folder))
+        self.writer.add_text("arguments", f"```json\n{json.dumps(self.config, indent=2, default=str)}\n```")
+        self.add_graph()
+
+    def add_graph(self) -> None:
+        """The model's graph, traced on two documents of two short chunks."""
+        assert self.writer is not None
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training, encoded_tokens = model.training, model.encoded_tokens
+        model.encoded_tokens = [0, 0]  # tracing makes tensors of the numbers that are added here
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.writer.add_graph(_Traceable(model.eval()), _example(model))
+        except Exception as error:  # some encoders cannot be traced, and no run should end for want of a picture
+            logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
+        finally:
+            model.train(training)
+            model.encoded_tokens = encoded_tokens
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        if self.writer is None:
+            return
+        logs = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        if "loss" in logs:
+            logs |= self.trainer.speed() | {"padding_share": self.trainer.padding_share()}
+            logs["peak_memory_gib"] = peak_memory() / 2**30
+        for name, value in logs.items():
+            self.writer.add_scalar(scalar_name(name), value, state.global_step)
+        self.writer.flush()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        evaluation = self.trainer.last_evaluation
+        if self.writer is None or evaluation is None or evaluation.label_ids is None:
+            return
+        predicted = np.asarray(evaluation.predictions).argmax(axis=-1)
+        matrix = np.zeros((len(self.label_names), len(self.label_names)), dtype=int)
+        np.add.at(matrix, (np.asarray(evaluation.label_ids), predicted), 1)
+        self.writer.add_figure("confusion_matrix", confusion_figure(matrix, self.label_names), state.global_step)
+        self.writer.flush()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def scalar_name(name: str) -> str:
+    """Tag of a logged value: evaluation under eval/, learning rates and training under train/."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def peak_memory() -> int:
+    """The most memory used so far, in bytes: the device's, or the process's on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
+    """Counts (rows: true, columns: predicted) on a scale of each row's share."""
+    size = 2.2 + 0.9 * len(label_names)
+    figure = Figure(figsize=(size, size), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*matrix.shape):
+        share = shares[row, column]
+        axes.text(column, row, f"{matrix[row, column]}\n{share:.0%}", ha="center", va="center",
+                  color="white" if share > 0.55 else "#1b2a41")  # fmt: skip
+    ticks = range(len(label_names))
+    axes.set_xticks(ticks, label_names)
+    axes.set_yticks(ticks, label_names, rotation=90, va="center")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+class _Traceable(nn.Module):
+    """The model with tensors in and logits out, as tracing needs it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, num_chunks: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, num_chunks=num_chunks).logits
+
+
+def _example(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids_NL = torch.full((4, 8), 3, device=model.device)
+    return ids_NL, torch.ones_like(ids_NL), torch.tensor([2, 2], device=model.device)

@@ -1,0 +1,337 @@
+"""WeightedTrainer: class weights that mean the same under any batching, and a head at its own learning rate.
+
+    trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_weights(labels), …)
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from .checkpoints import write_checkpoint_manifest
+from .losses import weight_sum, weighted_loss_sum
+
+logger = logging.getLogger(__name__)
+
+# Where a parameter belongs, by the first part of its name, in the order of the optimizer's groups.
+PARTS = {
+    "encoder": ("encoder",),
+    "chunk_attention": ("pooling", "chunk_transformer"),
+    "head": ("classifier",),
+}
+# What is counted between two evaluations: summed loss of the steps, steps, documents, chunks, and seconds: of training
+# in all, and waiting for data. Everything but the loss and the seconds is a number of things.
+COUNTED = ("loss", "steps", "documents", "chunks", "seconds", "data_seconds")
+BLANK = -1  # index of a document that only fills up the last batch of an epoch, and counts for nothing
+
+
+class EpochSampler(Sampler[int]):
+    """A fresh order each epoch that depends on seed and epoch alone, so that a resumed run reads what it would have.
+
+    With several processes the order is filled up with `BLANK` to whole rounds of batches: accelerate would fill it up
+    with documents from the beginning, and these would count twice.
+    """
+
+    def __init__(self, num_documents: int, multiple_of: int, seed: int):
+        self.num_documents, self.seed, self.epoch = num_documents, seed, 0
+        self.num_blanks = -num_documents % multiple_of
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_documents + self.num_blanks
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.num_documents, generator=generator).tolist()
+        yield from [BLANK] * self.num_blanks
+
+
+class _WithBlanks(Dataset):
+    """A data set that gives a document with the label -100 (weight 0) for the index `BLANK`."""
+
+    def __init__(self, documents: Dataset):
+        self.documents = documents
+
+    def __len__(self) -> int:
+        return len(self.documents)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.documents[0], "labels": -100} if index == BLANK else self.documents[index]
+
+
+class WeightedTrainer(Trainer):
+    """`Trainer` with class weights, learning rates a part, and exact bookkeeping.
+
+    The loss of an optimizer step is `cross_entropy(weight=class_weights)` over all its documents, over every
+    accumulation step and process (transformers 5.23's own weighted recipes divide by each micro-batch's weights).
+
+    Args:
+        class_weights: (K,) or None for none.
+        head_lr_multiplier: the head's learning rate in multiples of `args.learning_rate`.
+        kwargs: as for `Trainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        class_weights: torch.Tensor | None = None,
+        head_lr_multiplier: float = 2.0,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"One process would drive {self.args.n_gpu} GPUs with DataParallel, which tears documents from their "
+                f"chunks. Start one a GPU: accelerate launch --multi_gpu --num_processes {self.args.n_gpu} train_hf.py …"
+            )
+        num_labels = self.model.config.num_labels
+        if class_weights is not None and tuple(class_weights.shape) != (num_labels,):
+            raise ValueError(f"class_weights has the shape {tuple(class_weights.shape)}, expected ({num_labels},).")
+        self.class_weights = None if class_weights is None else class_weights.float().to(self.args.device)
+        self.head_lr_multiplier = head_lr_multiplier
+        # The loss is divided by the weights of the whole step: Trainer must not divide by the accumulation steps again.
+        self.loss_is_scaled_for_ga = True
+        self.sampler: EpochSampler | None = None
+        self.last_grad_norm: torch.Tensor | float | None = None
+        # The last evaluation's logits (documents, K) and labels, for whoever draws them.
+        self.last_evaluation: EvalLoopOutput | None = None
+        # What went through since the totals were last taken: first on this process alone, then of all of them.
+        self._passed = {name: torch.zeros((), dtype=torch.float64, device=self.args.device) for name in COUNTED}
+        self.totals = dict.fromkeys(COUNTED, 0.0)
+        self._clock: float | None = None
+
+    # ---- the loss ----
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """The sum of the class weights of the step's documents, over its micro-batches and all processes: what
+        `compute_loss` divides by."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        total = sum(weight_sum(batch["labels"], self.class_weights).to(device) for batch in batch_samples)
+        return self.accelerator.reduce(total) if self.args.world_size > 1 and self.model.training else total
+
+    # The loss must divide by the weights of the whole step, which only Trainer knows.
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Weighted loss of a micro-batch's documents ÷ weights of all the step's documents × processes (DDP takes the
+        mean of their gradients)."""
+        labels = inputs["labels"]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        loss = weighted_loss_sum(outputs.logits, labels, self.class_weights, self.args.label_smoothing_factor)
+        if num_items_in_batch is None:
+            num_items_in_batch = weight_sum(labels, self.class_weights)
+        loss = loss / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
+        if model.training:
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- counting ----
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """As Trainer's, adding the loss up without waiting for the device."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._passed["loss"] += loss.detach() / self.accelerator.num_processes
+        return loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """As Trainer's, counting what goes through and how long training waits for it."""
+        started = time.perf_counter()
+        self._clock = started if self._clock is None else self._clock
+        batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._passed["data_seconds"] += (time.perf_counter() - started) / self.accelerator.num_processes
+        self._passed["steps"] += 1 / self.accelerator.num_processes
+        for batch in batches:
+            self._passed["documents"] += (batch["labels"] != -100).sum()
+            self._passed["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
+        return batches, weights
+
+    def count_totals(self) -> dict[str, float]:
+        """Stop the clock and add what went through, on all processes, to `totals`. Every process must call it."""
+        now = time.perf_counter()
+        self._passed["seconds"] += (now - self._clock if self._clock else 0.0) / self.accelerator.num_processes
+        self._clock = None
+        passed = torch.stack([self._passed[name] for name in COUNTED])
+        passed = self.accelerator.reduce(passed) if self.args.world_size > 1 else passed
+        for name, value in zip(COUNTED, passed.tolist(), strict=True):
+            self.totals[name] += value
+            self._passed[name].zero_()
+        return self.totals
+
+    def speed(self) -> dict[str, float]:
+        """Documents and chunks a second on this process since the totals were last counted, times the processes."""
+        seconds = max(time.perf_counter() - self._clock, 1e-9) if self._clock else 1e-9
+        processes = self.accelerator.num_processes
+        return {
+            f"{name}_per_second": float(self._passed[name]) * processes / seconds if self._clock else 0.0
+            for name in ("documents", "chunks")
+        }
+
+    def padding_share(self) -> float:
+        """Share of padding among the tokens that the encoder was given so far, on this process."""
+        real, padding = self.accelerator.unwrap_model(self.model).encoded_tokens
+        return padding / max(real + padding, 1)
+
+    # ---- evaluation ----
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's; the clock of training stands still meanwhile."""
+        self.count_totals()
+        return super().evaluate(*args, **kwargs)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Logits and labels alone: the split's loss is computed from them at the end, and chunk vectors stay here."""
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels", None)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs).logits
+        return None, logits.detach(), labels
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As Trainer's, with the exact weighted loss of the whole split (Trainer's is a mean of batch means)."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.metrics is not None and output.label_ids is not None and len(output.label_ids):
+            logits, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
+            weights = None if self.class_weights is None else self.class_weights.cpu()
+            loss = weighted_loss_sum(logits, labels, weights, self.args.label_smoothing_factor)
+            output.metrics[f"{metric_key_prefix}_loss"] = (loss / weight_sum(labels, weights)).item()
+        self.last_evaluation = output
+        return output
+
+    # ---- the optimizer ----
+
+    # The head starts from noise and the encoder does not: learning rates a part.
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of `args.optim` with a named group for each part with and without weight decay.
+
+        Raises:
+            ValueError: nothing to train; a parameter that belongs to no part; a part without parameters.
+        """
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            groups = self.parameter_groups(model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+            for group in groups:
+                count = sum(parameter.numel() for parameter in group["params"])
+                logger.info(
+                    f"Optimizer group {group['name']}: {count:,} parameters, learning rate {group['lr']:g}, "
+                    f"weight decay {group['weight_decay']:g}"
+                )
+        return self.optimizer
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Groups `encoder`, `chunk_attention`, `head`, each with decay and (`_no_decay`) without: biases and norms."""
+        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not trainable:
+            raise ValueError(
+                "The model has no trainable parameters (frozen_model): unfreeze the head, or leave --freeze_encoder out."
+            )
+        decayed = set(self.get_decay_parameter_names(model))
+        part_of = {name: [part for part, heads in PARTS.items() if name.split(".")[0] in heads] for name in trainable}
+        if strays := [name for name, parts in part_of.items() if len(parts) != 1]:
+            raise ValueError(f"These parameters are in no optimizer group or in two: {', '.join(strays)}.")
+        groups = []
+        for part, heads in PARTS.items():
+            of_part = [name for name in trainable if part_of[name] == [part]]
+            owned = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
+            if not of_part and (part == "head" or (part == "chunk_attention" and owned)):
+                raise ValueError(f"The optimizer group {part} is empty: all its parameters are frozen.")
+            rate = self.args.learning_rate * (self.head_lr_multiplier if part == "head" else 1.0)
+            for suffix, names, decay in (
+                ("", [name for name in of_part if name in decayed], self.args.weight_decay),
+                ("_no_decay", [name for name in of_part if name not in decayed], 0.0),
+            ):
+                if names:
+                    parameters = [trainable[name] for name in names]
+                    groups.append({"name": part + suffix, "params": parameters, "lr": rate, "weight_decay": decay})
+        return groups
+
+    def learning_rates(self) -> dict[str, float]:
+        """The present rate of every group, by name."""
+        if self.optimizer is None:
+            return {}
+        return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        self.last_grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.last_grad_norm
+
+    # Trainer logs the rate of the first group only, which would hide the head's.
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's, with every group's learning rate."""
+        if "learning_rate" in logs:
+            logs |= {f"learning_rate/{name}": rate for name, rate in self.learning_rates().items()}
+        super().log(logs, start_time)
+
+    # ---- the order of the documents ----
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != "random" or self.train_dataset is None:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        world = self.args.world_size
+        multiple = world * self._train_batch_size if world > 1 else 1
+        self.sampler = EpochSampler(len(self.train_dataset), multiple, seed)  # type: ignore[arg-type]
+        return self.sampler
+
+    def get_train_dataloader(self) -> Any:
+        """As Trainer's; with several processes the last batches are filled up with documents that count for nothing."""
+        documents = self.train_dataset
+        if self.args.world_size > 1 and not isinstance(documents, torch.utils.data.IterableDataset):
+            documents = _WithBlanks(documents)
+        return self._get_dataloader(
+            dataset=documents,
+            description="Training",
+            batch_size=self._train_batch_size,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        """As Trainer's, with two mends: accelerate's loader does not tell the epoch to every sampler and data set that
+        it wraps, and a run that had stopped early would train one step more when it is resumed."""
+        for part in (self.sampler, self.train_dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        if not self.control.should_training_stop:
+            super()._run_epoch(epoch=epoch, **kwargs)
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer's, with a manifest written last: a checkpoint without it, or unlike it, is not whole. Older ones
+        are deleted only when it stands."""
+        self.count_totals()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            run_dir = self._get_output_dir(trial)
+            write_checkpoint_manifest(f"{run_dir}/checkpoint-{self.state.global_step}")
+            rotate_checkpoints(run_dir, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint)
+
+    def _load_callback_state(self) -> None:
+        """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
+        a patience given now.)"""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
+                for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
+                    setattr(callback, name, value)

@@ -1,0 +1,172 @@
+"""What this task adds to `TrainingArguments`, and the defaults it changes.
+
+| field | here | Trainer's | why |
+|---|---|---|---|
+| num_train_epochs | 15 | 3 | small data sets; early stopping ends it sooner |
+| per_device_train_batch_size | 4 | 8 | a document is many chunks |
+| per_device_eval_batch_size | 4 | 8 | likewise |
+| gradient_accumulation_steps | 4 | 1 | an effective batch of 16 |
+| learning_rate | 2e-5 | 5e-5 | RoBERTa's own fine-tuning rates (Liu et al. 2019) |
+| weight_decay | 0.01 | 0 | as in BERT and RoBERTa |
+| warmup_steps | 0.1 | 0 | linear over the first tenth of the run (below 1 it is a share) |
+| lr_scheduler_type | cosine | linear | to zero at the end |
+| logging_steps | 10 | 500 | steps are few and long |
+| eval_strategy, save_strategy | epoch | no, steps | early stopping looks at each epoch |
+| save_total_limit | 3 | none | the best and at most two more |
+| load_best_model_at_end | True | False | what is exported is the best, not the last |
+| metric_for_best_model, greater_is_better | f1_macro, True | loss | every class counts alike |
+| dataloader_num_workers | 2 | 0 | chunks are cut while the encoder works |
+| dataloader_pin_memory | on CUDA | True | a warning elsewhere |
+| logging_nan_inf_filter | False | True | a NaN must be seen, not averaged away |
+| restore_callback_states_from_checkpoint | True | False | the patience counter is part of the run |
+| remove_unused_columns | False | True | the collator takes what it needs |
+| bf16, fp16 | by device | False | see `choose_precision` |
+| report_to | none | none | TensorBoard is written by our own callback, with figures |
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+
+def choose_precision(use_cpu: bool) -> tuple[str, str]:
+    """The fastest arithmetic that the device does natively, and why: `("bf16", reason)`, "fp16" or "fp32"."""
+    if not use_cpu and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        device = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+        if major >= 8:
+            return "bf16", f"{device} has native bf16"
+        if major >= 7:
+            return "fp16", f"{device} has fp16 tensor cores and no native bf16"
+        return "fp32", f"{device} has no fast half precision"
+    capabilities = torch.cpu.get_capabilities()
+    native = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    if native:
+        return "bf16", f"this CPU has native bf16 ({native[0]})"
+    return "fp32", "this CPU has no native bf16"
+
+
+@dataclass
+class HierarchicalTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with this task's defaults (the table above) and these fields more."""
+
+    # What Trainer has, with other defaults
+    output_dir: str = field(default="outputs/run", metadata={"help": "Where the run is written."})
+    num_train_epochs: float = 15.0
+    per_device_train_batch_size: int = 4
+    per_device_eval_batch_size: int = 4
+    gradient_accumulation_steps: int = 4
+    learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup_steps: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    logging_steps: float = 10
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 3
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "f1_macro"
+    greater_is_better: bool | None = True
+    dataloader_num_workers: int = 2
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    logging_nan_inf_filter: bool = False
+    restore_callback_states_from_checkpoint: bool = True
+    remove_unused_columns: bool = False
+    report_to: str = "none"
+    bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast. Default: chosen for the device."})
+    fp16: bool | None = field(default=None, metadata={"help": "fp16 autocast. Default: chosen for the device."})
+
+    # Loss
+    class_weights: str = field(
+        default="balanced",
+        metadata={"help": "balanced: total / (K × count) from the training labels; none; or General=0.7,Teen=1.5,…"},
+    )
+    # Optimizer
+    head_lr_multiplier: float = field(
+        default=2.0, metadata={"help": "The head starts from noise: its learning rate is this many times the encoder's."}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train pooling and head only, on chunk vectors made once."})
+    # Stopping
+    early_stopping_patience: int = field(default=5, metadata={"help": "Evaluations without improvement; 0: never stop."})
+    early_stopping_min_delta: float = field(
+        default=0.001, metadata={"help": "An improvement counts when it exceeds the last counted best by this."}
+    )
+    # Memory and speed
+    live_chunks: int = field(
+        default=0,
+        metadata={"help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound."},
+    )
+    token_budget: int = field(default=4096, metadata={"help": "Tokens in a micro-batch of the encoder."})
+    # Metrics
+    severity_weights: str | None = field(
+        default=None,
+        metadata={"help": "Weights of the labels in severity_f1, in their order: 0.3,0.3,0.4 (the default for three)."},
+    )
+    # Output
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir."})
+
+    def __post_init__(self) -> None:
+        for name, least in (("head_lr_multiplier", 0), ("early_stopping_patience", 0), ("early_stopping_min_delta", 0),
+                            ("live_chunks", 0), ("token_budget", 1), ("learning_rate", 0), ("num_train_epochs", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        # Without an accelerator Trainer wants to be told so before it allows bf16.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.precision_reason = "as given"
+        if self.bf16 is None and self.fp16 is None:
+            precision, self.precision_reason = choose_precision(self.use_cpu)
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
+        super().__post_init__()
+
+    @property
+    def precision(self) -> str:
+        """What the arithmetic runs in: bf16, fp16 or fp32."""
+        return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+
+def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:
+    """`balanced`, `none`, or the weights in label order of `General=0.7,Teen=1.5,Mature=3.8`.
+
+    Raises:
+        ValueError: neither of these, a label that is missing or unknown, a weight that is not positive.
+    """
+    if text in ("balanced", "none"):
+        return text
+    expected = f"expected balanced, none, or a weight for each label: {','.join(f'{label}=1.0' for label in labels)}"
+    weights: dict[str, float] = {}
+    for item in text.split(","):
+        label, sign, value = item.partition("=")
+        try:
+            weights[label.strip()] = float(value)
+        except ValueError:
+            raise ValueError(f"class_weights is {text!r}; {expected}.") from None
+        if not sign or not 0 < weights[label.strip()] < float("inf"):
+            raise ValueError(f"class_weights is {text!r}: {item!r} is no positive weight; {expected}.")
+    if set(weights) != set(labels):
+        raise ValueError(f"class_weights names {', '.join(weights)}, and the labels are {', '.join(labels)}; {expected}.")
+    return [weights[label] for label in labels]
+
+
+def parse_severity_weights(text: str | None, num_labels: int) -> list[float]:
+    """The severity weights in label order; 0.3, 0.3, 0.4 for three labels and equal ones otherwise where not given."""
+    if text is None:
+        return [0.3, 0.3, 0.4] if num_labels == 3 else [1 / num_labels] * num_labels
+    try:
+        weights = [float(item) for item in text.split(",")]
+    except ValueError:
+        weights = []
+    if len(weights) != num_labels or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"severity_weights is {text!r}; expected {num_labels} weights such as 0.3,0.3,0.4.")
+    return weights
+
+
+def arguments_record(*arguments: Any) -> dict[str, Any]:
+    """Every field of the dataclasses, as JSON can hold it. Tokens are left out."""
+    record: dict[str, Any] = {}
+    for part in arguments:
+        values = part.to_sanitized_dict() if isinstance(part, TrainingArguments) else vars(part)
+        record |= {key: value for key, value in values.items() if not key.endswith("_token")}
+    return record

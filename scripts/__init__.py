@@ -1,0 +1,1 @@
+"""The commands beside train_hf.py; each is run as `python -m scripts.NAME`."""

@@ -1,0 +1,365 @@
+"""Train a hierarchical classifier of long documents.
+
+    accelerate launch --config_file accelerate_config.yaml train_hf.py --config scripts/recipes/roberta_base.yaml \\
+        --dataset_dir outputs/stories --output_dir outputs/run
+
+parse → data → model → WeightedTrainer → train → evaluate → export. Every field of TrainingArguments is an option too;
+a recipe gives defaults and the command line overrides them.
+"""
+
+import csv
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from data.chunking import ChunkedDocuments, coverage
+from data.collator import DocumentCollator
+from data.prepared import load_prepared, num_tokens_of
+from modeling.callbacks import EarlyStopping, History, StopOnSignal, write_json
+from modeling.checkpoints import checkpoints_of, find_checkpoint
+from modeling.health import HealthWatch, frozen_model_message
+from modeling.losses import balanced_class_weights
+from modeling.metrics import compute_metrics_fn
+from modeling.model_card import model_card
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.tensorboard import TensorBoard
+from modeling.trainer import WeightedTrainer
+from modeling.training_args import (
+    HierarchicalTrainingArguments,
+    arguments_record,
+    parse_class_weights,
+    parse_severity_weights,
+)
+from scripts.chunk_vectors import cache_key, cached_chunk_vectors
+from scripts.command_line import parse_with_recipe, run_main
+from scripts.prepare_dataset import load_tokenizer
+
+logger = logging.getLogger("train_hf")
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and what is built on it."""
+
+    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
+    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
+    chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
+    chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
+    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
+    chunk_policy: str = field(default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."})
+    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
+    pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
+    chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
+    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
+    attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
+
+
+@dataclass
+class DataArguments:
+    """The documents."""
+
+    dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
+
+
+def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
+    """One run, stage by stage. Returns the exit status."""
+    set_up_logging(args)
+    checkpoint = claim_output_dir(args)
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(model_args.encoder)
+    splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
+    labels = splits["train"].features["label"].names
+    class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
+    severity_weights = parse_severity_weights(args.severity_weights, len(labels))
+    model = build_model(model_args, labels, args)
+    chunked = chunk_splits(splits, tokenizer, model, args)
+    collator = DocumentCollator(tokenizer.pad_token_id)
+    trainer = WeightedTrainer(
+        model=model,
+        args=args,
+        class_weights=class_weights,
+        head_lr_multiplier=args.head_lr_multiplier,
+        data_collator=collator,
+        train_dataset=chunked["train"],
+        eval_dataset=chunked["validation"],
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics_fn(labels, severity_weights),
+    )
+    config = run_record(model_args, data_args, args, manifest, splits, labels, class_weights)
+    documents: dict[str, Any] = dict(chunked)
+    if args.freeze_encoder:
+        key = cache_key(model, str(manifest.get("data_fingerprint", args.output_dir)), args.precision)
+        folder = Path(data_args.dataset_dir) / ".chunk_vectors" / key
+        documents = dict(cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator))
+    trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
+    history, health, stop = add_callbacks(trainer, labels, config, args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if health.failure:
+        raise ValueError(health.failure)
+    if stop.exit_status:
+        logger.warning(f"Stopped by a signal after step {trainer.state.global_step}; its checkpoint is saved. Go on with "
+                       "--resume_from_checkpoint auto.")  # fmt: skip
+        return stop.exit_status
+    metrics = evaluate_splits(trainer, documents, splits, labels)
+    export(trainer, history, metrics, labels)
+    return 0
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------
+
+
+def set_up_logging(args: HierarchicalTrainingArguments) -> None:
+    """Everything logged, warnings included, to the terminal and, on the first process, to training.log."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setLevel(args.get_process_log_level() if args.log_level != "passive" else logging.INFO)
+    if args.should_save:
+        folder = Path(args.output_dir)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"output_dir {folder} is a file; expected a folder or a new name.")
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / "training.log", encoding="utf-8"))
+    if args.process_index > 0:
+        handlers[0].setLevel(logging.WARNING)
+    layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(layout)
+    for name in ("datasets", "httpx", "httpx2", "fsspec", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    transformers.logging.set_verbosity_warning()
+    logging.getLogger("transformers.trainer").setLevel(logging.INFO)
+    logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
+
+
+def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:
+    """The checkpoint to resume from. An earlier run in output_dir is resumed or deleted, but never mixed with.
+
+    Raises:
+        ValueError: an earlier run is there and neither was asked for.
+    """
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    earlier = [path.name for path in checkpoints_of(args.output_dir)] or [
+        name for name in ("model.safetensors", "training_history.json") if (Path(args.output_dir) / name).exists()
+    ]
+    resumes = args.resume_from_checkpoint is not None
+    if earlier and not resumes and not args.overwrite_output_dir:
+        raise ValueError(
+            f"{args.output_dir} holds an earlier run ({', '.join(earlier[:3])}): go on with it with "
+            "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
+        )
+    if args.overwrite_output_dir and not resumes and args.should_save:
+        for path in checkpoints_of(args.output_dir):
+            shutil.rmtree(path)
+        for name in ("model.safetensors", "training_history.json", "metrics.json"):
+            (Path(args.output_dir) / name).unlink(missing_ok=True)
+    if resumes:
+        logger.info(f"Going on from {checkpoint}." if checkpoint else "No whole checkpoint to go on from: from the start.")
+    return checkpoint
+
+
+def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
+    """Class weights (K,) from the training labels, as given, or None."""
+    weights = parse_class_weights(choice, labels)
+    counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
+    if absent := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
+        raise ValueError(f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
+                         "or prepare the data without that label.")  # fmt: skip
+    if weights == "none":
+        return None
+    tensor = balanced_class_weights(dict(zip(labels, counts, strict=True))) if weights == "balanced" else torch.tensor(weights)
+    shown = ", ".join(f"{label} {weight:.2f} ({count} documents)"
+                      for label, weight, count in zip(labels, tensor.tolist(), counts, strict=True))  # fmt: skip
+    logger.info(f"Class weights: {shown}.")
+    if tensor.max() > 10:
+        logger.warning(f"A class weight is above 10: {shown}. A document of that class outweighs many others.")
+    return tensor
+
+
+def build_model(
+    model_args: ModelArguments, labels: list[str], args: HierarchicalTrainingArguments
+) -> HierarchicalRobertaForSequenceClassification:
+    """Encoder and new head, with the chunk geometry in the config."""
+    geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size")
+    try:
+        model = HierarchicalRobertaForSequenceClassification.from_encoder(
+            model_args.encoder,
+            dropout=model_args.dropout,
+            attention_dropout=model_args.attention_dropout,
+            revision=model_args.encoder_revision,
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            chunk_transformer_layers=model_args.chunk_transformer_layers,
+            **{name: getattr(model_args, name) for name in geometry},
+        )
+    except OSError as error:
+        raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
+    model.live_chunks, model.token_budget = args.live_chunks, args.token_budget
+    if args.freeze_encoder:
+        model.freeze_encoder()
+    if message := frozen_model_message(model):
+        raise ValueError(message)
+    logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
+    return model
+
+
+def chunk_splits(
+    splits: datasets.DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    model: HierarchicalRobertaForSequenceClassification,
+    args: HierarchicalTrainingArguments,
+) -> dict[str, ChunkedDocuments]:
+    """Each split as chunks, after saying what share of it is cut."""
+    config = model.config
+    chunked = {}
+    for name, part in splits.items():
+        chunked[name] = ChunkedDocuments(
+            part,
+            tokenizer,
+            chunk_length=config.chunk_length,
+            chunk_overlap=config.chunk_overlap,
+            max_chunks=config.max_chunks,
+            chunk_policy=config.chunk_policy,
+            training=name == "train",
+            seed=args.seed,
+        )
+        cut = coverage(num_tokens_of(part), chunked[name].body_length, config.chunk_overlap, config.max_chunks)
+        logger.info(
+            f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
+            f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
+            "of tokens."
+        )
+    return chunked
+
+
+def run_record(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HierarchicalTrainingArguments,
+    manifest: dict[str, Any],
+    splits: datasets.DatasetDict,
+    labels: list[str],
+    class_weights: torch.Tensor | None,
+) -> dict[str, Any]:
+    """What the run was given: arguments, code, libraries, data."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "tensorboard")
+    weights = [1.0] * len(labels) if class_weights is None else class_weights.tolist()
+    counts = {
+        split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
+        for split, part in splits.items()
+    }
+    return {
+        **arguments_record(model_args, data_args, args),
+        "run_name": Path(args.output_dir).name,
+        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "num_processes": args.world_size,
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
+        "precision": args.precision,
+        "precision_reason": args.precision_reason,
+        "labels": labels,
+        "label_counts": counts,
+        "class_weight_values": dict(zip(labels, weights, strict=True)),
+        "data_fingerprint": manifest.get("data_fingerprint"),
+        "data_sources": manifest.get("sources"),
+        "git_commit": git_commit(),
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join(sys.argv),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "+changes" where it was edited; None outside a checkout."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
+                              timeout=30, check=True).stdout.strip()  # fmt: skip
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def add_callbacks(
+    trainer: WeightedTrainer, labels: list[str], config: dict[str, Any], args: HierarchicalTrainingArguments
+) -> tuple[History, HealthWatch, StopOnSignal]:
+    """What watches the run. The history comes last: it takes the totals that the health watch reads."""
+    early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
+    health, stop = HealthWatch(trainer), StopOnSignal()
+    history = History(trainer, early_stopping, config)
+    stop.listen()
+    for callback in (early_stopping, TensorBoard(trainer, labels, config), health, stop, history):
+        trainer.add_callback(callback)
+    return history, health, stop
+
+
+def evaluate_splits(
+    trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each."""
+    metrics = {}
+    for split in ("validation", "test"):
+        if split not in documents:
+            continue
+        output = trainer.predict(documents[split], metric_key_prefix=split)
+        timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+        named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
+        metrics[split] = {name: value for name, value in named.items() if name not in timing}
+        if trainer.is_world_process_zero():
+            scores = torch.as_tensor(output.predictions).softmax(dim=-1).numpy()
+            path = Path(trainer.args.output_dir) / f"predictions_{split}.csv"
+            write_predictions(path, splits[split], labels, scores)
+        logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
+    return metrics
+
+
+def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
+    """A row a document: id, label, predicted, and one score column a class. Whole, or not there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "predicted", *labels])
+        for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
+            writer.writerow([id_, labels[label], labels[int(row.argmax())], *(f"{score:.6f}" for score in row)])
+    partial.replace(path)
+
+
+def export(
+    trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]
+) -> None:
+    """The best model, complete, at the top of output_dir, with its metrics and its card."""
+    args = trainer.args
+    trainer.save_model(args.output_dir)
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(args.output_dir)
+    write_json(folder / "metrics.json", metrics)
+    record = history.record(args, trainer.state)
+    (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")
+    best = record["best"] or {}
+    logger.info(f"Best epoch {best.get('epoch')}: the model, its metrics and its card are in {folder}. "
+                f"Watch the curves with: tensorboard --logdir {folder}/runs")  # fmt: skip
+
+
+def command() -> int:
+    """The command line → `main`."""
+    kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
+    return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(command))
