@@ -1,0 +1,163 @@
+"""What the tests share: tiny encoders built in code, tiny prepared data, and a way to run the commands."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import copy
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+from data.prepared import load_prepared
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+
+torch.set_num_threads(1)  # tiny models are slower on two
+
+ROOT = Path(__file__).parent.parent
+LABELS = ["General", "Teen", "Mature"]
+# A word that gives the label away: what is tested is the machinery, not the reading.
+CUES = {"General": "garden", "Teen": "quarrel", "Mature": "murder"}
+SENTENCES = ["The boat came in late.", "Nobody spoke of it.", "A lamp burned in the hall.", "They counted the apples."]
+
+
+def tiny_text(label: str, num_sentences: int, rng: np.random.Generator) -> str:
+    sentences = [SENTENCES[i] for i in rng.integers(len(SENTENCES), size=num_sentences)]
+    sentences[rng.integers(num_sentences)] = f"There was talk of a {CUES[label]} again, {rng.integers(10**6)}."
+    return " ".join(sentences)
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def tiny_rows(count: int = 60, seed: int = 0) -> list[dict[str, str]]:
+    rng = np.random.default_rng(seed)
+    labels = [LABELS[i] for i in np.repeat([0, 1, 2], [count // 2, count // 3, count - count // 2 - count // 3])]
+    return [{"id": f"d{i}", "text": tiny_text(label, int(rng.integers(2, 30)), rng), "label": label}
+            for i, label in enumerate(rng.permutation(labels))]  # fmt: skip
+
+
+def _save_tokenizer(folder: Path, template: processors.PostProcessor, special: list[str], roles: list[int]) -> None:
+    """A byte-level BPE; `roles` says which of the special tokens is first, padding, last, unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    tokenizer.train_from_iterator([*SENTENCES, *CUES.values()], trainer)
+    tokenizer.post_processor = template
+    first, pad, last, unknown = (special[i] for i in roles)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=first, cls_token=first, pad_token=pad, eos_token=last,
+                            sep_token=last, unk_token=unknown).save_pretrained(folder)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RoBERTa encoder of random weights with its tokenizer: 2 layers of 32, chunks of up to 64 tokens."""
+    folder = tmp_path_factory.mktemp("roberta")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    RobertaModel(RobertaConfig(vocab_size=400, max_position_embeddings=66, **sizes)).save_pretrained(folder)
+    _save_tokenizer(folder, processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), ["<s>", "<pad>", "</s>", "<unk>"],
+                    [0, 1, 2, 3])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT encoder likewise, whose padding id is 0 and whose special ids are others."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+    BertModel(BertConfig(vocab_size=400, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    _save_tokenizer(folder, processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)), ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
+                    [1, 0, 2, 3])  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _models(roberta_folder: Path, bert_folder: Path) -> dict[str, HierarchicalRobertaForSequenceClassification]:
+    built = {}
+    for name, folder in (("roberta", roberta_folder), ("bert", bert_folder)):
+        torch.manual_seed(1)
+        built[name] = HierarchicalRobertaForSequenceClassification.from_encoder(
+            str(folder), num_labels=3, chunk_length=16, max_chunks=4, dropout=0.0, attention_dropout=0.0
+        )
+    return built
+
+
+@pytest.fixture(params=["roberta", "bert"])
+def model(request, _models) -> HierarchicalRobertaForSequenceClassification:
+    """A small classifier without dropout, on each kind of encoder; a copy that a test may change."""
+    return copy.deepcopy(_models[request.param])
+
+
+@pytest.fixture
+def roberta_model(_models) -> HierarchicalRobertaForSequenceClassification:
+    return copy.deepcopy(_models["roberta"])
+
+
+def tiny_config(**fields) -> HierarchicalRobertaConfig:
+    encoder = RobertaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=37, max_position_embeddings=66)  # fmt: skip
+    return HierarchicalRobertaConfig(encoder_config=encoder, **{"num_labels": 3, "chunk_length": 16, **fields})
+
+
+@pytest.fixture(scope="session")
+def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("source") / "stories.csv", tiny_rows())
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory, csv_file: Path, roberta_folder: Path) -> Path:
+    """60 short documents, tokenized and split, by the command itself."""
+    folder = tmp_path_factory.mktemp("prepared") / "stories"
+    done = run_command("scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=folder,
+                       labels=",".join(LABELS))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def splits(prepared_folder: Path):
+    return load_prepared(str(prepared_folder))[0]
+
+
+def options(**arguments) -> list[str]:
+    return [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+
+
+def run_command(module: str, *extra: str, timeout: int = 300, **arguments) -> subprocess.CompletedProcess:
+    """Run `python -m module --name value …` in the project's root."""
+    command = [sys.executable, "-m", module, *options(**arguments), *extra]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+
+
+TRAINING = {"chunk_length": 16, "max_chunks": 4, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False,
+            "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
+
+
+def train(folder: Path, encoder: Path, output_dir: Path, *extra: str, processes: int = 1, timeout: int = 300, **arguments):
+    """Run train_hf.py on a tiny encoder, in fp32; `extra` and `arguments` override."""
+    given = {"dataset_dir": folder, "encoder": encoder, "output_dir": output_dir, **TRAINING, **arguments}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
+                     "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]  # fmt: skip
+    command = [*launcher, "train_hf.py", *options(**given), *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)

@@ -1,0 +1,125 @@
+"""Tokens into chunks: sizes, overlap, breaks, offsets, and what is read past max_chunks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data.chunking import (
+    ChunkedDocuments,
+    chunk_bounds,
+    coverage,
+    num_chunks_of,
+    select_chunks,
+    special_token_frame,
+    token_breaks,
+    tokenize_batch,
+)
+
+
+@given(st.integers(0, 5000), st.integers(2, 300), st.integers(0, 200), st.booleans())
+def test_chunks_cover_the_document_are_few_and_even(num_tokens, body_length, overlap, with_breaks):
+    overlap = min(overlap, body_length - 1)
+    rng = np.random.default_rng(num_tokens)
+    breaks = rng.integers(0, 3, num_tokens).astype(np.int8) * (rng.random(num_tokens) < 0.1) if with_breaks else None
+    bounds = chunk_bounds(num_tokens, body_length, overlap, breaks)
+    lengths = [end - start for start, end in bounds]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == num_tokens
+    assert max(lengths) <= body_length
+    assert all(end - following == overlap for (_, end), (following, _) in zip(bounds, bounds[1:], strict=False))
+    assert len(bounds) == int(num_chunks_of(np.array([num_tokens]), body_length, overlap)[0])
+    if breaks is None:
+        assert max(lengths) - min(lengths) <= 1
+    elif len(bounds) > 1:
+        # Each start moves by an eighth of a chunk at most from where it would have been even.
+        assert max(lengths) - min(lengths) <= 2 * (body_length // 8) + 1 + body_length // 8
+
+
+def test_a_chunk_begins_at_a_paragraph_or_sentence_near_its_even_place():
+    breaks = np.zeros(100, dtype=np.int8)
+    breaks[48] = 1
+    assert chunk_bounds(100, 60, breaks=breaks) == [(0, 48), (48, 100)]
+    breaks[54] = 2
+    assert chunk_bounds(100, 60, breaks=breaks) == [(0, 54), (54, 100)]
+    far = np.zeros(100, dtype=np.int8)
+    far[30] = 2
+    assert chunk_bounds(100, 60, breaks=far) == [(0, 50), (50, 100)]
+
+
+def test_an_empty_document_is_one_chunk_of_special_tokens(splits, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    empty = splits["train"].select([0]).map(lambda row: {"input_ids": [], "token_break": []})
+    [chunk] = ChunkedDocuments(empty, tokenizer, chunk_length=16)[0]["input_ids"]
+    assert chunk.tolist() == [tokenizer.cls_token_id, tokenizer.sep_token_id]
+
+
+def test_special_tokens_stand_in_every_chunk_and_the_bodies_are_the_document(splits, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    chunked = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=1000)
+    for index in range(len(chunked)):
+        chunks = chunked[index]["input_ids"]
+        assert {(chunk[0], chunk[-1]) for chunk in chunks} == {(tokenizer.cls_token_id, tokenizer.sep_token_id)}
+        assert max(map(len, chunks)) <= 16
+        assert np.concatenate([chunk[1:-1] for chunk in chunks]).tolist() == splits["train"][index]["input_ids"]
+
+
+@pytest.mark.parametrize("folder", ["roberta_folder", "bert_folder"])
+def test_the_special_tokens_are_asked_of_the_tokenizer(folder, request):
+    tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue(folder))
+    assert special_token_frame(tokenizer) == ([tokenizer.cls_token_id], [tokenizer.sep_token_id])
+
+
+def test_offsets_lead_back_to_the_text(roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    text = "Nobody spoke. — Æther 😀, naïve שלום\n\nA second paragraph! And more."
+    tokens = {name: column[0] for name, column in tokenize_batch([text], tokenizer).items()}
+    spans = zip(tokens["token_start"], tokens["token_end"], strict=True)
+    covered = sorted({position for start, end in spans for position in range(start, end)})
+    assert "".join(text[i] for i in covered).replace(" ", "") == text.replace(" ", "")
+    starts = [text[tokens["token_end"][i] - 1 :][:20] for i in np.flatnonzero(tokens["token_break"] == 2)]
+    assert len(starts) == 1
+    assert "A" in starts[0]
+
+
+def test_breaks_know_paragraphs_and_sentences():
+    text = "One. Two!\n\nThree"
+    ends = np.array([3, 4, 8, 9, 16])
+    assert token_breaks(text, ends).tolist() == [0, 0, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("head", [0, 1, 2]), ("head_tail", [0, 1, 9]), ("uniform", [0, 4, 9]), ("random", [0, 4, 9])],
+)
+def test_which_chunks_are_read_past_the_maximum(policy, expected):
+    assert select_chunks(10, 3, policy).tolist() == expected
+    assert select_chunks(3, 3, policy).tolist() == [0, 1, 2]
+
+
+def test_random_chunks_are_drawn_anew_each_epoch_and_the_same_for_the_same_epoch(splits, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    geometry = {"chunk_length": 8, "max_chunks": 3, "chunk_policy": "random"}
+    longest = int(np.argmax([len(ids) for ids in splits["train"]["input_ids"]]))
+
+    def read(epoch: int, seed: int = 42, training: bool = True) -> list[list[int]]:
+        chunked = ChunkedDocuments(splits["train"], tokenizer, training=training, seed=seed, **geometry)
+        chunked.set_epoch(epoch)
+        return [chunk.tolist() for chunk in chunked[longest]["input_ids"]]
+
+    assert read(0) == read(0)
+    assert len({str(read(epoch)) for epoch in range(5)}) > 1
+    assert read(0, training=False) == read(3, training=False)
+
+
+def test_coverage_counts_what_is_cut():
+    cut = coverage([10, 40, 100], body_length=10, overlap=0, max_chunks=5)
+    assert (cut["documents_cut"], cut["tokens_cut"], cut["most_chunks"]) == (1, 50, 10)
+    assert cut["tokens_cut_share"] == pytest.approx(50 / 150)
+
+
+def test_an_overlap_that_cannot_be_is_an_error(splits, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    with pytest.raises(ValueError, match=r"chunk_overlap \(14\) must be below"):
+        ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, chunk_overlap=14)

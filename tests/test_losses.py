@@ -1,0 +1,37 @@
+"""Class weights and the parts of the weighted loss."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+
+from modeling.losses import balanced_class_weights, weight_sum, weighted_loss_sum
+
+
+def test_balanced_weights_of_the_case_it_was_made_for():
+    assert [round(w, 2) for w in balanced_class_weights([3000, 1350, 550]).tolist()] == [0.54, 1.21, 2.97]
+
+
+def test_labels_counts_and_mappings_agree_with_scikit_learn():
+    labels = [0] * 7 + [1] * 2 + [2] * 3
+    expected = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=labels), dtype=torch.float32)
+    for given in (labels, torch.tensor(labels), [7, 2, 3], {"General": 7, "Teen": 2, "Mature": 3}):
+        torch.testing.assert_close(balanced_class_weights(given), expected)
+
+
+def test_an_absent_class_is_an_error():
+    with pytest.raises(ValueError, match="No training document of class 2"):
+        balanced_class_weights([0, 0, 1], num_labels=3)
+    with pytest.raises(ValueError, match="No training document of class Teen"):
+        balanced_class_weights({"General": 3, "Teen": 0})
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_parts_add_up_to_torchs_weighted_cross_entropy(label_smoothing):
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(16, 3), torch.randint(3, (16,)), torch.tensor([0.5, 1.2, 3.0])
+    labels[3] = -100
+    parts = [weighted_loss_sum(logits[i : i + 1], labels[i : i + 1], weights, label_smoothing) for i in range(16)]
+    whole = torch.nn.functional.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
+    torch.testing.assert_close(sum(parts) / weight_sum(labels, weights), whole)
+    assert weight_sum(labels, None) == 15

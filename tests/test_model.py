@@ -1,0 +1,216 @@
+"""The model: a document's logits are its own, memory tricks change nothing, and it loads anywhere."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, T5Config
+
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification,
+    plan_micro_batches,
+)
+from tests.conftest import tiny_config
+
+Model = HierarchicalRobertaForSequenceClassification
+
+
+def batch_of(model, documents: list[list[int]], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random chunks of the given lengths; the same document has the same tokens wherever it stands."""
+    pad = model.config.encoder_config.pad_token_id
+    lengths = [length for document in documents for length in document]
+    input_ids = torch.full((len(lengths), max(lengths)), pad)
+    mask = torch.zeros_like(input_ids)
+    for row, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(seed + 31 * length)
+        input_ids[row, :length] = torch.randint(5, 99, (length,), generator=generator)
+        mask[row, :length] = 1
+    num_chunks = torch.tensor([len(document) for document in documents])
+    return {"input_ids": input_ids, "attention_mask": mask, "num_chunks": num_chunks}
+
+
+DOCUMENTS = [[12, 9, 16], [2], [16, 16, 7, 5, 11], [3, 14]]
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_logits_do_not_depend_on_neighbours_padding_or_order(model, pooling, layers):
+    torch.manual_seed(2)
+    config = HierarchicalRobertaConfig(**{**model.config.to_dict(), "pooling": pooling,
+                                          "chunk_transformer_layers": layers})  # fmt: skip
+    model = Model(config).eval()
+    together = model(**batch_of(model, DOCUMENTS)).logits
+    alone = torch.cat([model(**batch_of(model, [document])).logits for document in DOCUMENTS])
+    reversed_ = model(**batch_of(model, DOCUMENTS[::-1])).logits.flip(0)
+    padded = batch_of(model, DOCUMENTS)
+    pad = model.config.encoder_config.pad_token_id
+    padded["input_ids"] = torch.nn.functional.pad(padded["input_ids"], (0, 9), value=pad)
+    padded["attention_mask"] = torch.nn.functional.pad(padded["attention_mask"], (0, 9))
+    for other in (alone, reversed_, model(**padded).logits):
+        torch.testing.assert_close(other, together, atol=1e-6, rtol=1e-5)
+
+
+def test_the_order_of_chunks_matters_only_to_the_chunk_transformer(model):
+    swapped = [DOCUMENTS[0][::-1]]
+    plain = model.eval()(**batch_of(model, [DOCUMENTS[0]])).logits
+    torch.testing.assert_close(model(**batch_of(model, swapped)).logits, plain, atol=1e-6, rtol=1e-5)
+    torch.manual_seed(0)
+    layered = Model(tiny_config(chunk_transformer_layers=1)).eval()
+    one, other = (layered(**batch_of(layered, documents)).logits for documents in ([DOCUMENTS[0]], swapped))
+    assert (one - other).abs().max() > 1e-5
+
+
+def test_weights_of_a_documents_chunks_sum_to_one(model):
+    weights = model.eval()(**batch_of(model, DOCUMENTS)).chunk_weights.split([3, 1, 5, 2])
+    assert [round(w.sum().item(), 5) for w in weights] == [1.0] * 4
+
+
+@pytest.mark.parametrize("token_budget", [1, 20, 64, 4096])
+def test_micro_batches_change_nothing(model, token_budget):
+    expected = model.eval()(**batch_of(model, DOCUMENTS)).logits
+    model.token_budget = token_budget
+    torch.testing.assert_close(model(**batch_of(model, DOCUMENTS)).logits, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
+    lengths = [5, 16, 3, 16, 9, 2, 2, 11]
+    plan = plan_micro_batches(lengths, token_budget=32, live_chunks=3)
+    assert sorted(row for rows in plan for row in rows) == list(range(8))
+    assert all(len(rows) * max(lengths[row] for row in rows) <= 32 and len(rows) <= 3 for rows in plan)
+    assert plan_micro_batches([100], token_budget=1) == [[0]]
+
+
+LONG_CHUNKS = [[12, 9, 16], [11], [16, 16, 10], [13, 14]]  # two of them fill a micro-batch of 32 tokens
+
+
+def gradients(model, live_chunks: int, token_budget: int = 32) -> dict[str, torch.Tensor]:
+    model.live_chunks, model.token_budget = live_chunks, token_budget
+    model.zero_grad()
+    torch.manual_seed(7)
+    model.train()(**batch_of(model, LONG_CHUNKS), labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_chunks_encoded_again_give_the_same_gradients_bit_for_bit_with_dropout_on(roberta_folder):
+    model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.2)
+    # Two chunks a micro-batch in both: 1000 keeps all alive, 2 encodes all but the first micro-batch again.
+    kept, again = gradients(model, 1000), gradients(model, 2)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_the_encoder_keeps_no_activations_beyond_the_live_chunks(roberta_model):
+    saved = []
+    documents = batch_of(roberta_model, [[16] * 40])
+
+    def num_saved(live_chunks: int) -> int:
+        saved.clear()
+        roberta_model.live_chunks, roberta_model.token_budget = live_chunks, 32
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            roberta_model.train()(**documents, labels=torch.tensor([0]))
+        return sum(saved)
+
+    assert num_saved(4) < num_saved(0) / 4
+
+
+def test_a_frozen_encoder_is_still_and_trains_nothing(roberta_folder):
+    model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.3)
+    everything = model.count_trainable_parameters()
+    model.freeze_encoder()
+    model.train()
+    batch = batch_of(model, DOCUMENTS)
+    first, second = (model.encode_chunks(batch["input_ids"], batch["attention_mask"]) for _ in range(2))
+    assert torch.equal(first, second)
+    model(**batch, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.classifier.weight.grad is not None
+    assert 0 < model.count_trainable_parameters() < everything
+
+
+def test_chunk_vectors_stand_for_their_tokens(model):
+    batch = batch_of(model.eval(), DOCUMENTS)
+    whole = model(**batch)
+    again = model(chunk_vectors=whole.chunk_vectors, num_chunks=batch["num_chunks"])
+    assert torch.equal(whole.logits, again.logits)
+    with pytest.raises(ValueError, match="either input_ids with attention_mask or chunk_vectors"):
+        model(num_chunks=batch["num_chunks"])
+
+
+def test_gradient_checkpointing_inside_the_encoder_changes_no_gradient(roberta_model):
+    plain = gradients(roberta_model, 0)
+    roberta_model.gradient_checkpointing_enable()
+    checkpointed = gradients(roberta_model, 0)
+    for name in plain:
+        torch.testing.assert_close(checkpointed[name], plain[name])
+
+
+def test_it_loads_from_its_own_folder_without_this_project(model, tmp_path):
+    model.eval().save_pretrained(tmp_path / "saved")
+    batch = batch_of(model, DOCUMENTS)
+    torch.save({"batch": batch, "logits": model(**batch).logits}, tmp_path / "expected.pt")
+    moved = tmp_path / "elsewhere" / "model"
+    shutil.move(tmp_path / "saved", moved)
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "expected = torch.load(sys.argv[2], weights_only=True)\n"
+        "assert torch.equal(model(**expected['batch']).logits, expected['logits'])\n"
+        "assert 'modeling' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", code, str(moved), str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(Model.from_pretrained(moved), Model)
+    assert AutoModelForSequenceClassification.from_pretrained(moved, trust_remote_code=True).config.pooling == "attention"
+
+
+def test_a_checkpoint_whose_encoder_weights_are_named_otherwise_is_refused(roberta_folder, tmp_path):
+    shutil.copytree(roberta_folder, tmp_path / "renamed")
+    weights = load_file(tmp_path / "renamed" / "model.safetensors")
+    renamed = {f"backbone.{name}": value for name, value in weights.items()}
+    save_file(renamed, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 38 of the encoder's weights|lacks .* of the encoder's weights"):
+        Model.from_encoder(str(tmp_path / "renamed"), num_labels=3, chunk_length=16)
+
+
+def test_dropouts_are_set_where_the_encoder_keeps_them(roberta_folder):
+    model = Model.from_encoder(str(roberta_folder), num_labels=2, chunk_length=16, dropout=0.25, attention_dropout=0.0)
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    attention = {name: rate for name, rate in rates.items() if "attention.self" in name}
+    assert set(attention.values()) == {0.0}
+    assert {rate for name, rate in rates.items() if name not in attention} == {0.25}
+
+
+def test_an_encoder_without_a_pooler(tmp_path):
+    config = DistilBertConfig(vocab_size=99, dim=32, hidden_dim=37, n_layers=1, n_heads=4, max_position_embeddings=64)
+    model = Model(HierarchicalRobertaConfig(encoder_config=config, num_labels=2, chunk_length=16)).eval()
+    assert model(**batch_of(model, DOCUMENTS)).logits.shape == (4, 2)
+
+
+def test_an_encoder_that_is_none_is_refused(tmp_path):
+    T5Config(d_model=32, num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected an encoder"):
+        Model.from_encoder(str(tmp_path), num_labels=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"chunk_overlap": 600, "chunk_length": 512}, r"chunk_overlap \(600\) must be below chunk_length - 2 \(510\)"),
+        ({"max_chunks": 0}, "max_chunks must be at least 1"),
+        ({"chunk_length": 2}, "chunk_length must be at least 3"),
+        ({"classifier_dropout": 1.0}, "classifier_dropout must be in"),
+    ],
+)
+def test_a_config_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalRobertaConfig(**fields)
+
+
+def test_a_chunk_longer_than_the_encoders_positions_is_refused(roberta_folder):
+    with pytest.raises(ValueError, match=r"chunk_length \(65\) is beyond the encoder's 64 positions"):
+        Model.from_encoder(str(roberta_folder), num_labels=2, chunk_length=65)

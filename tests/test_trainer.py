@@ -1,0 +1,198 @@
+"""WeightedTrainer: the same mathematics under any batching, learning rates a part, exact evaluation."""
+
+import copy
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from data.collator import DocumentCollator
+from modeling.losses import balanced_class_weights
+from modeling.metrics import compute_metrics_fn
+from modeling.trainer import BLANK, EpochSampler, WeightedTrainer
+from modeling.training_args import HierarchicalTrainingArguments, parse_class_weights, parse_severity_weights
+
+WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
+
+
+class Documents(torch.utils.data.Dataset):
+    """Random documents of 1-4 chunks; 50 of them, so that the last step of an epoch has 2."""
+
+    def __init__(self, count: int = 50):
+        generator = torch.Generator().manual_seed(3)
+
+        def number(low: int, high: int) -> int:
+            return int(torch.randint(low, high, (1,), generator=generator))
+
+        self.items = [
+            {
+                "input_ids": [torch.randint(5, 99, (number(4, 16),), generator=generator) for _ in range(number(1, 5))],
+                "labels": number(0, 3),
+            }
+            for _ in range(count)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.items[index]
+
+
+def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **arguments) -> WeightedTrainer:
+    given = {"learning_rate": 1e-3, "num_train_epochs": 1, "dataloader_num_workers": 0, "bf16": False,
+             "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, **arguments}  # fmt: skip
+    documents = documents or Documents()
+    return WeightedTrainer(
+        model=model,
+        args=HierarchicalTrainingArguments(output_dir=str(folder), **given),
+        class_weights=class_weights,
+        data_collator=DocumentCollator(model.config.encoder_config.pad_token_id),
+        train_dataset=documents,
+        eval_dataset=documents,
+        compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4]),
+    )
+
+
+def trained(model, folder, batch: int, accumulation: int, **arguments) -> tuple[dict[str, torch.Tensor], list[float]]:
+    trainer = trainer_for(copy.deepcopy(model), folder, per_device_train_batch_size=batch, logging_steps=1,
+                          gradient_accumulation_steps=accumulation, **arguments)  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return trainer.model.state_dict(), losses
+
+
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_16x1_and_4x4_and_1x16_are_the_same(roberta_model, tmp_path, label_smoothing_factor):
+    reference, losses = trained(roberta_model, tmp_path, 16, 1, label_smoothing_factor=label_smoothing_factor)
+    assert len(losses) == 4
+    for batch, accumulation in ((4, 4), (1, 16)):
+        weights, other = trained(roberta_model, tmp_path, batch, accumulation, label_smoothing_factor=label_smoothing_factor)
+        assert other == pytest.approx(losses, abs=1e-5)
+        for name, value in reference.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+
+
+def test_the_first_step_is_torchs_weighted_cross_entropy_over_the_whole_step(roberta_model, tmp_path):
+    trainer = trainer_for(copy.deepcopy(roberta_model), tmp_path, per_device_train_batch_size=2,
+                          gradient_accumulation_steps=8, max_steps=1, max_grad_norm=0, logging_steps=1)  # fmt: skip
+    gradients = {}
+
+    def keep(optimizer, *_):
+        gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.train()
+    first = list(EpochSampler(50, 1, trainer.args.seed))[:16]
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in first])
+    labels = batch.pop("labels")
+    loss = torch.nn.functional.cross_entropy(roberta_model.eval()(**batch).logits, labels, WEIGHTS)
+    loss.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-6)
+    for name, parameter in roberta_model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_without_weights_it_is_plain_cross_entropy(roberta_model, tmp_path):
+    _, plain = trained(roberta_model, tmp_path, 4, 4, class_weights=None)
+    _, ones = trained(roberta_model, tmp_path, 16, 1, class_weights=torch.ones(3))
+    assert plain == pytest.approx(ones, abs=1e-5)
+
+
+def test_eval_loss_is_the_whole_splits_weighted_loss(roberta_model, tmp_path):
+    trainer = trainer_for(roberta_model, tmp_path, per_device_eval_batch_size=3)
+    metrics = trainer.evaluate()
+    batch = trainer.data_collator(trainer.eval_dataset.items)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = roberta_model.eval()(**batch).logits
+    expected = torch.nn.functional.cross_entropy(logits, labels, WEIGHTS)
+    assert metrics["eval_loss"] == pytest.approx(expected.item(), abs=1e-6)
+    assert metrics["eval_support_a"] + metrics["eval_support_b"] + metrics["eval_support_c"] == 50
+
+
+def test_groups_hold_every_parameter_once_at_their_own_rates(model, tmp_path):
+    trainer = trainer_for(model, tmp_path)
+    groups = {group["name"]: group for group in trainer.create_optimizer().param_groups}
+    assert list(groups) == [
+        "encoder", "encoder_no_decay", "chunk_attention", "chunk_attention_no_decay", "head", "head_no_decay",
+    ]  # fmt: skip
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    grouped = [names[id(parameter)] for group in groups.values() for parameter in group["params"]]
+    assert sorted(grouped) == sorted(names.values())
+    for group in groups.values():
+        assert group["lr"] == 1e-3 * (2 if group["name"].startswith("head") else 1)
+        assert group["weight_decay"] == (0 if group["name"].endswith("no_decay") else 0.01)
+        for parameter in group["params"]:
+            is_bias_or_norm = names[id(parameter)].endswith("bias") or "LayerNorm" in names[id(parameter)]
+            assert is_bias_or_norm == group["name"].endswith("no_decay")
+
+
+def test_every_groups_rate_is_logged(roberta_model, tmp_path):
+    trainer = trainer_for(roberta_model, tmp_path, logging_steps=1, max_steps=2)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["learning_rate/head"] == pytest.approx(2 * logged["learning_rate/encoder"])
+
+
+def test_a_frozen_encoder_has_no_group_and_a_frozen_head_is_an_error(roberta_model, tmp_path):
+    roberta_model.freeze_encoder()
+    names = [group["name"] for group in trainer_for(roberta_model, tmp_path).create_optimizer().param_groups]
+    assert not any(name.startswith("encoder") for name in names)
+    roberta_model.classifier.requires_grad_(False)
+    with pytest.raises(ValueError, match="The optimizer group head is empty"):
+        trainer_for(roberta_model, tmp_path).create_optimizer()
+    roberta_model.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen_model"):
+        trainer_for(roberta_model, tmp_path).create_optimizer()
+
+
+def test_a_parameter_that_belongs_nowhere_is_an_error(roberta_model, tmp_path):
+    roberta_model.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"in no optimizer group or in two: extra\.weight"):
+        trainer_for(roberta_model, tmp_path).create_optimizer()
+
+
+def test_every_parameter_moves_in_training(roberta_model, tmp_path):
+    before = copy.deepcopy(roberta_model.state_dict())
+    weights, _ = trained(roberta_model, tmp_path, 4, 4)
+    # Row 1 of the positions is padding's: it never gets a gradient.
+    still = [name for name, value in weights.items() if torch.equal(value, before[name])]
+    assert still == []
+
+
+def test_it_works_with_plain_training_arguments_too(roberta_model, tmp_path):
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    WeightedTrainer(
+        model=roberta_model, args=arguments, train_dataset=Documents(), data_collator=DocumentCollator(1),
+        class_weights=balanced_class_weights([20, 20, 10]),
+    ).train()  # fmt: skip
+
+
+def test_class_weights_of_another_length_are_refused(roberta_model, tmp_path):
+    with pytest.raises(ValueError, match=r"has the shape \(2,\), expected \(3,\)"):
+        trainer_for(roberta_model, tmp_path, class_weights=torch.ones(2))
+
+
+def test_blanks_fill_up_the_order_of_several_processes():
+    order = list(EpochSampler(50, multiple_of=8, seed=1))
+    assert len(order) == 56
+    assert sorted(order)[:6] == [BLANK] * 6
+    assert sorted(order)[6:] == list(range(50))
+    first, second = EpochSampler(50, 1, seed=1), EpochSampler(50, 1, seed=1)
+    second.set_epoch(1)
+    assert list(first) == order[:50] != list(second)
+
+
+def test_class_and_severity_weights_on_the_command_line():
+    labels = ["General", "Teen", "Mature"]
+    assert parse_class_weights("balanced", labels) == "balanced"
+    assert parse_class_weights("Mature=3.8, General=0.7,Teen=1.5", labels) == [0.7, 1.5, 3.8]
+    for wrong in ("General=0.7", "heavy", "General=a,Teen=1,Mature=1", "General=0,Teen=1,Mature=1"):
+        with pytest.raises(ValueError, match="class_weights"):
+            parse_class_weights(wrong, labels)
+    assert parse_severity_weights(None, 3) == [0.3, 0.3, 0.4]
+    assert parse_severity_weights("1,2", 2) == [1, 2]
+    with pytest.raises(ValueError, match="expected 3 weights"):
+        parse_severity_weights("1,2", 3)
