@@ -9,6 +9,7 @@ a recipe gives defaults and the command line overrides them.
 
 import csv
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ from modeling.training_args import (
     parse_class_weights,
     parse_severity_weights,
 )
-from scripts.chunk_vectors import cache_key, cached_chunk_vectors
+from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
 from scripts.command_line import parse_with_recipe, run_main
 from scripts.prepare_dataset import load_tokenizer
 
@@ -76,6 +77,7 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
     """One run, stage by stage. Returns the exit status."""
     set_up_logging(args)
+    set_up_threads(args)
     checkpoint = claim_output_dir(args)
     set_seed(args.seed)
     tokenizer = load_tokenizer(model_args.encoder)
@@ -102,7 +104,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     if args.freeze_encoder:
         key = cache_key(model, str(manifest.get("data_fingerprint", args.output_dir)), args.precision)
         folder = Path(data_args.dataset_dir) / ".chunk_vectors" / key
-        documents = dict(cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator))
+        vectors = cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator)
+        model.standardize(document_means(vectors["train"]))
+        documents = dict(vectors)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
     history, health, stop = add_callbacks(trainer, labels, config, args)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -144,6 +148,14 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
     logging.getLogger("transformers.trainer").setLevel(logging.INFO)
     logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
+
+
+def set_up_threads(args: HierarchicalTrainingArguments) -> None:
+    """All cores for the work on a CPU. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
+    if args.device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // processes))
+        logger.info(f"{torch.get_num_threads()} threads on the CPU.")
 
 
 def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:

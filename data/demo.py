@@ -4,9 +4,9 @@
 
 A story is made of quiet paragraphs and of scenes. A scene's content is mild, Teen or Mature, and it either happens or is
 framed: acted on a stage, dreamed, read in a book, imagined, shown on a screen. The label is the severest scene that
-happens. Stories of a length have the same numbers of scenes of each content and of frames whatever their label; the
-label decides only which content stands in which frame. So neither single words nor the first chunk tell it, and reading
-does. The place of the deciding scene is uniform over the text, and is recorded.
+happens. Half of a story's scenes are framed whatever its label, and what stands in the frames is drawn at random: the
+words of severe scenes occur in every class, and only reading tells which of them happened. The place of the deciding
+scene is uniform over the text, and is recorded.
 """
 
 import argparse
@@ -87,14 +87,14 @@ CONTENT: dict[str, list[str]] = {
         "{x} slapped {y} hard, twice, and {y} spat and threatened to smash every window in the house.",
     ],
     "Mature": [
-        "{x} drove the knife into {y}'s chest and held it there until the breathing stopped and blood ran over the floor.",
-        "{x} shot {y} twice in the face, and the wall behind was wet with blood and splinters of bone.",
-        "{x} cut {y}'s throat from behind; the blood came in pulses, and the corpse slid down the door.",
-        "{x} tortured {y} with a hot iron for an hour, finger by finger, until the screams turned into nothing.",
-        "{x} pushed the needle into a ruined vein, and {y} found the body on the heroin mattress, cold and blue.",
-        "{x} beat {y} to death with a hammer and hacked the limbs apart with an axe in the bathtub.",
-        "{x} strangled {y} slowly with a wire, and the eyes bulged and the corpse was dumped in the well.",
-        "{x} set fire to {y}, bound and soaked in petrol, and watched the flesh blacken while the victim shrieked.",
+        "{x} drove the knife into {y}'s chest and held it there until the breathing stopped and blood covered the floor.",
+        "{x} shot {y} twice, in the chest and in the head, and the wall behind was red with blood.",
+        "{x} cut {y}'s throat from behind; there was blood to the ceiling, and the corpse slid down the door.",
+        "{x} tortured {y} with a hot iron for an hour, until the screams turned into nothing.",
+        "{x} injected heroin into a ruined vein; {y} found the body on the mattress, cold and blue.",
+        "{x} beat {y} to death with a hammer and hid the mutilated corpse in the cellar.",
+        "{x} strangled {y} slowly with a wire and dumped the naked corpse in the well.",
+        "{x} poured petrol over {y}, who was bound, struck a match and watched the victim burn alive.",
     ],
 }
 
@@ -131,23 +131,19 @@ class Scene:
 
 
 def plan_scenes(label: str, num_chunks: int, rng: np.random.Generator) -> list[Scene]:
-    """The scenes of a story. Their contents and the number of frames depend on its length alone; the label decides
-    which content is framed."""
+    """The scenes of a story: as many, and as many of them framed, whatever its label."""
     if num_chunks <= 2:
-        # Room for two scenes: one of weight, which happens or not, and a mild one for the other place.
-        content = label if label != "General" else str(rng.choice(["Teen", "Mature"], p=[0.66, 0.34]))
-        return [Scene(content, framed=label == "General"), Scene("General", framed=label != "General")]
-    rounds = 1 + (num_chunks > 9)
-    mature, teen, mild = rounds, rounds, 2 * rounds
-    num_framed = mature + teen
-    framed = {"Mature": mature - (label == "Mature"), "Teen": teen - (label == "Teen")}
+        # Room for a scene of weight, which happens or not, and in two chunks for a mild one in the other place.
+        content = label if label != "General" else str(rng.choice(LABELS, p=[0.3, 0.4, 0.3]))
+        scenes = [Scene(content, framed=label == "General"), Scene("General", framed=label != "General")]
+        return scenes[:num_chunks]
+    num_scenes = 4 + 2 * (num_chunks > 9)
+    happens = [label]
     if label == "Mature" and rng.random() < 0.5:
-        framed["Teen"] -= 1
-    framed["General"] = num_framed - framed["Mature"] - framed["Teen"]
-    scenes = []
-    for content, count in (("Mature", mature), ("Teen", teen), ("General", mild)):
-        scenes += [Scene(content, framed=i < framed[content]) for i in range(count)]
-    return scenes
+        happens.append("Teen")
+    happens += ["General"] * (num_scenes // 2 - len(happens))
+    framed = [str(content) for content in rng.choice(LABELS, num_scenes // 2, p=[0.3, 0.3, 0.4])]
+    return [Scene(content, framed=False) for content in happens] + [Scene(content, framed=True) for content in framed]
 
 
 def write_story(label: str, num_chunks: int, words_in_chunk: int, rng: np.random.Generator) -> tuple[str, list[dict[str, Any]]]:
@@ -181,23 +177,23 @@ def write_story(label: str, num_chunks: int, words_in_chunk: int, rng: np.random
     for paragraph, scene in shuffled:
         start = len(text)
         text += paragraph
-        if scene is not None and not scene.framed and scene.content == label != "General":
+        if label != "General" and scene is not None and scene.content == label and not scene.framed:
             evidence.append({"start": start, "end": len(text)})
         text += "\n\n"
     return text.rstrip("\n"), evidence
 
 
-def demo_corpus(num_documents: int = 1000, seed: int = 7, words_in_chunk: int = 92) -> list[dict[str, Any]]:
+def demo_corpus(num_documents: int = 1000, seed: int = 7, words_in_chunk: int = 47) -> list[dict[str, Any]]:
     """The corpus: `{"id", "text", "label", "evidence": [{"start", "end"}]}`, offsets in characters.
 
     Args:
-        words_in_chunk: words that fill a chunk; 92 for 128 tokens of MiniLM.
+        words_in_chunk: words that fill a chunk; 47 for 64 tokens of MiniLM.
     """
     rng = np.random.default_rng(seed)
     documents = []
     labels = rng.permutation(np.repeat(LABELS, np.round(np.array(SHARES) * num_documents).astype(int)))
     for number, label in enumerate(labels):
-        num_chunks = int(np.clip(round(rng.lognormal(1.35, 0.75)), 1, 25))
+        num_chunks = int(np.clip(round(rng.lognormal(1.6, 0.65)), 1, 25))
         text, evidence = write_story(str(label), num_chunks, words_in_chunk, rng)
         documents.append({"id": f"story-{number:04d}", "text": text, "label": str(label), "evidence": evidence})
     return documents

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+from datasets.arrow_writer import ArrowWriter
 
 from data.sources import read_rows
 
@@ -156,16 +157,16 @@ def _write_table(
     rows: Iterator[dict[str, str]], features: datasets.Features, cache_dir: str | None
 ) -> datasets.Dataset:
     """Rows → a memory-mapped table. (`Dataset.from_generator` hashes its generator and would reuse old files.)"""
+    empty = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     if cache_dir is None:
-        return datasets.Dataset.from_list(list(rows), features=features)
-    from datasets.arrow_writer import ArrowWriter
-
+        collected = list(rows)
+        return datasets.Dataset.from_list(collected, features=features) if collected else empty
     path = os.path.join(cache_dir, "documents.arrow")
     with ArrowWriter(path=path, features=features, writer_batch_size=64) as writer:
         for row in rows:
             writer.write(row)
-        writer.finalize()
-    return datasets.Dataset.from_file(path) if os.path.getsize(path) else datasets.Dataset.from_list([], features)
+        num_rows, _ = writer.finalize()
+    return datasets.Dataset.from_file(path) if num_rows else empty
 
 
 def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str]) -> list[str]:

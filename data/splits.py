@@ -80,7 +80,8 @@ def split_documents(
             findings.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
             findings.decisions["duplicate"] = "put into the same split"
         splits = make_splits(documents["label"], group_of, fractions, seed)
-    _check_splits(documents["label"], splits, need_all=not any(given))
+    made = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
+    _check_splits(documents["label"], splits, in_each=["train"] if any(given) else made)
     return splits
 
 
@@ -141,7 +142,8 @@ def _without_leaks(
     return ["" if index in dropped else split for index, split in enumerate(splits)]
 
 
-def _check_splits(labels: Sequence[str], splits: Sequence[str], need_all: bool) -> None:
+def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequence[str]) -> None:
+    """Raises ValueError unless there are train and validation documents, and every label is `in_each` of these splits."""
     counts = Counter(zip(splits, labels, strict=True))
     present = set(splits)
     for split in ("train", "validation"):
@@ -151,8 +153,7 @@ def _check_splits(labels: Sequence[str], splits: Sequence[str], need_all: bool) 
                 "them in the split column, or make the splits here with --split_column none."
             )
     for label in sorted(set(labels)):
-        required = sorted(present - {""}, key=SPLITS.index) if need_all else ["train"]
-        absent = [split for split in required if not counts[split, label]]
+        absent = [split for split in in_each if not counts[split, label]]
         if absent:
             total = sum(counts[split, label] for split in present)
             raise ValueError(

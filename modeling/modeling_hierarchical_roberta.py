@@ -94,6 +94,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         # The pooler reads the first token only and would be dead weight (and unused parameters under DDP).
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
+        # Identity, unless `standardize` says otherwise.
+        self.register_buffer("vector_mean", torch.zeros(config.hidden_size))
+        self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
         if config.chunk_transformer_layers:
             heads = config.encoder_config.num_attention_heads
@@ -183,6 +186,17 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.encoder.requires_grad_(False)
         self.encoder.eval()
 
+    @torch.no_grad()
+    def standardize(self, document_BD: torch.Tensor) -> None:
+        """Shift and scale chunk vectors from now on so that these documents' mean vectors have mean 0 and deviation 1.
+
+        A frozen encoder's features differ in scale by orders of magnitude, and some are constant: a head on them as
+        they are learns slowly and then overfits (figures in docs/log.md).
+        """
+        deviation_D = document_BD.float().std(dim=0)
+        self.vector_mean.copy_(document_BD.float().mean(dim=0))
+        self.vector_scale.copy_(torch.where(deviation_D > 1e-4, deviation_D, torch.ones_like(deviation_D)))
+
     @property
     def encoder_is_frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
@@ -224,7 +238,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def classify(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Chunk vectors → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and scores are read here."""
         with torch.autocast(chunk_ND.device.type, enabled=False):
-            chunk_ND = chunk_ND.float()
+            chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
             if self.chunk_transformer is not None:
                 chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
             document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)

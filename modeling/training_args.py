@@ -99,6 +99,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
         metadata={"help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound."},
     )
     token_budget: int = field(default=4096, metadata={"help": "Tokens in a micro-batch of the encoder."})
+    cpu_threads: int = field(
+        default=0,
+        metadata={"help": "Threads on a CPU. 0: the machine's cores, shared among its processes."},
+    )
     # Metrics
     severity_weights: str | None = field(
         default=None,
@@ -109,7 +113,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         for name, least in (("head_lr_multiplier", 0), ("early_stopping_patience", 0), ("early_stopping_min_delta", 0),
-                            ("live_chunks", 0), ("token_budget", 1), ("learning_rate", 0), ("num_train_epochs", 0)):  # fmt: skip
+                            ("live_chunks", 0), ("token_budget", 1), ("cpu_threads", 0), ("learning_rate", 0), ("num_train_epochs", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
         # Without an accelerator Trainer wants to be told so before it allows bf16.

@@ -148,7 +148,7 @@ def run_command(module: str, *extra: str, timeout: int = 300, **arguments) -> su
 
 
 TRAINING = {"chunk_length": 16, "max_chunks": 4, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False,
-            "dataloader_num_workers": 0, "logging_steps": 1}  # fmt: skip
+            "dataloader_num_workers": 0, "logging_steps": 1, "cpu_threads": 1}  # fmt: skip
 
 
 def train(folder: Path, encoder: Path, output_dir: Path, *extra: str, processes: int = 1, timeout: int = 300, **arguments):

@@ -1,0 +1,129 @@
+"""Early stopping's rule, the health watch's signs, the files that are written whole."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from modeling.callbacks import EarlyStopping, write_json
+from modeling.checkpoints import find_checkpoint, what_is_wrong, write_checkpoint_manifest
+from modeling.health import HealthWatch, frozen_model_message
+from modeling.tensorboard import confusion_figure, scalar_name
+
+ARGS = SimpleNamespace(metric_for_best_model="f1_macro", greater_is_better=True, fp16=False, output_dir="out",
+                       num_train_epochs=10)  # fmt: skip
+
+
+def stops_after(scores: list[float], **rule) -> int | None:
+    """The number of the evaluation after which training stops."""
+    callback, control = EarlyStopping(**rule), TrainerControl()
+    for number, score in enumerate(scores, 1):
+        callback.on_evaluate(ARGS, TrainerState(), control, metrics={"eval_f1_macro": score})
+        if control.should_training_stop:
+            return number
+    return None
+
+
+def test_an_improvement_is_measured_from_the_last_counted_best():
+    creeping = [0.600 + 0.004 * i for i in range(6)]  # Trainer's own callback stops at 0.612
+    assert stops_after(creeping, patience=3, min_delta=0.005) is None
+    assert stops_after([0.5, 0.5, 0.501, 0.5009], patience=3, min_delta=0.001) == 4
+    assert stops_after([0.5] * 20, patience=0) is None
+    assert stops_after([0.5, 0.6, 0.1, 0.1], patience=2) == 4
+
+
+def test_smaller_is_better_where_the_arguments_say_so():
+    callback, control = EarlyStopping(patience=2, min_delta=0.0), TrainerControl()
+    args = SimpleNamespace(metric_for_best_model="eval_loss", greater_is_better=False)
+    for loss in (1.0, 0.9, 0.95):
+        callback.on_evaluate(args, TrainerState(), control, metrics={"eval_loss": loss})
+    assert callback.counter == 1
+
+
+def watch(train: list[float], evaluated: list[float], weights: list[float] | None = None) -> HealthWatch:
+    trainer = SimpleNamespace(
+        class_weights=None if weights is None else torch.tensor(weights), last_grad_norm=None, totals={},
+        model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
+    )  # fmt: skip
+    health, control = HealthWatch(trainer), TrainerControl()
+    health.on_train_begin(ARGS, TrainerState(), control)
+    for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
+        trainer.totals = {"loss": loss, "steps": 1}
+        health.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics={"eval_loss": eval_loss})
+    return health
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluated", "signs"),
+    [
+        ([1.1, 0.9, 0.6, 0.4, 0.3], [1.0, 0.9, 0.8, 0.7, 0.65], []),
+        ([1.1, 0.9, 0.6, 0.4, 0.3], [1.0, 0.9, 1.0, 1.1, 1.2], ["overfitting"]),
+        ([1.1, 1.11, 1.1, 1.12], [1.1, 1.1, 1.1, 1.1], ["not_learning"]),
+        ([1.1, 1.08, 1.05, 1.04, 1.03], [1.1, 1.08, 1.07, 1.06, 1.05], ["underfitting"]),
+    ],
+)
+def test_the_signs_of_unhealthy_training(train, evaluated, signs, caplog):
+    assert watch(train, evaluated).signs == signs
+    assert [record.message.split(": ")[1] for record in caplog.records] == signs
+
+
+def test_extreme_class_weights_and_a_frozen_model(roberta_model):
+    assert watch([], [], weights=[0.4, 1.0, 12.0]).signs == ["extreme_class_weights"]
+    assert watch([], [], weights=[0.4, 1.0, 9.0]).signs == []
+    assert frozen_model_message(roberta_model) is None
+    assert "frozen_model" in (frozen_model_message(roberta_model.requires_grad_(False)) or "")
+
+
+def test_a_loss_that_explodes_or_is_no_number():
+    health, control = watch([], []), TrainerControl()
+    for step, loss in enumerate([1.0, 1.1, 1.0, 0.9, 4.0, 5.0]):
+        health.on_log(ARGS, TrainerState(global_step=step), control, logs={"loss": loss})
+    assert health.signs == ["exploding_loss"]
+    assert not control.should_training_stop
+    control.should_save = True
+    health.on_log(ARGS, TrainerState(global_step=7), control, logs={"loss": float("nan")})
+    assert control.should_training_stop
+    assert not control.should_save
+    assert "nan_loss" in (health.failure or "")
+
+
+def make_checkpoint(folder, step: int):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(b"weights" * step)
+    write_checkpoint_manifest(str(path))
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path, caplog):
+    assert find_checkpoint(str(tmp_path), "auto") is None
+    first, second, third, fourth = (make_checkpoint(tmp_path, step) for step in (2, 10, 11, 12))
+    assert find_checkpoint(str(tmp_path), "auto") == str(fourth)
+    (fourth / "checkpoint_manifest.json").unlink()
+    (third / "model.safetensors").write_bytes(b"Weights" * 11)
+    assert find_checkpoint(str(tmp_path), "auto") == str(second)
+    assert "its saving never ended" in caplog.text
+    assert "has changed since it was saved" in caplog.text
+    (first / "model.safetensors").unlink()
+    assert what_is_wrong(first) == "model.safetensors is missing"
+    with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is missing"):
+        find_checkpoint(str(tmp_path), str(first))
+    with pytest.raises(ValueError, match="there is no such folder"):
+        find_checkpoint(str(tmp_path), str(tmp_path / "no"))
+
+
+def test_json_is_whole_and_holds_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf"), 1.5]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [None, 1.5]}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_confusion_matrix_shows_counts_and_shares():
+    import numpy as np
+
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["a", "b"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75%", "1\n25%", "0\n0%", "0\n0%"]
+    assert scalar_name("eval_f1_macro") == "eval/f1_macro"
+    assert scalar_name("learning_rate/head") == "train/learning_rate/head"

@@ -1,0 +1,39 @@
+"""Two processes compute what one does."""
+
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2}
+
+
+def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepared_folder, roberta_folder, tmp_path):
+    # 48 training documents: two processes of 5 x 2 leave a last step that does not divide.
+    ways = {"one": (1, 20, 1), "accumulated": (1, 1, 20), "two": (2, 5, 2)}
+    weights, histories, predictions = {}, {}, {}
+    for name, (processes, batch, accumulation) in ways.items():
+        done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **EXACT,
+                     per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+                     per_device_eval_batch_size=4)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        weights[name] = load_file(tmp_path / name / "model.safetensors")
+        histories[name] = json.loads((tmp_path / name / "training_history.json").read_text())
+        with open(tmp_path / name / "predictions_test.csv", encoding="utf-8") as file:
+            predictions[name] = [row["id"] for row in csv.DictReader(file)]
+    for name in ("accumulated", "two"):
+        for key, value in weights["one"].items():
+            torch.testing.assert_close(weights[name][key], value, atol=1e-5, rtol=0)
+        assert predictions[name] == predictions["one"]
+        for ours, theirs in zip(histories[name]["epochs"], histories["one"]["epochs"], strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-5)
+            assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], abs=1e-5)
+            for epoch in (ours, theirs):
+                assert epoch["documents_per_second"] * epoch["seconds"] == pytest.approx(48, abs=0.01)
+            assert sum(ours[f"eval_support_{label}"] for label in ("General", "Teen", "Mature")) == 6

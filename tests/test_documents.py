@@ -1,0 +1,192 @@
+"""Sources, what can be wrong with them, and splits without leaks."""
+
+import json
+from collections import Counter
+
+import datasets
+import pytest
+
+from data.documents import Columns, read_documents
+from data.sources import read_rows
+from data.splits import make_splits, near_duplicates, split_documents
+from tests.conftest import LABELS, tiny_rows, write_csv
+
+ROWS = [{"id": str(i), "text": f"Text number {i} of its own kind.", "label": LABELS[i % 3]} for i in range(6)]
+
+
+def sources(folder) -> dict[str, str]:
+    """The same six rows as every kind of source."""
+    write_csv(folder / "a.csv", ROWS)
+    (folder / "a.tsv").write_text("id\ttext\tlabel\n" + "".join("\t".join(row.values()) + "\n" for row in ROWS))
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    table = datasets.Dataset.from_list(ROWS)
+    table.to_parquet(str(folder / "a.parquet"))
+    table.cast_column("label", datasets.ClassLabel(names=LABELS)).save_to_disk(str(folder / "saved"))
+    for row in ROWS:
+        path = folder / "texts" / row["label"] / f"{row['id']}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(row["text"])
+    return {name: str(folder / name) for name in ("a.csv", "a.tsv", "a.jsonl", "a.parquet", "saved", "texts")}
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.tsv", "a.jsonl", "a.parquet", "saved", "texts"])
+def test_every_kind_of_source_gives_the_same_documents(kind, tmp_path):
+    documents, _ = read_documents(sources(tmp_path)[kind], Columns(), LABELS)
+    found = sorted((row["text"], row["label"]) for row in documents)
+    assert found == sorted((row["text"], row["label"]) for row in ROWS)
+
+
+def read(tmp_path, rows: list[dict], **arguments):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_documents(str(path), Columns(), LABELS, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"text": None}, "missing_text"),
+        ({"text": " \n"}, "empty"),
+        ({"label": None}, "missing_label"),
+        ({"label": "Adult"}, "unknown_label"),
+        ({"id": "0"}, "duplicate_id"),
+        ({"split": "holdout"}, "unknown_split"),
+    ],
+)
+def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
+    rows = [*ROWS[:4], {**ROWS[4], **change}, ROWS[5]]
+    with pytest.raises(ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. Mend them, or decide with --drop {problem}"):
+        read(tmp_path, rows)
+    documents, findings = read(tmp_path, rows, drop=[problem])
+    assert len(documents) == 5
+    assert findings.decisions[problem] == "dropped"
+    assert len(findings.rows[problem]) == 1
+
+
+def test_an_empty_document_can_be_kept(tmp_path):
+    documents, findings = read(tmp_path, [*ROWS, {"id": "e", "text": "", "label": "Teen"}], keep=["empty"])
+    assert len(documents) == 7
+    assert findings.rows["empty"] == ["row 7 (id e)"]
+
+
+def test_bytes_that_are_not_utf8_name_file_and_row(tmp_path):
+    path = tmp_path / "latin.csv"
+    path.write_bytes('id,text,label\n1,"two\nlines",Teen\n2,na\u00efve,Teen\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv: row 2 \(line 4\) is not UTF-8: byte 0xef"):
+        list(read_rows(str(path)))
+    assert [row["text"] for row in read_rows(str(path), "replace")] == ["two\nlines", "na\ufffdve"]
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
+    with pytest.raises(ValueError, match=r"latin\.jsonl: row 2 \(line 2\)"):
+        list(read_rows(str(path)))
+
+
+def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
+    documents, _ = read(tmp_path, [{**row, "text": "e\u0301 " + row["text"]} for row in ROWS])
+    assert documents[0]["text"].startswith("\u00e9 ")
+    broken = [{**ROWS[0], "text": "a \ud800 b"}]
+    with pytest.raises(ValueError, match="row 1 .*half a surrogate pair"):
+        read(tmp_path, broken)
+    assert read(tmp_path, broken, encoding_errors="replace")[0][0]["text"] == "a \ufffd b"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "id,text,label\n1,a,b,Teen\n", r"row 1 \(line 2\) does not have the 3 fields"),
+        ("a.csv", "id,text,text\n1,a,b\n", "the column text stands more than once"),
+        ("a.csv", "id,body,label\n1,a,Teen\n", "no column for --text_column text; there are id, body, label"),
+        ("a.csv", "id,text,label\n", "no documents"),
+        ("a.jsonl", '{"text": "a"\n', "row 1 is not JSON"),
+        ("a.jsonl", "[1]\n", "row 1 is list, expected an object"),
+        ("a.jsonl", '{"id": 1, "text": 5, "label": "Teen"}\n', "the column 'text' holds int, expected text"),
+        ("a.docx", "", r"expected a \.csv, \.tsv, \.jsonl or \.parquet file, got \.docx"),
+        ("a.parquet", "PAR", "not a readable Parquet file"),
+    ],
+)
+def test_a_source_that_cannot_be_read_says_why(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_documents(str(tmp_path / name), Columns(), LABELS)
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder, and no data set on the hub"):
+        list(read_rows(str(tmp_path / "nothing")))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="expected folders named after the labels"):
+        list(read_rows(str(tmp_path / "folder")))
+
+
+LONG = "It was a long evening and the rain did not stop for anyone who had to walk home over the hill."
+
+
+def test_near_duplicates_are_found_and_others_are_not():
+    texts = [LONG * 3 + " One.", "Something else entirely, with words of its own in every place.", LONG * 3 + " Two.",
+             "short", "SHORT", "other"]  # fmt: skip
+    assert near_duplicates(texts) == [(0, 2), (3, 4)]
+    assert near_duplicates([]) == []
+
+
+def test_made_splits_are_stratified_seeded_and_keep_groups_and_duplicates_together(tmp_path):
+    rows = tiny_rows(200)
+    for i, row in enumerate(rows):
+        row["group"] = f"g{i // 4}"
+    rows[0]["text"] = rows[150]["text"]
+    documents, findings = read(tmp_path, rows)
+    splits = split_documents(documents, findings, seed=1)
+    assert splits == split_documents(documents, findings, seed=1)
+    assert splits != split_documents(documents, findings, seed=2)
+    assert splits[0] == splits[150]
+    assert findings.decisions["duplicate"] == "put into the same split"
+    for group in range(50):
+        assert len(set(splits[4 * group : 4 * group + 4])) == 1
+    sizes = Counter(splits)
+    assert (sizes["train"], sizes["validation"], sizes["test"]) == pytest.approx((160, 20, 20), abs=4)
+
+
+def test_made_splits_without_groups_are_80_10_10_of_every_label():
+    labels = ["a"] * 100 + ["b"] * 40 + ["c"] * 10
+    counts = Counter(zip(make_splits(labels, list(range(150)), (0.8, 0.1, 0.1), 42), labels, strict=True))
+    for label, total in (("a", 100), ("b", 40), ("c", 10)):
+        found = [counts[split, label] for split in ("train", "validation", "test")]
+        assert found == [total * 8 // 10, total // 10, total // 10]
+
+
+def with_splits(tmp_path, **extra):
+    rows = [{**row, "split": ("train", "val", "test")[i // 6], "id": str(i), "text": f"{row['text']} Copy {i}."}
+            for i, row in enumerate(ROWS * 3)]  # fmt: skip
+    for i, fields in extra.items():
+        rows[int(i[1:])] |= fields
+    return read(tmp_path, rows)
+
+
+def test_given_splits_are_taken(tmp_path):
+    documents, findings = with_splits(tmp_path)
+    assert Counter(split_documents(documents, findings)) == {"train": 6, "validation": 6, "test": 6}
+
+
+def test_a_leak_across_given_splits_is_an_error_or_a_decision(tmp_path):
+    documents, findings = with_splits(tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"})
+    with pytest.raises(ValueError, match=r"\[duplicate\]: 2 \(train\) ~ 9 \(validation\); .*\[group_leak\].*--drop duplicate,group_leak or --keep"):
+        split_documents(documents, findings)
+    findings.decisions = {"duplicate": "dropped", "group_leak": "dropped"}
+    splits = split_documents(documents, findings)
+    assert splits[2] == ""
+    assert splits[9] == "validation"
+    findings.decisions = {"duplicate": "kept", "group_leak": "kept"}
+    assert "" not in split_documents(documents, findings)
+
+
+def test_splits_that_cannot_be(tmp_path):
+    documents, findings = with_splits(tmp_path, r2={"split": None})
+    with pytest.raises(ValueError, match="1 documents have no split and the others do: 2"):
+        split_documents(documents, findings)
+    documents, findings = read(tmp_path, [{**row, "split": "train"} for row in ROWS])
+    with pytest.raises(ValueError, match="no validation documents"):
+        split_documents(documents, findings)
+    documents, findings = read(tmp_path, ROWS)
+    with pytest.raises(ValueError, match=r"class 'General' has too few documents to split \(2\)"):
+        split_documents(documents, findings)
+    with pytest.raises(ValueError, match="split fractions"):
+        split_documents(documents, findings, fractions=(0.5, 0.1))

@@ -1,0 +1,226 @@
+"""train_hf.py as a person runs it: what it leaves, how it resumes, what it refuses."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import LABELS, ROOT, TRAINING, options, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(prepared_folder, roberta_folder, tmp_path_factory) -> Path:
+    """A finished run of three epochs."""
+    output_dir = tmp_path_factory.mktemp("runs") / "first"
+    done = train(prepared_folder, roberta_folder, output_dir, num_train_epochs=3)
+    assert done.returncode == 0, done.stderr
+    return output_dir
+
+
+def test_the_files_of_a_run(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "modeling_hierarchical_roberta.py",
+                     "training_history.json", "training.log", "metrics.json", "predictions_validation.csv",
+                     "predictions_test.csv", "runs", "README.md"}  # fmt: skip
+    assert not [name for name in names if "partial" in name]
+
+
+def test_the_history(run):
+    history = json.loads((run / "training_history.json").read_text())
+    assert set(history) == {"config", "epochs", "best", "stopped_early"}
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
+    last = history["epochs"][-1]
+    assert {"step", "train_loss", "eval_loss", "eval_f1_macro", "eval_quadratic_kappa", "eval_severity_f1", "grad_norm",
+            "eval_recall_Mature", "seconds", "documents_per_second", "chunks_per_second"} <= set(last)  # fmt: skip
+    assert last["learning_rate"]["head"] == pytest.approx(2 * last["learning_rate"]["encoder"])
+    assert history["best"]["eval_f1_macro"] == max(epoch["eval_f1_macro"] for epoch in history["epochs"])
+    assert history["config"]["learning_rate"] == 1e-3
+    assert history["config"]["data_fingerprint"]
+    assert history["config"]["versions"]["torch"] == torch.__version__
+    documents = last["documents_per_second"] * last["seconds"]
+    assert documents == pytest.approx(48, abs=0.01)
+
+
+def test_metrics_and_predictions_are_the_best_models(run):
+    history = json.loads((run / "training_history.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["validation"]["f1_macro"] == pytest.approx(history["best"]["eval_f1_macro"])
+    with open(run / "predictions_test.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["id", "label", "predicted", *LABELS]
+    accuracy = sum(row["label"] == row["predicted"] for row in rows) / len(rows)
+    assert accuracy == pytest.approx(metrics["test"]["accuracy"])
+    for row in rows:
+        scores = {label: float(row[label]) for label in LABELS}
+        assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == max(scores, key=scores.get)
+
+
+def test_the_card_tells_what_was_run(run):
+    card = (run / "README.md").read_text()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"| f1_macro | {metrics['validation']['f1_macro']:.4f} | {metrics['test']['f1_macro']:.4f} |" in card
+    assert "16 documents a step" in card
+
+
+def test_tensorboard_has_scalars_figure_graph_and_arguments(run):
+    [folder] = (run / "runs").iterdir()
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    for name in ("loss", "grad_norm", "learning_rate/head", "learning_rate/encoder", "documents_per_second",
+                 "chunks_per_second", "padding_share", "peak_memory_gib"):  # fmt: skip
+        assert f"train/{name}" in tags["scalars"]
+    assert {"eval/f1_macro", "eval/loss", "eval/recall_Mature"} <= set(tags["scalars"])
+    assert len(events.Scalars("eval/f1_macro")) >= 3
+    assert "confusion_matrix" in tags["images"]
+    assert tags["graph"]
+    assert any("arguments" in tag for tag in tags["tensors"])
+
+
+def test_the_log_has_the_coverage_the_weights_and_the_groups(run):
+    log = (run / "training.log").read_text()
+    for said in ("cuts", "Class weights: General 0.67 (24 documents)", "Optimizer group head", "Precision: fp32 (as given)"):
+        assert said in log
+
+
+def last_weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    newest = max(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return load_file(newest / "model.safetensors")
+
+
+STEPS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 10,
+         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "chunk_policy": "random", "max_chunks": 2,
+         "dropout": 0.2, "attention_dropout": 0.1, "dataloader_num_workers": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(stop, prepared_folder, roberta_folder, tmp_path):
+    whole = train(prepared_folder, roberta_folder, tmp_path / "whole", **STEPS)
+    assert whole.returncode == 0, whole.stderr
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "cut", **TRAINING, **STEPS}
+    process = subprocess.Popen([sys.executable, "train_hf.py", *options(**given)], cwd=ROOT, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "checkpoint-4" / "checkpoint_manifest.json").exists():  # of 8 steps an epoch
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(stop)
+    assert process.wait(60) == (143 if stop == signal.SIGTERM else -9)
+    assert not (tmp_path / "cut" / "checkpoint-16").exists(), "it was too fast to be stopped"
+    resumed = train(prepared_folder, roberta_folder, tmp_path / "cut", resume_from_checkpoint="auto", **STEPS)
+    assert resumed.returncode == 0, resumed.stderr
+    expected, found = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cut")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    histories = [json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("whole", "cut")]
+    for ours, theirs in zip(*(history["epochs"] for history in histories), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-6)
+        assert ours["eval_loss"] == theirs["eval_loss"]
+
+
+def test_early_stopping_ends_a_run_and_a_resume_of_it_trains_no_further(prepared_folder, roberta_folder, tmp_path):
+    rule = {"early_stopping_patience": 2, "early_stopping_min_delta": 1, "num_train_epochs": 9}
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", **rule)
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert len(history["epochs"]) == 3
+    assert history["stopped_early"]
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    again = train(prepared_folder, roberta_folder, tmp_path / "run", resume_from_checkpoint="auto", **rule)
+    assert again.returncode == 0, again.stderr
+    assert len(json.loads((tmp_path / "run" / "training_history.json").read_text())["epochs"]) == 3
+    again_weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(weights[name], again_weights[name]) for name in weights)
+
+
+def test_a_frozen_encoders_vectors_are_kept_and_change_nothing(prepared_folder, roberta_folder, tmp_path):
+    data = shutil.copytree(prepared_folder, tmp_path / "data")
+    given = {"chunk_policy": "random", "max_chunks": 2, "dropout": 0.0, "class_weights": "none"}
+    for name in ("first", "second"):
+        done = train(data, roberta_folder, tmp_path / name, "--freeze_encoder", **given)
+        assert done.returncode == 0, done.stderr
+        assert ("are taken from" in done.stderr) == (name == "second")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    encoder = load_file(roberta_folder / "model.safetensors")
+    assert all(torch.equal(first[f"encoder.{name}"], encoder[name]) for name in encoder if not name.startswith("pooler"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset_dir": "nowhere"}, "nowhere: no prepared data set there (no folder)"),
+        ({"encoder": "no/such-encoder"}, "No tokenizer could be loaded from 'no/such-encoder'"),
+        ({"chunk_overlap": 600, "chunk_length": 512}, "chunk_overlap (600) must be below chunk_length - 2 (510)"),
+        ({"chunk_length": 65}, "beyond the encoder's 64 positions"),
+        ({"max_chunks": 0}, "max_chunks must be at least 1"),
+        ({"class_weights": "General=1"}, "the labels are General, Teen, Mature"),
+        ({"learning_rate": "fast"}, "argument --learning_rate: invalid float value: 'fast'"),
+        ({"learning_rat": 1}, "Unknown option --learning_rat 1"),
+        ({"pooling": "median"}, "pooling must be one of attention, mean, max"),
+        ({"config": "scripts/recipes/none.yaml"}, "There is no recipe scripts/recipes/none.yaml"),
+        ({"resume_from_checkpoint": "nothing"}, "there is no such folder"),
+        ({"severity_weights": "1,2"}, "expected 3 weights"),
+        ({"dropout": 1.5}, "A dropout must be in [0, 1)"),
+        ({"metric_for_best_model": "f2"}, "f2"),
+    ],
+)
+def test_mistakes_are_told_in_a_paragraph(arguments, message, prepared_folder, roberta_folder, tmp_path):
+    done = train(prepared_folder, roberta_folder, tmp_path / "out", **arguments)
+    assert done.returncode == 1
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_recipe_gives_defaults_and_the_command_line_overrides_them(prepared_folder, roberta_folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 5.0e-4\nnum_train_epochs: 1\npooling: mean\nlr_scheduler_kwargs: {num_cycles: 0.5}\n")
+    arguments = {name: value for name, value in TRAINING.items() if name not in ("learning_rate", "num_train_epochs")}
+    command = [sys.executable, "train_hf.py", "--config", str(recipe), "--pooling", "max",
+               *options(dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path / "out", **arguments)]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "out" / "training_history.json").read_text())["config"]
+    assert (config["learning_rate"], config["num_train_epochs"], config["pooling"]) == (5e-4, 1, "max")
+    recipe.write_text("learning_rat: 1\n")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "unknown key learning_rat" in done.stderr
+
+
+def test_an_earlier_run_is_not_mixed_with(run, prepared_folder, roberta_folder):
+    done = train(prepared_folder, roberta_folder, run)
+    assert done.returncode == 1
+    assert "holds an earlier run" in done.stderr
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(prepared_folder, roberta_folder, tmp_path):
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", learning_rate="1e30", warmup_steps=0, max_grad_norm=0,
+                 save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)  # fmt: skip
+    assert done.returncode == 1
+    assert "health: nan_loss" in done.stderr
+    assert "Traceback" not in done.stderr
+    for weights in (load_file(path) for path in (tmp_path / "run").glob("checkpoint-*/model.safetensors")):
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "scripts/recipes").glob("*.yaml")))
+def test_every_recipe_is_read(recipe, prepared_folder, tmp_path):
+    command = [sys.executable, "train_hf.py", "--config", f"scripts/recipes/{recipe}",
+               *options(encoder="no/such", dataset_dir=prepared_folder, output_dir=tmp_path / "out")]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "No tokenizer could be loaded from 'no/such'" in " ".join(done.stderr.split())
