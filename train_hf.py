@@ -32,7 +32,7 @@ from modeling.callbacks import EarlyStopping, History, StopOnSignal, write_json
 from modeling.checkpoints import checkpoints_of, find_checkpoint
 from modeling.health import HealthWatch, frozen_model_message
 from modeling.losses import balanced_class_weights
-from modeling.metrics import compute_metrics_fn
+from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.model_card import model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.tensorboard import TensorBoard
@@ -59,7 +59,9 @@ class ModelArguments:
     chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
     max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
-    chunk_policy: str = field(default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."})
+    chunk_policy: str = field(
+        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+    )
     pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
@@ -85,6 +87,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     labels = splits["train"].features["label"].names
     class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
+    check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
     chunked = chunk_splits(splits, tokenizer, model, args)
     collator = DocumentCollator(tokenizer.pad_token_id)
@@ -113,8 +116,10 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     if health.failure:
         raise ValueError(health.failure)
     if stop.exit_status:
-        logger.warning(f"Stopped by a signal after step {trainer.state.global_step}; its checkpoint is saved. Go on with "
-                       "--resume_from_checkpoint auto.")  # fmt: skip
+        logger.warning(
+            f"Stopped by a signal after step {trainer.state.global_step}; its checkpoint is saved. Go on with "
+            "--resume_from_checkpoint auto."
+        )
         return stop.exit_status
     metrics = evaluate_splits(trainer, documents, splits, labels)
     export(trainer, history, metrics, labels)
@@ -180,7 +185,9 @@ def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:
         for name in ("model.safetensors", "training_history.json", "metrics.json"):
             (Path(args.output_dir) / name).unlink(missing_ok=True)
     if resumes:
-        logger.info(f"Going on from {checkpoint}." if checkpoint else "No whole checkpoint to go on from: from the start.")
+        logger.info(
+            f"Going on from {checkpoint}." if checkpoint else "No whole checkpoint to go on from: from the start."
+        )
     return checkpoint
 
 
@@ -189,13 +196,21 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
     weights = parse_class_weights(choice, labels)
     counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
     if absent := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
-        raise ValueError(f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
-                         "or prepare the data without that label.")  # fmt: skip
+        raise ValueError(
+            f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
+            "or prepare the data without that label."
+        )
     if weights == "none":
         return None
-    tensor = balanced_class_weights(dict(zip(labels, counts, strict=True))) if weights == "balanced" else torch.tensor(weights)
-    shown = ", ".join(f"{label} {weight:.2f} ({count} documents)"
-                      for label, weight, count in zip(labels, tensor.tolist(), counts, strict=True))  # fmt: skip
+    tensor = (
+        balanced_class_weights(dict(zip(labels, counts, strict=True)))
+        if weights == "balanced"
+        else torch.tensor(weights)
+    )
+    shown = ", ".join(
+        f"{label} {weight:.2f} ({count} documents)"
+        for label, weight, count in zip(labels, tensor.tolist(), counts, strict=True)
+    )
     logger.info(f"Class weights: {shown}.")
     if tensor.max() > 10:
         logger.warning(f"A class weight is above 10: {shown}. A document of that class outweighs many others.")
@@ -296,9 +311,11 @@ def run_record(
 
 def git_commit() -> str | None:
     """The commit of the code that runs, with "+changes" where it was edited; None outside a checkout."""
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True,
-                              timeout=30, check=True).stdout.strip()  # fmt: skip
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -323,7 +340,7 @@ def evaluate_splits(
     trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
 ) -> dict[str, dict[str, float]]:
     """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each."""
-    metrics = {}
+    metrics: dict[str, dict[str, float]] = {}
     for split in ("validation", "test"):
         if split not in documents:
             continue
@@ -350,9 +367,7 @@ def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], sco
     partial.replace(path)
 
 
-def export(
-    trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]
-) -> None:
+def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
     """The best model, complete, at the top of output_dir, with its metrics and its card."""
     args = trainer.args
     trainer.save_model(args.output_dir)
@@ -363,8 +378,10 @@ def export(
     record = history.record(args, trainer.state)
     (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")
     best = record["best"] or {}
-    logger.info(f"Best epoch {best.get('epoch')}: the model, its metrics and its card are in {folder}. "
-                f"Watch the curves with: tensorboard --logdir {folder}/runs")  # fmt: skip
+    logger.info(
+        f"Best epoch {best.get('epoch')}: the model, its metrics and its card are in {folder}. "
+        f"Watch the curves with: tensorboard --logdir {folder}/runs"
+    )
 
 
 def command() -> int:

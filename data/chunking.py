@@ -102,9 +102,7 @@ def num_chunks_of(num_tokens: np.ndarray, body_length: int, overlap: int = 0) ->
     return np.where(over, -(-(num_tokens - overlap) // (body_length - overlap)), 1)
 
 
-def select_chunks(
-    num_chunks: int, max_chunks: int, policy: str, rng: np.random.Generator | None = None
-) -> np.ndarray:
+def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.Generator | None = None) -> np.ndarray:
     """Which chunks of a document are read: sorted indices, at most `max_chunks`.
 
     `random` draws from `rng`; without one (in evaluation) it is `uniform`.

@@ -20,22 +20,82 @@ import numpy as np
 LABELS = ("General", "Teen", "Mature")
 SHARES = (0.60, 0.27, 0.13)
 
-NAMES = (
-    "Ada Bruno Cora Dario Elin Farid Greta Hugo Ines Jonas Kaya Lars Mira Nils Odile Pavel Rosa Samir Tilda Ugo Vera "
-    "Wanda Yusuf Zora Anton Beatrix Casper Dora Emil Fenna"
-).split()
+NAMES = [
+    "Ada",
+    "Bruno",
+    "Cora",
+    "Dario",
+    "Elin",
+    "Farid",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Kaya",
+    "Lars",
+    "Mira",
+    "Nils",
+    "Odile",
+    "Pavel",
+    "Rosa",
+    "Samir",
+    "Tilda",
+    "Ugo",
+    "Vera",
+    "Wanda",
+    "Yusuf",
+    "Zora",
+    "Anton",
+    "Beatrix",
+    "Casper",
+    "Dora",
+    "Emil",
+    "Fenna",
+]
 PLACES = [
-    "harbour", "mill", "market hall", "ferry landing", "brickyard", "old observatory", "bakery", "signal box",
-    "boathouse", "orchard", "printing shop", "tram depot", "quarry", "glasshouse", "school yard", "town archive",
-]  # fmt: skip
+    "harbour",
+    "mill",
+    "market hall",
+    "ferry landing",
+    "brickyard",
+    "old observatory",
+    "bakery",
+    "signal box",
+    "boathouse",
+    "orchard",
+    "printing shop",
+    "tram depot",
+    "quarry",
+    "glasshouse",
+    "school yard",
+    "town archive",
+]
 TIMES = [
-    "Early on Monday", "Towards noon", "After supper", "Late in the week", "On the first warm day", "Before the rain",
-    "At dusk", "On the eve of the fair", "When the bells had rung", "In the quiet hour after lunch",
-]  # fmt: skip
+    "Early on Monday",
+    "Towards noon",
+    "After supper",
+    "Late in the week",
+    "On the first warm day",
+    "Before the rain",
+    "At dusk",
+    "On the eve of the fair",
+    "When the bells had rung",
+    "In the quiet hour after lunch",
+]
 THINGS = [
-    "a crate of pears", "two coils of rope", "the ledger", "a jar of honey", "the spare lantern", "a bundle of letters",
-    "a box of nails", "the blue kettle", "a sack of flour", "an atlas", "a pair of oars", "the clock's pendulum",
-]  # fmt: skip
+    "a crate of pears",
+    "two coils of rope",
+    "the ledger",
+    "a jar of honey",
+    "the spare lantern",
+    "a bundle of letters",
+    "a box of nails",
+    "the blue kettle",
+    "a sack of flour",
+    "an atlas",
+    "a pair of oars",
+    "the clock's pendulum",
+]
 
 QUIET = [
     "{time} {a} carried {thing} to the {place} and found the door already open.",
@@ -111,15 +171,27 @@ REAL: list[tuple[str, str]] = [
 ]
 # How a scene that does not happen begins and ends.
 FRAMED: list[tuple[str, str]] = [
-    ("On the stage of the parish hall the players gave the last act.", "The curtain fell, and the actors bowed, all in one piece."),
+    (
+        "On the stage of the parish hall the players gave the last act.",
+        "The curtain fell, and the actors bowed, all in one piece.",
+    ),
     ("That night {a} had a dream.", "{a} woke up: nothing of the kind had happened."),
     ("{a} read aloud from a novel with a torn cover.", "{a} shut the novel and put it back on the shelf."),
-    ("On the screen of the little cinema the film reached its end.", "The lights went up, and it had only been a film."),
+    (
+        "On the screen of the little cinema the film reached its end.",
+        "The lights went up, and it had only been a film.",
+    ),
     ("{a} lay awake imagining what might have been.", "But it stayed in {a}'s imagination and never came to pass."),
-    ("The children were playing at make-believe behind the {place}.", "Then it was tea-time, and the game was forgotten."),
-    ("{a} was rehearsing a scene for the theatre club.", "The prompter closed the script, and they rehearsed it again."),
+    (
+        "The children were playing at make-believe behind the {place}.",
+        "Then it was tea-time, and the game was forgotten.",
+    ),
+    (
+        "{a} was rehearsing a scene for the theatre club.",
+        "The prompter closed the script, and they rehearsed it again.",
+    ),
     ("There was a rumour, and {a} repeated it.", "Not a word of the rumour was true, as {a} admitted later."),
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -146,7 +218,9 @@ def plan_scenes(label: str, num_chunks: int, rng: np.random.Generator) -> list[S
     return [Scene(content, framed=False) for content in happens] + [Scene(content, framed=True) for content in framed]
 
 
-def write_story(label: str, num_chunks: int, words_in_chunk: int, rng: np.random.Generator) -> tuple[str, list[dict[str, Any]]]:
+def write_story(
+    label: str, num_chunks: int, words_in_chunk: int, rng: np.random.Generator
+) -> tuple[str, list[dict[str, Any]]]:
     """A story of about `num_chunks` chunks, and the characters `[start, end)` of the scene that decides its label (none
     for General)."""
     names = [str(name) for name in rng.permutation(NAMES)[:6]]
@@ -154,8 +228,16 @@ def write_story(label: str, num_chunks: int, words_in_chunk: int, rng: np.random
     def fill(template: str, x: int = 2, y: int = 3) -> str:
         a, b = rng.permutation(names[:2])
         time = str(rng.choice(TIMES))
-        return template.format(a=a, b=b, x=names[x], y=names[y], time=time, time_l=time[0].lower() + time[1:],
-                               place=rng.choice(PLACES), thing=rng.choice(THINGS))  # fmt: skip
+        return template.format(
+            a=a,
+            b=b,
+            x=names[x],
+            y=names[y],
+            time=time,
+            time_l=time[0].lower() + time[1:],
+            place=rng.choice(PLACES),
+            thing=rng.choice(THINGS),
+        )
 
     paragraphs: list[tuple[str, Scene | None]] = []
     scenes = plan_scenes(label, num_chunks, rng)

@@ -114,7 +114,7 @@ def read_documents(
     Raises:
         ValueError: problems without a decision, with their rows; no such column; no rows.
     """
-    decisions = {problem: "dropped" for problem in drop} | {problem: "kept" for problem in keep}
+    decisions = dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept")
     findings = Findings(decisions=decisions)
     known = set(labels) if labels else None
     rows = _rows_with_columns(source, columns, encoding_errors)

@@ -13,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from data.documents import SPLITS, Findings, shorten
 
+
 def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of texts that are the same but for case and white space, or whose sets of five-word
     shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Beyond 50 million shingles a sample of
@@ -39,7 +40,9 @@ def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[
     sizes = np.array([len(s) for s in shingles])
     _, column = np.unique(np.concatenate(shingles), return_inverse=True)
     row_starts = np.concatenate([[0], np.cumsum(sizes)])
-    matrix = csr_matrix((np.ones(len(column), np.int32), column, row_starts), shape=(len(sizes), column.max(initial=0) + 1))
+    matrix = csr_matrix(
+        (np.ones(len(column), np.int32), column, row_starts), shape=(len(sizes), column.max(initial=0) + 1)
+    )
     for start in range(0, len(sizes), 256):
         shared = (matrix[start : start + 256] @ matrix.T).tocoo()
         i, j = shared.row + start, shared.col

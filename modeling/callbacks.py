@@ -86,7 +86,13 @@ class History(TrainerCallback, ExportableState):
         totals = self.trainer.totals
         seconds, steps = max(totals["seconds"], 1e-9), max(totals["steps"], 1)
         grad_norm = self.trainer.last_grad_norm
-        timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time", "epoch")
+        timing = (
+            "eval_runtime",
+            "eval_samples_per_second",
+            "eval_steps_per_second",
+            "eval_model_preparation_time",
+            "epoch",
+        )
         self.epochs.append(
             {
                 "epoch": round(state.epoch or 0.0, 4),

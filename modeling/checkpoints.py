@@ -14,7 +14,9 @@ MANIFEST = "checkpoint_manifest.json"
 def write_checkpoint_manifest(folder: str) -> None:
     """Record size and sha256 of every file of a checkpoint, in one step, after all of them are on disk."""
     path = Path(folder)
-    files = {file.name: _fingerprint(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
+    files = {
+        file.name: _fingerprint(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST
+    }
     partial = path / f"{MANIFEST}.partial"
     with open(partial, "w", encoding="utf-8") as out:
         json.dump(files, out, indent=1)

@@ -68,6 +68,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width D of chunk and document vectors: the encoder's."""
+        assert isinstance(self.encoder_config, PreTrainedConfig)
         return self.encoder_config.hidden_size
 
 

@@ -109,7 +109,9 @@ class HealthWatch(TrainerCallback):
         if count >= 4 and all(train[-k] < train[-k - 1] and evaluated[-k] > evaluated[-k - 1] for k in (1, 2, 3)):
             self.warn("overfitting", f"three evaluations in a row, to {train[-1]:.3f} against {evaluated[-1]:.3f}")
         if count >= 3 and min(train[1:]) > 0.99 * train[0] and train[-1] > 0.9 * chance:
-            self.warn("not_learning", f"it was {train[0]:.3f} in the first epoch and is {train[-1]:.3f} in number {count}")
+            self.warn(
+                "not_learning", f"it was {train[0]:.3f} in the first epoch and is {train[-1]:.3f} in number {count}"
+            )
         halfway = count >= 5 and (state.epoch or 0) >= args.num_train_epochs / 2
         if halfway and train[-1] > 0.85 * chance and evaluated[-1] > 0.85 * chance:
             self.warn("underfitting", f"{train[-1]:.3f} and {evaluated[-1]:.3f}, where guessing gives {chance:.3f}")

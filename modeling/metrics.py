@@ -1,7 +1,7 @@
 """The project's metric: an `evaluate.Metric` that needs no network.
 
-    metric = ClassificationMetrics(["General", "Teen", "Mature"])
-    metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])
+metric = ClassificationMetrics(["General", "Teen", "Mature"])
+metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,9 @@ def classification_metrics(
 ) -> dict[str, float]:
     """The values of `ClassificationMetrics`, without its bookkeeping."""
     ids = list(range(len(label_names)))
-    precision, recall, f1, support = precision_recall_fscore_support(references, predictions, labels=ids, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        references, predictions, labels=ids, zero_division=0
+    )
     weights = np.asarray(severity_weights, dtype=float)
     values = {
         "accuracy": accuracy_score(references, predictions),
@@ -66,6 +68,14 @@ def classification_metrics(
         values |= {f"precision_{name}": precision[i], f"recall_{name}": recall[i], f"f1_{name}": f1[i]}
         values[f"support_{name}"] = support[i]
     return {name: float(value) for name, value in values.items()}
+
+
+def check_metric_name(name: str | None, label_names: Sequence[str]) -> None:
+    """Raises ValueError where `metric_for_best_model` is none of the project's metrics, nor the loss."""
+    weights = [1.0] * len(label_names)
+    names = ["loss", *classification_metrics([0], [0], label_names, weights)]
+    if (name or "loss").removeprefix("eval_") not in names:
+        raise ValueError(f"metric_for_best_model is {name!r}; expected one of {', '.join(names)}.")
 
 
 def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: Sequence[int]) -> float:

@@ -16,11 +16,13 @@ def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], lab
     rows = [f"| {name} | " + " | ".join(f"{values[name]:.4f}" for values in metrics.values()) + " |" for name in shown]
     per_class = [
         f"| {label} | "
-        + " | ".join(f"{values[f'precision_{label}']:.3f} / {values[f'recall_{label}']:.3f} / {values[f'f1_{label}']:.3f}"
-                     for values in metrics.values())
+        + " | ".join(
+            f"{values[f'precision_{label}']:.3f} / {values[f'recall_{label}']:.3f} / {values[f'f1_{label}']:.3f}"
+            for values in metrics.values()
+        )
         + " |"
         for label in labels
-    ]  # fmt: skip
+    ]
     head = "| | " + " | ".join(f"{split} ({_support(values)} documents)" for split, values in metrics.items()) + " |"
     rule = "|---" * (len(metrics) + 1) + "|"
     facts = {

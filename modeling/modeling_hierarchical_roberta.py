@@ -99,7 +99,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
         if config.chunk_transformer_layers:
-            heads = config.encoder_config.num_attention_heads
+            heads = config.encoder_config.num_attention_heads  # type: ignore[union-attr]
             self.chunk_transformer = ChunkTransformer(
                 config.hidden_size, heads, config.chunk_transformer_layers, config.classifier_dropout
             )
@@ -166,7 +166,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
         table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
         # RoBERTa's family numbers positions from padding_idx + 1.
-        offset = table.padding_idx + 1 if getattr(table, "padding_idx", None) is not None else 0
+        padding_idx = getattr(table, "padding_idx", None)
+        offset = 0 if padding_idx is None else padding_idx + 1
         return (positions or 10**9) - offset
 
     def check_chunk_length(self) -> None:
@@ -220,17 +221,14 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
 
         Args:
             input_ids: (N, L) token ids of the batch's chunks, documents one after the other, padded on the right.
-            attention_mask: (N, L), 1 on real tokens.
+            attention_mask: (N, L), 1 on real tokens (None: all of them are).
             num_chunks: (B,) chunks of each document; they sum to N.
             chunk_vectors: (N, D) instead of `input_ids` and `attention_mask`: what `encode_chunks` gave before.
             labels: (B,) class ids, -100 to leave a document out of the loss.
         """
         if num_chunks is None or (chunk_vectors is None) == (input_ids is None):
-            raise ValueError("Give num_chunks, and either input_ids with attention_mask or chunk_vectors.")
-        if chunk_vectors is None:
-            chunk_ND = self.encode_chunks(input_ids, attention_mask)
-        else:
-            chunk_ND = chunk_vectors
+            raise ValueError("Give num_chunks, and either input_ids or chunk_vectors.")
+        chunk_ND = self.encode_chunks(input_ids, attention_mask) if chunk_vectors is None else chunk_vectors
         logits_BK, chunk_weights_N = self.classify(chunk_ND, num_chunks)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
         return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
@@ -292,4 +290,4 @@ def _set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | Non
 HierarchicalRobertaConfig.register_for_auto_class()
 HierarchicalRobertaForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
-__all__ = ["HierarchicalRobertaForSequenceClassification", "HierarchicalOutput"]
+__all__ = ["HierarchicalOutput", "HierarchicalRobertaForSequenceClassification"]

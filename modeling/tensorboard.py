@@ -106,8 +106,14 @@ def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*matrix.shape):
         share = shares[row, column]
-        axes.text(column, row, f"{matrix[row, column]}\n{share:.0%}", ha="center", va="center",
-                  color="white" if share > 0.55 else "#1b2a41")  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{matrix[row, column]}\n{share:.0%}",
+            ha="center",
+            va="center",
+            color="white" if share > 0.55 else "#1b2a41",
+        )
     ticks = range(len(label_names))
     axes.set_xticks(ticks, label_names)
     axes.set_yticks(ticks, label_names, rotation=90, va="center")
@@ -130,5 +136,6 @@ class _Traceable(nn.Module):
 
 
 def _example(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    ids_NL = torch.full((4, 8), 3, device=model.device)
-    return ids_NL, torch.ones_like(ids_NL), torch.tensor([2, 2], device=model.device)
+    device = next(model.parameters()).device
+    ids_NL = torch.full((4, 8), 3, device=device)
+    return ids_NL, torch.ones_like(ids_NL), torch.tensor([2, 2], device=device)

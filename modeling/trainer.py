@@ -1,6 +1,6 @@
 """WeightedTrainer: class weights that mean the same under any batching, and a head at its own learning rate.
 
-    trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_weights(labels), …)
+trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_weights(labels), …)
 """
 
 import logging
@@ -116,8 +116,10 @@ class WeightedTrainer(Trainer):
         `compute_loss` divides by."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        total = sum(weight_sum(batch["labels"], self.class_weights).to(device) for batch in batch_samples)
-        return self.accelerator.reduce(total) if self.args.world_size > 1 and self.model.training else total
+        total = torch.stack(
+            [weight_sum(batch["labels"], self.class_weights).to(device) for batch in batch_samples]
+        ).sum()
+        return self.accelerator.reduce(total) if self.args.world_size > 1 else total
 
     # The loss must divide by the weights of the whole step, which only Trainer knows.
     def compute_loss(

@@ -85,18 +85,25 @@ class HierarchicalTrainingArguments(TrainingArguments):
     )
     # Optimizer
     head_lr_multiplier: float = field(
-        default=2.0, metadata={"help": "The head starts from noise: its learning rate is this many times the encoder's."}
+        default=2.0,
+        metadata={"help": "The head starts from noise: its learning rate is this many times the encoder's."},
     )
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train pooling and head only, on chunk vectors made once."})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train pooling and head only, on chunk vectors made once."}
+    )
     # Stopping
-    early_stopping_patience: int = field(default=5, metadata={"help": "Evaluations without improvement; 0: never stop."})
+    early_stopping_patience: int = field(
+        default=5, metadata={"help": "Evaluations without improvement; 0: never stop."}
+    )
     early_stopping_min_delta: float = field(
         default=0.001, metadata={"help": "An improvement counts when it exceeds the last counted best by this."}
     )
     # Memory and speed
     live_chunks: int = field(
         default=0,
-        metadata={"help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound."},
+        metadata={
+            "help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound."
+        },
     )
     token_budget: int = field(default=4096, metadata={"help": "Tokens in a micro-batch of the encoder."})
     cpu_threads: int = field(
@@ -112,12 +119,20 @@ class HierarchicalTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir."})
 
     def __post_init__(self) -> None:
-        for name, least in (("head_lr_multiplier", 0), ("early_stopping_patience", 0), ("early_stopping_min_delta", 0),
-                            ("live_chunks", 0), ("token_budget", 1), ("cpu_threads", 0), ("learning_rate", 0), ("num_train_epochs", 0)):  # fmt: skip
+        for name, least in (
+            ("head_lr_multiplier", 0),
+            ("early_stopping_patience", 0),
+            ("early_stopping_min_delta", 0),
+            ("live_chunks", 0),
+            ("token_budget", 1),
+            ("cpu_threads", 0),
+            ("learning_rate", 0),
+            ("num_train_epochs", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
         # Without an accelerator Trainer wants to be told so before it allows bf16.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         self.precision_reason = "as given"
         if self.bf16 is None and self.fp16 is None:
             precision, self.precision_reason = choose_precision(self.use_cpu)
@@ -150,7 +165,9 @@ def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:
         if not sign or not 0 < weights[label.strip()] < float("inf"):
             raise ValueError(f"class_weights is {text!r}: {item!r} is no positive weight; {expected}.")
     if set(weights) != set(labels):
-        raise ValueError(f"class_weights names {', '.join(weights)}, and the labels are {', '.join(labels)}; {expected}.")
+        raise ValueError(
+            f"class_weights names {', '.join(weights)}, and the labels are {', '.join(labels)}; {expected}."
+        )
     return [weights[label] for label in labels]
 
 

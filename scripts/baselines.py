@@ -1,6 +1,6 @@
 """The honest neighbours of a hierarchical model: what simpler ways reach on the same split.
 
-    python -m scripts.baselines --dataset_dir outputs/stories
+python -m scripts.baselines --dataset_dir outputs/stories
 """
 
 import argparse
@@ -19,20 +19,28 @@ from modeling.training_args import parse_severity_weights
 from scripts.command_line import UserParser, run_main
 
 
-def tfidf_baseline(train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]) -> dict[str, float]:
+def tfidf_baseline(
+    train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]
+) -> dict[str, float]:
     """TF-IDF of single words over the whole text, class-balanced logistic regression: the metrics on `test`."""
     model = make_pipeline(
         TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10.0)
     )
     model.fit(train["text"], np.asarray(train["label"]))
     predicted = model.predict(test["text"])
-    return classification_metrics(predicted.tolist(), list(test["label"]), train.features["label"].names, severity_weights)
+    return classification_metrics(
+        predicted.tolist(), list(test["label"]), train.features["label"].names, severity_weights
+    )
 
 
-def majority_baseline(train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]) -> dict[str, float]:
+def majority_baseline(
+    train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]
+) -> dict[str, float]:
     """Always the most frequent training label: the metrics on `test`."""
     most = int(np.bincount(np.asarray(train["label"])).argmax())
-    return classification_metrics([most] * len(test), list(test["label"]), train.features["label"].names, severity_weights)
+    return classification_metrics(
+        [most] * len(test), list(test["label"]), train.features["label"].names, severity_weights
+    )
 
 
 def main() -> None:

@@ -100,7 +100,9 @@ def encode_share(
         chunked.max_chunks = 2**31  # every epoch draws among all of a document's chunks
     loader = DataLoader(Subset(chunked, share), DOCUMENTS_AT_ONCE, collate_fn=collator)
     model = model.eval().to(accelerator.device)
-    progress = tqdm(total=len(share), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process)
+    progress = tqdm(
+        total=len(share), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process
+    )
     with ArrowWriter(path=str(folder / f"{rank:05d}.arrow"), features=FEATURES, writer_batch_size=16) as writer:
         for batch in loader:
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}

@@ -25,8 +25,10 @@ class UserParser(argparse.ArgumentParser):
         raise ValueError(f"{message[0].upper()}{message[1:]}. ({self.prog} --help lists every option.)")
 
 
-class _RecipeParser(UserParser, HfArgumentParser):
+class _RecipeParser(HfArgumentParser):
     """Options from dataclasses, with complaints for people."""
+
+    error = UserParser.error
 
 
 def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
@@ -35,12 +37,13 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
     Raises:
         ValueError: an unknown key in either, by its name; a value of a wrong type; a recipe that is no mapping.
     """
-    parser = _RecipeParser(list(kinds), description=description, allow_abbrev=False,
-                           formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = _RecipeParser(
+        list(kinds), description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", help="A recipe: a YAML file with any of these options.")
     recipe, rest = _split_off_config(list(argv))
     known = {action.dest for action in parser._actions} - {"help", "config"}
-    *parsed, remaining, unknown = parser.parse_args_into_dataclasses(
+    *parsed, _remaining, unknown = parser.parse_args_into_dataclasses(
         [*_recipe_options(recipe, known), *rest], return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:

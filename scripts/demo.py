@@ -1,6 +1,6 @@
 """The demo: the embedded stories and the packaged encoder, prepared, trained and compared, in minutes on two cores.
 
-    make demo
+make demo
 """
 
 import json
@@ -32,8 +32,23 @@ def main() -> None:
     encoder = copy_packaged_encoder(FOLDER / "encoder")
     step("2/5  Cutting them into chunks")
     dataset_dir = FOLDER / "dataset"
-    command = ["--source", str(source), "--tokenizer", str(encoder), "--labels", LABELS, "--overwrite", "--output_dir",
-               str(dataset_dir), "--split_fractions", "0.7,0.1,0.2", "--chunk_length", "64", "--max_chunks", "25"]  # fmt: skip
+    command = [
+        "--source",
+        str(source),
+        "--tokenizer",
+        str(encoder),
+        "--labels",
+        LABELS,
+        "--overwrite",
+        "--output_dir",
+        str(dataset_dir),
+        "--split_fractions",
+        "0.7,0.1,0.2",
+        "--chunk_length",
+        "64",
+        "--max_chunks",
+        "25",
+    ]
     print(report(prepare(parse_arguments(command))), flush=True)
     step("3/5  Training the hierarchical model on whole stories")
     run_dir = FOLDER / "run"
@@ -56,11 +71,28 @@ def step(title: str) -> None:
 
 def train(output_dir: Path, dataset_dir: Path, encoder: Path, *extra: str) -> None:
     """`accelerate launch train_hf.py` with the demo's recipe. Raises ValueError where it fails."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "train_hf.py",
-               "--config", "scripts/recipes/demo.yaml", "--encoder", str(encoder), "--dataset_dir", str(dataset_dir),
-               "--output_dir", str(output_dir), "--overwrite_output_dir", *extra]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        "accelerate_config.yaml",
+        "train_hf.py",
+        "--config",
+        "scripts/recipes/demo.yaml",
+        "--encoder",
+        str(encoder),
+        "--dataset_dir",
+        str(dataset_dir),
+        "--output_dir",
+        str(output_dir),
+        "--overwrite_output_dir",
+        *extra,
+    ]
     if status := subprocess.run(command, check=False).returncode:
-        raise ValueError(f"Training ended with exit status {status}; what it said is above and in {output_dir}/training.log.")
+        raise ValueError(
+            f"Training ended with exit status {status}; what it said is above and in {output_dir}/training.log."
+        )
 
 
 def compare(dataset_dir: Path, run_dir: Path, first_dir: Path) -> None:

@@ -42,7 +42,9 @@ def copy_packaged_encoder(output_dir: Path) -> Path:
     with open(source / "model.safetensors", "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WEIGHTS_SHA256:
-        raise ValueError(f"{source / 'model.safetensors'} has the sha256 {digest}, expected {WEIGHTS_SHA256}: not used.")
+        raise ValueError(
+            f"{source / 'model.safetensors'} has the sha256 {digest}, expected {WEIGHTS_SHA256}: not used."
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copyfile(source / name, output_dir / name)

@@ -37,8 +37,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without reading anything."""
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", required=True, help="CSV, JSONL or Parquet file; folder of text files, one folder a label; saved "
-        "datasets folder; folder with train_dataset.pt and the like; data set on the hub")  # fmt: skip
+    add(
+        "--source",
+        required=True,
+        help="CSV, JSONL or Parquet file; folder of text files, one folder a label; saved "
+        "datasets folder; folder with train_dataset.pt and the like; data set on the hub",
+    )
     add("--tokenizer", required=True, help="the encoder whose tokenizer is used: name on the hub or folder")
     add("--output_dir", required=True, type=Path)
     for kind in ("text", "label", "id", "split", "group"):
@@ -47,12 +51,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split_fractions", default="0.8,0.1,0.1", help="train,validation,test where the source has no splits")
     add("--drop", default="", help=f"leave such rows out: {','.join(PROBLEMS)}")
     add("--keep", default="", help=f"take such rows all the same: {','.join(KEEPABLE)}")
-    add("--encoding_errors", choices=("strict", "replace"), default="strict", help="bytes that are not UTF-8: an error,"
-        " or U+FFFD")  # fmt: skip
+    add(
+        "--encoding_errors",
+        choices=("strict", "replace"),
+        default="strict",
+        help="bytes that are not UTF-8: an error, or U+FFFD",
+    )
     add("--num_proc", type=int, default=1, help="processes that tokenize")
     add("--seed", type=int, default=42, help="of the splits made here")
-    add("--chunk_length", type=int, default=512, help="for the report of what max_chunks leaves unread; it and the two "
-        "below can be chosen again in training")  # fmt: skip
+    add(
+        "--chunk_length",
+        type=int,
+        default=512,
+        help="for the report of what max_chunks leaves unread; it and the two below can be chosen again in training",
+    )
     add("--chunk_overlap", type=int, default=0)
     add("--max_chunks", type=int, default=20)
     add("--overwrite", action="store_true", help="replace an output_dir that is there already")
@@ -67,7 +79,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     try:
         arguments.split_fractions = [float(share) for share in arguments.split_fractions.split(",")]
     except ValueError:
-        raise ValueError(f"--split_fractions takes three shares such as 0.8,0.1,0.1; got {arguments.split_fractions}.") from None  # fmt: skip
+        raise ValueError(
+            f"--split_fractions takes three shares such as 0.8,0.1,0.1; got {arguments.split_fractions}."
+        ) from None
     arguments.labels = comma_list(arguments.labels or "") or None
     if arguments.labels and len(set(arguments.labels)) != len(arguments.labels):
         raise ValueError(f"--labels names a label twice: {','.join(arguments.labels)}.")
@@ -113,11 +127,13 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
             "tokenizer": {"name": arguments.tokenizer, "fingerprint": fingerprint},
             "seed": arguments.seed,
             "findings": {p: {"decision": findings.decisions[p], "rows": rows} for p, rows in findings.rows.items()},
-            "geometry_of_coverage": {key: getattr(arguments, key) for key in ("chunk_length", "chunk_overlap", "max_chunks")},
+            "geometry_of_coverage": {
+                key: getattr(arguments, key) for key in ("chunk_length", "chunk_overlap", "max_chunks")
+            },
             "splits": describe(splits, body_length, arguments.chunk_overlap, arguments.max_chunks),
             "versions": {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
             | {"python": platform.python_version()},
-        }  # fmt: skip
+        }
         if output_dir.exists():
             shutil.rmtree(output_dir)
         save_prepared(splits, output_dir, manifest)
@@ -131,15 +147,21 @@ def prepare_documents(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, workspace: str
 ) -> tuple[datasets.DatasetDict, Findings]:
     """Read the source, decide the splits, tokenize each."""
-    columns = Columns(**{kind: getattr(arguments, f"{kind}_column") for kind in ("text", "label", "id", "split", "group")})
+    columns = Columns(
+        **{kind: getattr(arguments, f"{kind}_column") for kind in ("text", "label", "id", "split", "group")}
+    )
     labels = arguments.labels or label_names_of(arguments.source)
     documents, findings = read_documents(
         arguments.source, columns, labels, arguments.encoding_errors, arguments.drop, arguments.keep, workspace
     )
     if labels is None:
-        labels = sorted(set(documents["label"]), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-        print(f"Labels, in the order of their names: {', '.join(labels)}. If they have an order of their own, give it "
-              "with --labels: kappa and the severity weights go by it.")  # fmt: skip
+        labels = sorted(
+            set(documents["label"]), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+        )
+        print(
+            f"Labels, in the order of their names: {', '.join(labels)}. If they have an order of their own, give it "
+            "with --labels: kappa and the severity weights go by it."
+        )
     if len(labels) < 2:
         raise ValueError(f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn.")
     split_of = split_documents(documents, findings, arguments.split_fractions, arguments.seed)
@@ -170,7 +192,11 @@ def describe_source(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.is_file():
         with open(path, "rb") as file:
-            return {"name": path.name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            return {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
     return {"name": source, "bytes": sum(file_sizes(path).values())} if path.is_dir() else {"name": source}
 
 

@@ -47,8 +47,10 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
 def tiny_rows(count: int = 60, seed: int = 0) -> list[dict[str, str]]:
     rng = np.random.default_rng(seed)
     labels = [LABELS[i] for i in np.repeat([0, 1, 2], [count // 2, count // 3, count - count // 2 - count // 3])]
-    return [{"id": f"d{i}", "text": tiny_text(label, int(rng.integers(2, 30)), rng), "label": label}
-            for i, label in enumerate(rng.permutation(labels))]  # fmt: skip
+    return [
+        {"id": f"d{i}", "text": tiny_text(label, int(rng.integers(2, 30)), rng), "label": label}
+        for i, label in enumerate(rng.permutation(labels))
+    ]
 
 
 def _save_tokenizer(folder: Path, template: processors.PostProcessor, special: list[str], roles: list[int]) -> None:
@@ -56,13 +58,24 @@ def _save_tokenizer(folder: Path, template: processors.PostProcessor, special: l
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator([*SENTENCES, *CUES.values()], trainer)
     tokenizer.post_processor = template
     first, pad, last, unknown = (special[i] for i in roles)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=first, cls_token=first, pad_token=pad, eos_token=last,
-                            sep_token=last, unk_token=unknown).save_pretrained(folder)  # fmt: skip
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=first,
+        cls_token=first,
+        pad_token=pad,
+        eos_token=last,
+        sep_token=last,
+        unk_token=unknown,
+    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +85,9 @@ def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
     RobertaModel(RobertaConfig(vocab_size=400, max_position_embeddings=66, **sizes)).save_pretrained(folder)
-    _save_tokenizer(folder, processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), ["<s>", "<pad>", "</s>", "<unk>"],
-                    [0, 1, 2, 3])  # fmt: skip
+    _save_tokenizer(
+        folder, processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), ["<s>", "<pad>", "</s>", "<unk>"], [0, 1, 2, 3]
+    )
     return folder
 
 
@@ -84,8 +98,12 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
     BertModel(BertConfig(vocab_size=400, max_position_embeddings=64, **sizes)).save_pretrained(folder)
-    _save_tokenizer(folder, processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)), ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
-                    [1, 0, 2, 3])  # fmt: skip
+    _save_tokenizer(
+        folder,
+        processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1)),
+        ["[PAD]", "[CLS]", "[SEP]", "[UNK]"],
+        [1, 0, 2, 3],
+    )
     return folder
 
 
@@ -112,8 +130,14 @@ def roberta_model(_models) -> HierarchicalRobertaForSequenceClassification:
 
 
 def tiny_config(**fields) -> HierarchicalRobertaConfig:
-    encoder = RobertaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-                            intermediate_size=37, max_position_embeddings=66)  # fmt: skip
+    encoder = RobertaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        max_position_embeddings=66,
+    )
     return HierarchicalRobertaConfig(encoder_config=encoder, **{"num_labels": 3, "chunk_length": 16, **fields})
 
 
@@ -126,8 +150,9 @@ def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory, csv_file: Path, roberta_folder: Path) -> Path:
     """60 short documents, tokenized and split, by the command itself."""
     folder = tmp_path_factory.mktemp("prepared") / "stories"
-    done = run_command("scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=folder,
-                       labels=",".join(LABELS))  # fmt: skip
+    done = run_command(
+        "scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=folder, labels=",".join(LABELS)
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -147,17 +172,44 @@ def run_command(module: str, *extra: str, timeout: int = 300, **arguments) -> su
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
 
 
-TRAINING = {"chunk_length": 16, "max_chunks": 4, "num_train_epochs": 2, "learning_rate": 1e-3, "bf16": False,
-            "dataloader_num_workers": 0, "logging_steps": 1, "cpu_threads": 1}  # fmt: skip
+TRAINING = {
+    "chunk_length": 16,
+    "max_chunks": 4,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-3,
+    "bf16": False,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "cpu_threads": 1,
+}
 
 
-def train(folder: Path, encoder: Path, output_dir: Path, *extra: str, processes: int = 1, timeout: int = 300, **arguments):
+def train(
+    _folder: Path,
+    _encoder: Path,
+    _output_dir: Path,
+    /,
+    *extra: str,
+    processes: int = 1,
+    timeout: int = 300,
+    **arguments,
+):
     """Run train_hf.py on a tiny encoder, in fp32; `extra` and `arguments` override."""
-    given = {"dataset_dir": folder, "encoder": encoder, "output_dir": output_dir, **TRAINING, **arguments}
+    given = {"dataset_dir": _folder, "encoder": _encoder, "output_dir": _output_dir, **TRAINING, **arguments}
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0",
-                     "--rdzv_backend", "c10d", "--rdzv_endpoint", "127.0.0.1:0"]  # fmt: skip
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            "0",
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            "127.0.0.1:0",
+        ]
     command = [*launcher, "train_hf.py", *options(**given), *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)

@@ -17,8 +17,10 @@ from tests.conftest import train
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
-    pytest.mark.skipif(not shutil.which("chromium") or not shutil.which("chromedriver"),
-                       reason="chromium and chromium-driver are not installed"),  # fmt: skip
+    pytest.mark.skipif(
+        not shutil.which("chromium") or not shutil.which("chromedriver"),
+        reason="chromium and chromium-driver are not installed",
+    ),
 ]
 
 
@@ -26,9 +28,18 @@ pytestmark = [
 def browser(tmp_path):
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-                 "--disable-background-networking", "--disable-component-update", "--window-size=1400,1000",
-                 f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--window-size=1400,1000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
         options.add_argument(flag)
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver
@@ -40,9 +51,22 @@ def tensorboard(prepared_folder, roberta_folder, tmp_path):
     """The address of a TensorBoard that shows a fresh run."""
     done = train(prepared_folder, roberta_folder, tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    log = open(tmp_path / "tensorboard.log", "w+")
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "run" / "runs"),
-                               "--host", "127.0.0.1", "--port", "0"], stdout=log, stderr=log)  # fmt: skip
+    log = open(tmp_path / "tensorboard.log", "w+")  # noqa: SIM115 (closed below, when the server has ended)
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tensorboard.main",
+            "--logdir",
+            str(tmp_path / "run" / "runs"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+        ],
+        stdout=log,
+        stderr=log,
+    )
     address = None
     deadline = time.monotonic() + 60
     while address is None and time.monotonic() < deadline:

@@ -12,8 +12,9 @@ from modeling.checkpoints import find_checkpoint, what_is_wrong, write_checkpoin
 from modeling.health import HealthWatch, frozen_model_message
 from modeling.tensorboard import confusion_figure, scalar_name
 
-ARGS = SimpleNamespace(metric_for_best_model="f1_macro", greater_is_better=True, fp16=False, output_dir="out",
-                       num_train_epochs=10)  # fmt: skip
+ARGS = SimpleNamespace(
+    metric_for_best_model="f1_macro", greater_is_better=True, fp16=False, output_dir="out", num_train_epochs=10
+)
 
 
 def stops_after(scores: list[float], **rule) -> int | None:
@@ -29,7 +30,7 @@ def stops_after(scores: list[float], **rule) -> int | None:
 def test_an_improvement_is_measured_from_the_last_counted_best():
     creeping = [0.600 + 0.004 * i for i in range(6)]  # Trainer's own callback stops at 0.612
     assert stops_after(creeping, patience=3, min_delta=0.005) is None
-    assert stops_after([0.5, 0.5, 0.501, 0.5009], patience=3, min_delta=0.001) == 4
+    assert stops_after([0.5, 0.5, 0.5005, 0.5009], patience=3, min_delta=0.001) == 4
     assert stops_after([0.5] * 20, patience=0) is None
     assert stops_after([0.5, 0.6, 0.1, 0.1], patience=2) == 4
 
@@ -44,9 +45,11 @@ def test_smaller_is_better_where_the_arguments_say_so():
 
 def watch(train: list[float], evaluated: list[float], weights: list[float] | None = None) -> HealthWatch:
     trainer = SimpleNamespace(
-        class_weights=None if weights is None else torch.tensor(weights), last_grad_norm=None, totals={},
+        class_weights=None if weights is None else torch.tensor(weights),
+        last_grad_norm=None,
+        totals={},
         model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
-    )  # fmt: skip
+    )
     health, control = HealthWatch(trainer), TrainerControl()
     health.on_train_begin(ARGS, TrainerState(), control)
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):

@@ -1,5 +1,7 @@
 """Tokens into chunks: sizes, overlap, breaks, offsets, and what is read past max_chunks."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_chunks_cover_the_document_are_few_and_even(num_tokens, body_length, ove
     assert bounds[0][0] == 0
     assert bounds[-1][1] == num_tokens
     assert max(lengths) <= body_length
-    assert all(end - following == overlap for (_, end), (following, _) in zip(bounds, bounds[1:], strict=False))
+    assert all(end - following == overlap for (_, end), (following, _) in itertools.pairwise(bounds))
     assert len(bounds) == int(num_chunks_of(np.array([num_tokens]), body_length, overlap)[0])
     if breaks is None:
         assert max(lengths) - min(lengths) <= 1

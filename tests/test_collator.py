@@ -9,7 +9,7 @@ def test_the_batch_of_the_docstring():
     batch = DocumentCollator(pad_token_id=1)(
         [{"input_ids": [[0, 5, 2], [0, 6, 7, 2]], "labels": 1}, {"input_ids": [[0, 2]], "labels": 0}]
     )
-    assert list(batch)[0] == "labels"  # Trainer takes the batch's size from its first tensor
+    assert next(iter(batch)) == "labels"  # Trainer takes the batch's size from its first tensor
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "labels": [1, 0],
         "num_chunks": [2, 1],

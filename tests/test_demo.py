@@ -37,8 +37,12 @@ def scene_words(template: str) -> list[str]:
 
 
 def contents_of(paragraph: str) -> list[str]:
-    return [level for level in LABELS for template in CONTENT[level]
-            if all(part in paragraph for part in scene_words(template))]  # fmt: skip
+    return [
+        level
+        for level in LABELS
+        for template in CONTENT[level]
+        if all(part in paragraph for part in scene_words(template))
+    ]
 
 
 def is_framed(paragraph: str) -> bool:
@@ -52,7 +56,7 @@ def test_the_label_is_the_severest_scene_that_happens_and_its_place_is_recorded(
             for level in contents_of(paragraph):
                 if not is_framed(paragraph):
                     happening.append(LABELS.index(level))
-        assert document["label"] == LABELS[max(happening)]
+        assert document["label"] == LABELS[max(happening, default=0)]
         if document["label"] == "General":
             assert document["evidence"] == []
         else:
@@ -64,7 +68,9 @@ def test_the_label_is_the_severest_scene_that_happens_and_its_place_is_recorded(
 
 
 def test_the_deciding_scene_stands_anywhere(corpus):
-    middles = [(d["evidence"][0]["start"] + d["evidence"][0]["end"]) / 2 / len(d["text"]) for d in corpus if d["evidence"]]
+    middles = [
+        (d["evidence"][0]["start"] + d["evidence"][0]["end"]) / 2 / len(d["text"]) for d in corpus if d["evidence"]
+    ]
     assert np.mean(middles) == pytest.approx(0.5, abs=0.05)
     assert np.histogram(middles, bins=4, range=(0, 1))[0].min() > len(middles) / 8
 
@@ -75,7 +81,9 @@ def test_words_alone_do_not_tell(corpus):
     from sklearn.pipeline import make_pipeline
 
     texts, labels = [d["text"] for d in corpus], [d["label"] for d in corpus]
-    model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10))
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10)
+    )
     model.fit(texts[:700], labels[:700])
     assert f1_score(labels[700:], model.predict(texts[700:]), average="macro") < 0.62
 

@@ -19,9 +19,16 @@ def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepare
     ways = {"one": (1, 20, 1), "accumulated": (1, 1, 20), "two": (2, 5, 2)}
     weights, histories, predictions = {}, {}, {}
     for name, (processes, batch, accumulation) in ways.items():
-        done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **EXACT,
-                     per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
-                     per_device_eval_batch_size=4)  # fmt: skip
+        done = train(
+            prepared_folder,
+            roberta_folder,
+            tmp_path / name,
+            processes=processes,
+            **EXACT,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            per_device_eval_batch_size=4,
+        )
         assert done.returncode == 0, done.stderr
         weights[name] = load_file(tmp_path / name / "model.safetensors")
         histories[name] = json.loads((tmp_path / name / "training_history.json").read_text())

@@ -55,7 +55,9 @@ def read(tmp_path, rows: list[dict], **arguments):
 )
 def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
     rows = [*ROWS[:4], {**ROWS[4], **change}, ROWS[5]]
-    with pytest.raises(ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. Mend them, or decide with --drop {problem}"):
+    with pytest.raises(
+        ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. Mend them, or decide with --drop {problem}"
+    ):
         read(tmp_path, rows)
     documents, findings = read(tmp_path, rows, drop=[problem])
     assert len(documents) == 5
@@ -85,7 +87,7 @@ def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
     documents, _ = read(tmp_path, [{**row, "text": "e\u0301 " + row["text"]} for row in ROWS])
     assert documents[0]["text"].startswith("\u00e9 ")
     broken = [{**ROWS[0], "text": "a \ud800 b"}]
-    with pytest.raises(ValueError, match="row 1 .*half a surrogate pair"):
+    with pytest.raises(ValueError, match=r"row 1 .*half a surrogate pair"):
         read(tmp_path, broken)
     assert read(tmp_path, broken, encoding_errors="replace")[0][0]["text"] == "a \ufffd b"
 
@@ -122,8 +124,14 @@ LONG = "It was a long evening and the rain did not stop for anyone who had to wa
 
 
 def test_near_duplicates_are_found_and_others_are_not():
-    texts = [LONG * 3 + " One.", "Something else entirely, with words of its own in every place.", LONG * 3 + " Two.",
-             "short", "SHORT", "other"]  # fmt: skip
+    texts = [
+        LONG * 3 + " One.",
+        "Something else entirely, with words of its own in every place.",
+        LONG * 3 + " Two.",
+        "short",
+        "SHORT",
+        "other",
+    ]
     assert near_duplicates(texts) == [(0, 2), (3, 4)]
     assert near_duplicates([]) == []
 
@@ -154,8 +162,10 @@ def test_made_splits_without_groups_are_80_10_10_of_every_label():
 
 
 def with_splits(tmp_path, **extra):
-    rows = [{**row, "split": ("train", "val", "test")[i // 6], "id": str(i), "text": f"{row['text']} Copy {i}."}
-            for i, row in enumerate(ROWS * 3)]  # fmt: skip
+    rows = [
+        {**row, "split": ("train", "val", "test")[i // 6], "id": str(i), "text": f"{row['text']} Copy {i}."}
+        for i, row in enumerate(ROWS * 3)
+    ]
     for i, fields in extra.items():
         rows[int(i[1:])] |= fields
     return read(tmp_path, rows)
@@ -167,8 +177,13 @@ def test_given_splits_are_taken(tmp_path):
 
 
 def test_a_leak_across_given_splits_is_an_error_or_a_decision(tmp_path):
-    documents, findings = with_splits(tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"})
-    with pytest.raises(ValueError, match=r"\[duplicate\]: 2 \(train\) ~ 9 \(validation\); .*\[group_leak\].*--drop duplicate,group_leak or --keep"):
+    documents, findings = with_splits(
+        tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"}
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"\[duplicate\]: 2 \(train\) ~ 9 \(validation\); .*\[group_leak\].*--drop duplicate,group_leak or --keep",
+    ):
         split_documents(documents, findings)
     findings.decisions = {"duplicate": "dropped", "group_leak": "dropped"}
     splits = split_documents(documents, findings)

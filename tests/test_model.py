@@ -40,8 +40,9 @@ DOCUMENTS = [[12, 9, 16], [2], [16, 16, 7, 5, 11], [3, 14]]
 @pytest.mark.parametrize("layers", [0, 1])
 def test_logits_do_not_depend_on_neighbours_padding_or_order(model, pooling, layers):
     torch.manual_seed(2)
-    config = HierarchicalRobertaConfig(**{**model.config.to_dict(), "pooling": pooling,
-                                          "chunk_transformer_layers": layers})  # fmt: skip
+    config = HierarchicalRobertaConfig(
+        **{**model.config.to_dict(), "pooling": pooling, "chunk_transformer_layers": layers}
+    )
     model = Model(config).eval()
     together = model(**batch_of(model, DOCUMENTS)).logits
     alone = torch.cat([model(**batch_of(model, [document])).logits for document in DOCUMENTS])
@@ -135,7 +136,7 @@ def test_chunk_vectors_stand_for_their_tokens(model):
     whole = model(**batch)
     again = model(chunk_vectors=whole.chunk_vectors, num_chunks=batch["num_chunks"])
     assert torch.equal(whole.logits, again.logits)
-    with pytest.raises(ValueError, match="either input_ids with attention_mask or chunk_vectors"):
+    with pytest.raises(ValueError, match="either input_ids or chunk_vectors"):
         model(num_chunks=batch["num_chunks"])
 
 
@@ -165,7 +166,9 @@ def test_it_loads_from_its_own_folder_without_this_project(model, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert isinstance(Model.from_pretrained(moved), Model)
-    assert AutoModelForSequenceClassification.from_pretrained(moved, trust_remote_code=True).config.pooling == "attention"
+    assert (
+        AutoModelForSequenceClassification.from_pretrained(moved, trust_remote_code=True).config.pooling == "attention"
+    )
 
 
 def test_a_checkpoint_whose_encoder_weights_are_named_otherwise_is_refused(roberta_folder, tmp_path):
@@ -173,7 +176,7 @@ def test_a_checkpoint_whose_encoder_weights_are_named_otherwise_is_refused(rober
     weights = load_file(tmp_path / "renamed" / "model.safetensors")
     renamed = {f"backbone.{name}": value for name, value in weights.items()}
     save_file(renamed, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 38 of the encoder's weights|lacks .* of the encoder's weights"):
+    with pytest.raises(ValueError, match=r"lacks \d+ of the encoder.s weights"):
         Model.from_encoder(str(tmp_path / "renamed"), num_labels=3, chunk_length=16)
 
 

@@ -34,11 +34,19 @@ def test_tokens_text_and_offsets_belong_together(splits, roberta_folder):
 
 
 def test_several_processes_prepare_the_same(prepared_folder, csv_file, roberta_folder, tmp_path):
-    done = run_command("scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=tmp_path / "two",
-                       labels=",".join(LABELS), num_proc=2)  # fmt: skip
+    done = run_command(
+        "scripts.prepare_dataset",
+        source=csv_file,
+        tokenizer=roberta_folder,
+        output_dir=tmp_path / "two",
+        labels=",".join(LABELS),
+        num_proc=2,
+    )
     assert done.returncode == 0, done.stderr
     one, two = load_prepared(str(prepared_folder))[0], load_prepared(str(tmp_path / "two"))[0]
-    assert {split: part.to_list() for split, part in one.items()} == {split: part.to_list() for split, part in two.items()}
+    assert {split: part.to_list() for split, part in one.items()} == {
+        split: part.to_list() for split, part in two.items()
+    }
 
 
 def save_legacy(folder, roberta_folder, prepared_folder):
@@ -56,15 +64,22 @@ def save_legacy(folder, roberta_folder, prepared_folder):
         for i, document in enumerate(chunked):
             for j, chunk in enumerate(document["input_ids"]):
                 ids[i, j, : len(chunk)], mask[i, j, : len(chunk)] = torch.as_tensor(chunk), 1
-        torch.save({"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(part["label"])},
-                   folder / f"{name}_dataset.pt")  # fmt: skip
+        torch.save(
+            {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(part["label"])},
+            folder / f"{name}_dataset.pt",
+        )
     return folder
 
 
 def test_the_older_tensors_give_the_same_tokens(prepared_folder, roberta_folder, tmp_path):
     legacy = save_legacy(tmp_path / "legacy", roberta_folder, prepared_folder)
-    done = run_command("scripts.prepare_dataset", source=legacy, tokenizer=roberta_folder, output_dir=tmp_path / "new",
-                       labels=",".join(LABELS))  # fmt: skip
+    done = run_command(
+        "scripts.prepare_dataset",
+        source=legacy,
+        tokenizer=roberta_folder,
+        output_dir=tmp_path / "new",
+        labels=",".join(LABELS),
+    )
     assert done.returncode == 0, done.stderr
     old, new = load_prepared(str(prepared_folder))[0], load_prepared(str(tmp_path / "new"))[0]
     assert new["train"].features["label"].names == LABELS
@@ -82,7 +97,9 @@ class Evil:
 
 def test_a_pickle_that_would_run_code_is_refused(roberta_folder, tmp_path):
     torch.save({"input_ids": Evil()}, tmp_path / "train_dataset.pt")
-    done = run_command("scripts.prepare_dataset", source=tmp_path, tokenizer=roberta_folder, output_dir=tmp_path / "out")
+    done = run_command(
+        "scripts.prepare_dataset", source=tmp_path, tokenizer=roberta_folder, output_dir=tmp_path / "out"
+    )
     assert done.returncode == 1
     assert "code was run" not in done.stdout + done.stderr
     assert "not a file of tensors" in done.stderr
@@ -103,7 +120,12 @@ def test_a_pickle_that_would_run_code_is_refused(roberta_folder, tmp_path):
     ],
 )
 def test_mistakes_are_told_in_a_paragraph_and_leave_nothing(arguments, message, csv_file, roberta_folder, tmp_path):
-    given = {"source": csv_file, "tokenizer": roberta_folder, "output_dir": tmp_path / "out", "labels": ",".join(LABELS)}
+    given = {
+        "source": csv_file,
+        "tokenizer": roberta_folder,
+        "output_dir": tmp_path / "out",
+        "labels": ",".join(LABELS),
+    }
     done = run_command("scripts.prepare_dataset", **{**given, **arguments})
     assert done.returncode == 1
     assert message in " ".join(done.stderr.split())

@@ -43,8 +43,13 @@ def test_files_that_travel_import_only_one_another(name):
 
 
 def tracked() -> set[str]:
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            capture_output=True, text=True, check=True)  # fmt: skip
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
 
 
@@ -65,7 +70,9 @@ def test_the_readmes_tree_is_the_project():
         else:
             drawn.add(name)
     found = {name for name in tracked() if name.endswith(".py") and not name.startswith("tests/")}
-    assert {name for name in drawn if name.endswith(".py")} == found - {f"{p}/__init__.py" for p in ("data", "modeling", "scripts")}
+    assert {name for name in drawn if name.endswith(".py")} == found - {
+        f"{p}/__init__.py" for p in ("data", "modeling", "scripts")
+    }
     for name in drawn:
         assert (ROOT / name).exists(), name
 

@@ -31,9 +31,19 @@ def run(prepared_folder, roberta_folder, tmp_path_factory) -> Path:
 
 def test_the_files_of_a_run(run):
     names = {path.name for path in run.iterdir()}
-    assert names >= {"config.json", "model.safetensors", "tokenizer.json", "modeling_hierarchical_roberta.py",
-                     "training_history.json", "training.log", "metrics.json", "predictions_validation.csv",
-                     "predictions_test.csv", "runs", "README.md"}  # fmt: skip
+    assert names >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "modeling_hierarchical_roberta.py",
+        "training_history.json",
+        "training.log",
+        "metrics.json",
+        "predictions_validation.csv",
+        "predictions_test.csv",
+        "runs",
+        "README.md",
+    }
     assert not [name for name in names if "partial" in name]
 
 
@@ -42,8 +52,19 @@ def test_the_history(run):
     assert set(history) == {"config", "epochs", "best", "stopped_early"}
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
     last = history["epochs"][-1]
-    assert {"step", "train_loss", "eval_loss", "eval_f1_macro", "eval_quadratic_kappa", "eval_severity_f1", "grad_norm",
-            "eval_recall_Mature", "seconds", "documents_per_second", "chunks_per_second"} <= set(last)  # fmt: skip
+    assert {
+        "step",
+        "train_loss",
+        "eval_loss",
+        "eval_f1_macro",
+        "eval_quadratic_kappa",
+        "eval_severity_f1",
+        "grad_norm",
+        "eval_recall_Mature",
+        "seconds",
+        "documents_per_second",
+        "chunks_per_second",
+    } <= set(last)
     assert last["learning_rate"]["head"] == pytest.approx(2 * last["learning_rate"]["encoder"])
     assert history["best"]["eval_f1_macro"] == max(epoch["eval_f1_macro"] for epoch in history["epochs"])
     assert history["config"]["learning_rate"] == 1e-3
@@ -79,8 +100,16 @@ def test_tensorboard_has_scalars_figure_graph_and_arguments(run):
     [folder] = (run / "runs").iterdir()
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
-    for name in ("loss", "grad_norm", "learning_rate/head", "learning_rate/encoder", "documents_per_second",
-                 "chunks_per_second", "padding_share", "peak_memory_gib"):  # fmt: skip
+    for name in (
+        "loss",
+        "grad_norm",
+        "learning_rate/head",
+        "learning_rate/encoder",
+        "documents_per_second",
+        "chunks_per_second",
+        "padding_share",
+        "peak_memory_gib",
+    ):
         assert f"train/{name}" in tags["scalars"]
     assert {"eval/f1_macro", "eval/loss", "eval/recall_Mature"} <= set(tags["scalars"])
     assert len(events.Scalars("eval/f1_macro")) >= 3
@@ -91,7 +120,12 @@ def test_tensorboard_has_scalars_figure_graph_and_arguments(run):
 
 def test_the_log_has_the_coverage_the_weights_and_the_groups(run):
     log = (run / "training.log").read_text()
-    for said in ("cuts", "Class weights: General 0.67 (24 documents)", "Optimizer group head", "Precision: fp32 (as given)"):
+    for said in (
+        "cuts",
+        "Class weights: General 0.67 (24 documents)",
+        "Optimizer group head",
+        "Precision: fp32 (as given)",
+    ):
         assert said in log
 
 
@@ -100,18 +134,39 @@ def last_weights(output_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(newest / "model.safetensors")
 
 
-STEPS = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 10,
-         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "chunk_policy": "random", "max_chunks": 2,
-         "dropout": 0.2, "attention_dropout": 0.1, "dataloader_num_workers": 1}  # fmt: skip
+STEPS = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "save_total_limit": 10,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 3,
+    "chunk_policy": "random",
+    "max_chunks": 2,
+    "dropout": 0.2,
+    "attention_dropout": 0.1,
+    "dataloader_num_workers": 1,
+}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(stop, prepared_folder, roberta_folder, tmp_path):
     whole = train(prepared_folder, roberta_folder, tmp_path / "whole", **STEPS)
     assert whole.returncode == 0, whole.stderr
-    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "cut", **TRAINING, **STEPS}
-    process = subprocess.Popen([sys.executable, "train_hf.py", *options(**given)], cwd=ROOT, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    given = {
+        "dataset_dir": prepared_folder,
+        "encoder": roberta_folder,
+        "output_dir": tmp_path / "cut",
+        **TRAINING,
+        **STEPS,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "train_hf.py", *options(**given)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "cut" / "checkpoint-4" / "checkpoint_manifest.json").exists():  # of 8 steps an epoch
         assert time.monotonic() < deadline
@@ -155,7 +210,9 @@ def test_a_frozen_encoders_vectors_are_kept_and_change_nothing(prepared_folder, 
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     encoder = load_file(roberta_folder / "model.safetensors")
-    assert all(torch.equal(first[f"encoder.{name}"], encoder[name]) for name in encoder if not name.startswith("pooler"))
+    assert all(
+        torch.equal(first[f"encoder.{name}"], encoder[name]) for name in encoder if not name.startswith("pooler")
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,14 +224,14 @@ def test_a_frozen_encoders_vectors_are_kept_and_change_nothing(prepared_folder, 
         ({"chunk_length": 65}, "beyond the encoder's 64 positions"),
         ({"max_chunks": 0}, "max_chunks must be at least 1"),
         ({"class_weights": "General=1"}, "the labels are General, Teen, Mature"),
-        ({"learning_rate": "fast"}, "argument --learning_rate: invalid float value: 'fast'"),
+        ({"learning_rate": "fast"}, "invalid float value: 'fast'"),
         ({"learning_rat": 1}, "Unknown option --learning_rat 1"),
         ({"pooling": "median"}, "pooling must be one of attention, mean, max"),
         ({"config": "scripts/recipes/none.yaml"}, "There is no recipe scripts/recipes/none.yaml"),
         ({"resume_from_checkpoint": "nothing"}, "there is no such folder"),
         ({"severity_weights": "1,2"}, "expected 3 weights"),
         ({"dropout": 1.5}, "A dropout must be in [0, 1)"),
-        ({"metric_for_best_model": "f2"}, "f2"),
+        ({"metric_for_best_model": "f2"}, "metric_for_best_model is 'f2'; expected one of loss, accuracy, f1_macro"),
     ],
 )
 def test_mistakes_are_told_in_a_paragraph(arguments, message, prepared_folder, roberta_folder, tmp_path):
@@ -187,10 +244,19 @@ def test_mistakes_are_told_in_a_paragraph(arguments, message, prepared_folder, r
 
 def test_a_recipe_gives_defaults_and_the_command_line_overrides_them(prepared_folder, roberta_folder, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("learning_rate: 5.0e-4\nnum_train_epochs: 1\npooling: mean\nlr_scheduler_kwargs: {num_cycles: 0.5}\n")
+    recipe.write_text(
+        "learning_rate: 5.0e-4\nnum_train_epochs: 1\npooling: mean\nlr_scheduler_kwargs: {num_cycles: 0.5}\n"
+    )
     arguments = {name: value for name, value in TRAINING.items() if name not in ("learning_rate", "num_train_epochs")}
-    command = [sys.executable, "train_hf.py", "--config", str(recipe), "--pooling", "max",
-               *options(dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path / "out", **arguments)]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_hf.py",
+        "--config",
+        str(recipe),
+        "--pooling",
+        "max",
+        *options(dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path / "out", **arguments),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "out" / "training_history.json").read_text())["config"]
@@ -208,9 +274,21 @@ def test_an_earlier_run_is_not_mixed_with(run, prepared_folder, roberta_folder):
     assert (run / "model.safetensors").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(prepared_folder, roberta_folder, tmp_path):
-    done = train(prepared_folder, roberta_folder, tmp_path / "run", learning_rate="1e30", warmup_steps=0, max_grad_norm=0,
-                 save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=1)  # fmt: skip
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(
+    prepared_folder, roberta_folder, tmp_path
+):
+    done = train(
+        prepared_folder,
+        roberta_folder,
+        tmp_path / "run",
+        learning_rate="1e30",
+        warmup_steps=0,
+        max_grad_norm=0,
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+    )
     assert done.returncode == 1
     assert "health: nan_loss" in done.stderr
     assert "Traceback" not in done.stderr
@@ -220,7 +298,12 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(pr
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "scripts/recipes").glob("*.yaml")))
 def test_every_recipe_is_read(recipe, prepared_folder, tmp_path):
-    command = [sys.executable, "train_hf.py", "--config", f"scripts/recipes/{recipe}",
-               *options(encoder="no/such", dataset_dir=prepared_folder, output_dir=tmp_path / "out")]  # fmt: skip
+    command = [
+        sys.executable,
+        "train_hf.py",
+        "--config",
+        f"scripts/recipes/{recipe}",
+        *options(encoder="no/such", dataset_dir=prepared_folder, output_dir=tmp_path / "out"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "No tokenizer could be loaded from 'no/such'" in " ".join(done.stderr.split())

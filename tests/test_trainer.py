@@ -40,8 +40,16 @@ class Documents(torch.utils.data.Dataset):
 
 
 def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **arguments) -> WeightedTrainer:
-    given = {"learning_rate": 1e-3, "num_train_epochs": 1, "dataloader_num_workers": 0, "bf16": False,
-             "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, **arguments}  # fmt: skip
+    given = {
+        "learning_rate": 1e-3,
+        "num_train_epochs": 1,
+        "dataloader_num_workers": 0,
+        "bf16": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        **arguments,
+    }
     documents = documents or Documents()
     return WeightedTrainer(
         model=model,
@@ -55,8 +63,14 @@ def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **argument
 
 
 def trained(model, folder, batch: int, accumulation: int, **arguments) -> tuple[dict[str, torch.Tensor], list[float]]:
-    trainer = trainer_for(copy.deepcopy(model), folder, per_device_train_batch_size=batch, logging_steps=1,
-                          gradient_accumulation_steps=accumulation, **arguments)  # fmt: skip
+    trainer = trainer_for(
+        copy.deepcopy(model),
+        folder,
+        per_device_train_batch_size=batch,
+        logging_steps=1,
+        gradient_accumulation_steps=accumulation,
+        **arguments,
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return trainer.model.state_dict(), losses
@@ -67,15 +81,24 @@ def test_16x1_and_4x4_and_1x16_are_the_same(roberta_model, tmp_path, label_smoot
     reference, losses = trained(roberta_model, tmp_path, 16, 1, label_smoothing_factor=label_smoothing_factor)
     assert len(losses) == 4
     for batch, accumulation in ((4, 4), (1, 16)):
-        weights, other = trained(roberta_model, tmp_path, batch, accumulation, label_smoothing_factor=label_smoothing_factor)
+        weights, other = trained(
+            roberta_model, tmp_path, batch, accumulation, label_smoothing_factor=label_smoothing_factor
+        )
         assert other == pytest.approx(losses, abs=1e-5)
         for name, value in reference.items():
             torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
 
 
 def test_the_first_step_is_torchs_weighted_cross_entropy_over_the_whole_step(roberta_model, tmp_path):
-    trainer = trainer_for(copy.deepcopy(roberta_model), tmp_path, per_device_train_batch_size=2,
-                          gradient_accumulation_steps=8, max_steps=1, max_grad_norm=0, logging_steps=1)  # fmt: skip
+    trainer = trainer_for(
+        copy.deepcopy(roberta_model),
+        tmp_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        max_steps=1,
+        max_grad_norm=0,
+        logging_steps=1,
+    )
     gradients = {}
 
     def keep(optimizer, *_):
@@ -116,8 +139,13 @@ def test_groups_hold_every_parameter_once_at_their_own_rates(model, tmp_path):
     trainer = trainer_for(model, tmp_path)
     groups = {group["name"]: group for group in trainer.create_optimizer().param_groups}
     assert list(groups) == [
-        "encoder", "encoder_no_decay", "chunk_attention", "chunk_attention_no_decay", "head", "head_no_decay",
-    ]  # fmt: skip
+        "encoder",
+        "encoder_no_decay",
+        "chunk_attention",
+        "chunk_attention_no_decay",
+        "head",
+        "head_no_decay",
+    ]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     grouped = [names[id(parameter)] for group in groups.values() for parameter in group["params"]]
     assert sorted(grouped) == sorted(names.values())
@@ -165,9 +193,12 @@ def test_every_parameter_moves_in_training(roberta_model, tmp_path):
 def test_it_works_with_plain_training_arguments_too(roberta_model, tmp_path):
     arguments = TrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
     WeightedTrainer(
-        model=roberta_model, args=arguments, train_dataset=Documents(), data_collator=DocumentCollator(1),
+        model=roberta_model,
+        args=arguments,
+        train_dataset=Documents(),
+        data_collator=DocumentCollator(1),
         class_weights=balanced_class_weights([20, 20, 10]),
-    ).train()  # fmt: skip
+    ).train()
 
 
 def test_class_weights_of_another_length_are_refused(roberta_model, tmp_path):
