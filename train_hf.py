@@ -11,11 +11,8 @@ import csv
 import logging
 import os
 import shutil
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +20,13 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from transformers import PreTrainedTokenizerBase, set_seed
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 
 from data.chunking import ChunkedDocuments, coverage
 from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
-from modeling.callbacks import EarlyStopping, History, StopOnSignal, write_json
+from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
 from modeling.checkpoints import checkpoints_of, find_checkpoint
 from modeling.health import HealthWatch, frozen_model_message
 from modeling.losses import balanced_class_weights
@@ -39,15 +37,17 @@ from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
     HierarchicalTrainingArguments,
-    arguments_record,
     parse_class_weights,
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
 from scripts.command_line import parse_with_recipe, run_main
 from scripts.prepare_dataset import load_tokenizer
+from scripts.run_record import run_record
 
 logger = logging.getLogger("train_hf")
+
+RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md")
 
 
 @dataclass
@@ -82,7 +82,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     set_up_threads(args)
     checkpoint = claim_output_dir(args)
     set_seed(args.seed)
-    tokenizer = load_tokenizer(model_args.encoder)
+    tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
     labels = splits["train"].features["label"].names
     class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
@@ -102,17 +102,21 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         processing_class=tokenizer,
         compute_metrics=compute_metrics_fn(labels, severity_weights),
     )
-    config = run_record(model_args, data_args, args, manifest, splits, labels, class_weights)
+    config = run_record((model_args, data_args, args), args, manifest, splits, class_weights)
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
-        key = cache_key(model, str(manifest.get("data_fingerprint", args.output_dir)), args.precision)
+        key = cache_key(model, manifest["data_fingerprint"], args.precision)
         folder = Path(data_args.dataset_dir) / ".chunk_vectors" / key
         vectors = cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator)
         model.standardize(document_means(vectors["train"]))
         documents = dict(vectors)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
     history, health, stop = add_callbacks(trainer, labels, config, args)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None and args.should_save:
+        clear_earlier_run(args.output_dir)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        stop.agree(args)
     if health.failure:
         raise ValueError(health.failure)
     if stop.exit_status:
@@ -164,31 +168,40 @@ def set_up_threads(args: HierarchicalTrainingArguments) -> None:
 
 
 def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:
-    """The checkpoint to resume from. An earlier run in output_dir is resumed or deleted, but never mixed with.
+    """The checkpoint to resume from. An earlier run in output_dir is gone on with or replaced, but never mixed with.
 
     Raises:
-        ValueError: an earlier run is there and neither was asked for.
+        ValueError: an earlier run is there and neither was asked for; the checkpoint named is not its newest.
     """
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     earlier = [path.name for path in checkpoints_of(args.output_dir)] or [
-        name for name in ("model.safetensors", "training_history.json") if (Path(args.output_dir) / name).exists()
+        name for name in RESULTS if (Path(args.output_dir) / name).exists()
     ]
-    resumes = args.resume_from_checkpoint is not None
-    if earlier and not resumes and not args.overwrite_output_dir:
+    if checkpoint is not None:
+        logger.info(f"Going on from {checkpoint}.")
+        step = int(Path(checkpoint).name.split("-")[-1]) if "-" in Path(checkpoint).name else 0
+        newer = [path.name for path in checkpoints_of(args.output_dir) if int(path.name.split("-")[-1]) > step]
+        if args.resume_from_checkpoint != "auto" and newer:
+            raise ValueError(
+                f"{args.output_dir} holds checkpoints that are newer than {checkpoint} ({', '.join(newer)}), which a "
+                "later resume would take for this run's: delete them, or name another output_dir."
+            )
+    elif args.resume_from_checkpoint == "auto":
+        logger.info("No whole checkpoint to go on from: from the start.")
+    elif earlier and not args.overwrite_output_dir:
         raise ValueError(
             f"{args.output_dir} holds an earlier run ({', '.join(earlier[:3])}): go on with it with "
             "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
         )
-    if args.overwrite_output_dir and not resumes and args.should_save:
-        for path in checkpoints_of(args.output_dir):
-            shutil.rmtree(path)
-        for name in ("model.safetensors", "training_history.json", "metrics.json"):
-            (Path(args.output_dir) / name).unlink(missing_ok=True)
-    if resumes:
-        logger.info(
-            f"Going on from {checkpoint}." if checkpoint else "No whole checkpoint to go on from: from the start."
-        )
     return checkpoint
+
+
+def clear_earlier_run(output_dir: str) -> None:
+    """Delete the checkpoints and results of an earlier run. (Its TensorBoard files stay, under their own date.)"""
+    for path in checkpoints_of(output_dir):
+        shutil.rmtree(path)
+    for path in [Path(output_dir) / name for name in RESULTS] + sorted(Path(output_dir).glob("predictions_*.csv")):
+        path.unlink(missing_ok=True)
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
@@ -212,8 +225,6 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
         for label, weight, count in zip(labels, tensor.tolist(), counts, strict=True)
     )
     logger.info(f"Class weights: {shown}.")
-    if tensor.max() > 10:
-        logger.warning(f"A class weight is above 10: {shown}. A document of that class outweighs many others.")
     return tensor
 
 
@@ -233,7 +244,7 @@ def build_model(
             chunk_transformer_layers=model_args.chunk_transformer_layers,
             **{name: getattr(model_args, name) for name in geometry},
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
     model.live_chunks, model.token_budget = args.live_chunks, args.token_budget
     if args.freeze_encoder:
@@ -252,6 +263,11 @@ def chunk_splits(
 ) -> dict[str, ChunkedDocuments]:
     """Each split as chunks, after saying what share of it is cut."""
     config = model.config
+    if args.dataloader_persistent_workers and config.chunk_policy == "random":
+        raise ValueError(
+            "Persistent loader workers would draw the same random chunks in every epoch: leave "
+            "--dataloader_persistent_workers out, or choose another --chunk_policy."
+        )
     chunked = {}
     for name, part in splits.items():
         chunked[name] = ChunkedDocuments(
@@ -273,56 +289,6 @@ def chunk_splits(
     return chunked
 
 
-def run_record(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HierarchicalTrainingArguments,
-    manifest: dict[str, Any],
-    splits: datasets.DatasetDict,
-    labels: list[str],
-    class_weights: torch.Tensor | None,
-) -> dict[str, Any]:
-    """What the run was given: arguments, code, libraries, data."""
-    packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "tensorboard")
-    weights = [1.0] * len(labels) if class_weights is None else class_weights.tolist()
-    counts = {
-        split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
-        for split, part in splits.items()
-    }
-    return {
-        **arguments_record(model_args, data_args, args),
-        "run_name": Path(args.output_dir).name,
-        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "num_processes": args.world_size,
-        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
-        "precision": args.precision,
-        "precision_reason": args.precision_reason,
-        "labels": labels,
-        "label_counts": counts,
-        "class_weight_values": dict(zip(labels, weights, strict=True)),
-        "data_fingerprint": manifest.get("data_fingerprint"),
-        "data_sources": manifest.get("sources"),
-        "git_commit": git_commit(),
-        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": " ".join(sys.argv),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, with "+changes" where it was edited; None outside a checkout."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def add_callbacks(
     trainer: WeightedTrainer, labels: list[str], config: dict[str, Any], args: HierarchicalTrainingArguments
 ) -> tuple[History, HealthWatch, StopOnSignal]:
@@ -330,8 +296,8 @@ def add_callbacks(
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
     health, stop = HealthWatch(trainer), StopOnSignal()
     history = History(trainer, early_stopping, config)
-    stop.listen()
-    for callback in (early_stopping, TensorBoard(trainer, labels, config), health, stop, history):
+    trainer.remove_callback(ProgressCallback)
+    for callback in (LogLines(), early_stopping, TensorBoard(trainer, labels, config), health, stop, history):
         trainer.add_callback(callback)
     return history, health, stop
 
@@ -370,10 +336,15 @@ def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], sco
 def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
     """The best model, complete, at the top of output_dir, with its metrics and its card."""
     args = trainer.args
-    trainer.save_model(args.output_dir)
+    folder = Path(args.output_dir)
+    partial = folder / ".export"
+    trainer.save_model(str(partial))
     if not trainer.is_world_process_zero():
         return
-    folder = Path(args.output_dir)
+    # The weights last: where they are, everything that they need is.
+    for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        path.replace(folder / path.name)
+    partial.rmdir()
     write_json(folder / "metrics.json", metrics)
     record = history.record(args, trainer.state)
     (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")

@@ -1,7 +1,5 @@
 """The embedded demo corpus: stories rated General, Teen or Mature, written from a seed in this project's own words.
 
-    python -m data.demo --output outputs/demo/stories.jsonl
-
 A story is made of quiet paragraphs and of scenes. A scene's content is mild, Teen or Mature, and it either happens or is
 framed: acted on a stage, dreamed, read in a book, imagined, shown on a screen. The label is the severest scene that
 happens. Half of a story's scenes are framed whatever its label, and what stands in the frames is drawn at random: the
@@ -9,10 +7,7 @@ words of severe scenes occur in every class, and only reading tells which of the
 scene is uniform over the text, and is recorded.
 """
 
-import argparse
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -279,20 +274,3 @@ def demo_corpus(num_documents: int = 1000, seed: int = 7, words_in_chunk: int = 
         text, evidence = write_story(str(label), num_chunks, words_in_chunk, rng)
         documents.append({"id": f"story-{number:04d}", "text": text, "label": str(label), "evidence": evidence})
     return documents
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--num_documents", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=7)
-    arguments = parser.parse_args()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(arguments.output, "w", encoding="utf-8") as file:
-        for document in demo_corpus(arguments.num_documents, arguments.seed):
-            file.write(json.dumps(document, ensure_ascii=False) + "\n")
-    print(f"{arguments.num_documents} stories in {arguments.output}")
-
-
-if __name__ == "__main__":
-    main()

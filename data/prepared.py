@@ -7,7 +7,8 @@ labels), input_ids, token_start, token_end and token_break (see data/chunking.py
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,24 +100,36 @@ def file_sizes(folder: Path) -> dict[str, int]:
     }
 
 
-def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write splits and manifest into `folder`, under another name until every byte is there.
-
-    Raises:
-        FileExistsError: `folder` exists and is not empty.
-    """
-    partial = folder.with_name(folder.name + f".partial-{os.getpid()}")
-    splits.save_to_disk(str(partial))
-    sizes = file_sizes(partial)
+def _sha256_of(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(sizes):
-        if name.endswith(".arrow"):
-            digest.update((partial / name).read_bytes())
-    manifest = {**manifest, "data_fingerprint": digest.hexdigest(), "files": sizes}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-    partial.rename(folder)
+    for path in files:
+        if path.is_file():
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
+    """Write splits and manifest under another name, and give them theirs when every byte is there.
+
+    What stood in `folder` goes only then; the caller has made sure that it may.
+    """
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        splits.save_to_disk(str(partial))
+        sizes = file_sizes(partial)
+        fingerprint = _sha256_of(partial / name for name in sizes if name.endswith(".arrow"))
+        manifest = {**manifest, "data_fingerprint": fingerprint, "files": sizes}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if folder.exists():
+            before = folder.with_name(f".{folder.name}.before-{os.getpid()}")
+            folder.rename(before)
+            partial.rename(folder)
+            shutil.rmtree(before)
+        else:
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_prepared(
@@ -134,7 +147,8 @@ def load_prepared(
     if not (path / MANIFEST).is_file():
         if (path / LEGACY_FILES["train"]).is_file() and tokenizer is not None:
             splits = read_legacy(path, tokenizer)
-            return splits, {"sources": [str(path)], "labels": splits["train"].features["label"].names}
+            fingerprint = _sha256_of(path / name for name in LEGACY_FILES.values())
+            return splits, {"sources": [{"name": folder}], "data_fingerprint": fingerprint}
         raise ValueError(
             f"{folder}: no prepared data set there ({'no ' + MANIFEST + ' in it' if path.is_dir() else 'no folder'}). "
             "Make one: python -m scripts.prepare_dataset --source FILE --tokenizer ENCODER --output_dir DIR."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 
@@ -22,7 +23,7 @@ def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str
     path = Path(source)
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
     if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        if _is_saved(path):
             yield from _read_datasets(datasets.load_from_disk(source))
         else:
             yield from _read_text_folders(path, encoding_errors)
@@ -31,11 +32,11 @@ def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str
         if suffix in readers:
             yield from readers[suffix](path, encoding_errors)
         elif suffix == ".parquet":
-            yield from _read_parquet(path)
+            yield from _read_parquet(path, encoding_errors)
         else:
             raise ValueError(f"{source}: expected a .csv, .tsv, .jsonl or .parquet file, got {suffix or 'no ending'}.")
     else:
-        yield from _read_hub(source)
+        yield from _read_datasets(_load_hub(source))
 
 
 def _read_csv(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
@@ -97,13 +98,33 @@ def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
     raise AssertionError("called for a file that is UTF-8")
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
     try:
         file = pq.ParquetFile(path)
     except Exception as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+    number = 0
     for batch in file.iter_batches(batch_size=64):
-        yield from batch.to_pylist()
+        # As bytes first: Arrow would not say in which row the text is not UTF-8.
+        columns = {
+            name: column.cast(pa.large_binary())
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            else column
+            for name, kind, column in zip(batch.schema.names, batch.schema.types, batch.columns, strict=True)
+        }
+        for values in zip(*(column.to_pylist() for column in columns.values()), strict=True):
+            number += 1
+            row = dict(zip(columns, values, strict=True))
+            for name, value in row.items():
+                if isinstance(value, bytes) and not pa.types.is_binary(batch.schema.field(name).type):
+                    try:
+                        row[name] = value.decode("utf-8", errors=encoding_errors)
+                    except UnicodeDecodeError as error:
+                        raise ValueError(
+                            f"{path}: row {number}: the column {name!r} is not UTF-8 ({error.reason} at byte "
+                            f"{error.start}). Mend it, or put U+FFFD in its place with --encoding_errors replace."
+                        ) from error
+            yield row
 
 
 def _read_text_folders(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
@@ -128,23 +149,26 @@ def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[
             yield row if split is None else {"split": split, **row}
 
 
-def _read_hub(source: str) -> Iterator[dict[str, Any]]:
+def _load_hub(source: str) -> datasets.DatasetDict:
     try:
-        loaded = datasets.load_dataset(source)
+        return datasets.load_dataset(source)
     except Exception as error:
         raise ValueError(
             f"{source}: no such file or folder, and no data set on the hub could be loaded under that name "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
         ) from error
-    yield from _read_datasets(loaded)
 
 
-def label_names_of(source: str) -> list[str] | None:
-    """The label order that the source itself carries (a saved `datasets` folder with a ClassLabel), else None."""
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def label_names_of(source: str, label_column: str) -> list[str] | None:
+    """The label order that the source itself carries (a ClassLabel of `datasets`), else None."""
     path = Path(source)
-    if not ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+    if path.exists() and not _is_saved(path):
         return None
-    loaded = datasets.load_from_disk(source)
+    loaded = datasets.load_from_disk(source) if path.exists() else _load_hub(source)
     part = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
-    features = [feature for feature in part.features.values() if isinstance(feature, datasets.ClassLabel)]
-    return list(features[0].names) if len(features) == 1 else None
+    feature = part.features.get(label_column)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -60,8 +60,8 @@ def split_documents(
     """The split of each document ("" where it is dropped): the one it came with, or one made here.
 
     Made here: stratified by label, seeded, documents of a group or with nearly the same text never apart. As given:
-    groups and near-duplicates that stand in two splits are the problems `group_leak` and `duplicate`; dropping means
-    that the copy in train goes, then the one in validation.
+    groups and near-duplicates that stand in several splits are the problems `group_leak` and `duplicate`; dropping
+    leaves only those in the last of these splits.
 
     Raises:
         ValueError: leaks without a decision; a class too small to stand in every split; splits given for some
@@ -76,7 +76,7 @@ def split_documents(
                 f"{len(nameless)} documents have no split and the others do: {shorten(nameless)}. Name the split of "
                 "each, or make the splits here with --split_column none."
             )
-        splits = _without_leaks(documents, list(given), duplicates, findings)
+        splits = without_leaks(documents["id"], documents["group"], list(given), duplicates, findings)
     else:
         group_of = _join_groups(documents["group"], duplicates)
         if duplicates:
@@ -120,28 +120,35 @@ def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Seque
     return splits
 
 
-def _without_leaks(
-    documents: datasets.Dataset, splits: list[str], duplicates: list[tuple[int, int]], findings: Findings
+def without_leaks(
+    ids: Sequence[str],
+    groups: Sequence[str],
+    splits: Sequence[str],
+    duplicates: Sequence[tuple[int, int]],
+    findings: Findings,
 ) -> list[str]:
-    ids = documents["id"]
-    leaks = {"duplicate": [(i, j) for i, j in duplicates if splits[i] != splits[j]], "group_leak": []}
-    holders: dict[str, dict[str, int]] = {}
-    for index, group in enumerate(documents["group"]):
-        if group:
-            holders.setdefault(group, {}).setdefault(splits[index], index)
-    for index, group in enumerate(documents["group"]):
-        elsewhere = [other for split, other in holders.get(group, {}).items() if split != splits[index]]
-        leaks["group_leak"] += [(index, other) for other in elsewhere]
-    for problem, pairs in leaks.items():
-        for i, j in pairs:
-            findings.add(problem, f"{ids[i]} ({splits[i]}) ~ {ids[j]} ({splits[j]})")
+    """The splits, less the documents that leak into a later one, where dropping them was decided.
+
+    Raises:
+        ValueError: leaks without a decision.
+    """
+    none = [""] * len(ids)
+    dropped = set()
+    for problem, cluster_of in (
+        ("duplicate", _join_groups(none, duplicates)),
+        ("group_leak", _join_groups(groups, [])),
+    ):
+        clusters: dict[int, list[int]] = {}
+        for index, cluster in enumerate(cluster_of):
+            clusters.setdefault(cluster, []).append(index)
+        for members in clusters.values():
+            last = max(members, key=lambda index: SPLITS.index(splits[index]))
+            for index in members:
+                if splits[index] != splits[last]:
+                    findings.add(problem, f"{ids[index]} ({splits[index]}) ~ {ids[last]} ({splits[last]})")
+                    if findings.decisions.get(problem) == "dropped":
+                        dropped.add(index)
     findings.raise_undecided()
-    dropped = {
-        min(pair, key=lambda index: SPLITS.index(splits[index]))
-        for problem, pairs in leaks.items()
-        if findings.decisions.get(problem) == "dropped"
-        for pair in pairs
-    }
     return ["" if index in dropped else split for index, split in enumerate(splits)]
 
 

@@ -1,19 +1,24 @@
-"""What watches a run: early stopping, the history file, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
+"""What watches a run: early stopping, the history file, log lines, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
 unhealthy training: health.py.)"""
 
 import json
+import logging
 import math
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from .trainer import COUNTED, WeightedTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(TrainerCallback, ExportableState):
@@ -135,40 +140,87 @@ class History(TrainerCallback, ExportableState):
 
 class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
-    A second Ctrl-C stops at once."""
+    A second Ctrl-C stops at once.
+
+    Attributes:
+        received: the signal that this process was sent.
+        agreed: the one that all processes stop for, after the same step.
+    """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.received: int | None = None
+        self.agreed: int | None = None
 
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over for a while."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._receive) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.received = number
+
+    def agree(self, args: TrainingArguments) -> int | None:
+        """The signal that any process has received, on all of them. Every process must call it."""
+        received = self.received or 0
+        if args.world_size > 1:
+            number = torch.tensor(received, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            received = int(number)
+        self.agreed = self.agreed or received or None
+        return self.agreed
 
     @property
     def exit_status(self) -> int | None:
         """130 for Ctrl-C, 143 for SIGTERM, None where there was no signal."""
-        return None if self.signal is None else 128 + self.signal
+        return None if self.agreed is None else 128 + self.agreed
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        received = self.signal or 0
-        if args.world_size > 1:
-            # All processes must stop after the same step.
-            number = torch.tensor(received, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            received = int(number)
-        if received:
-            self.signal = received
-            control.should_save, control.should_training_stop = True, True
+        if self.agree(args):
+            control.should_training_stop = True
+            # At the end of an epoch its evaluation and saving come by themselves, as they would without the signal.
+            if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
+                control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # The checkpoint of this very step stands: no evaluation, and no second saving, within the grace period.
-        if self.signal is not None:
+        # In mid-epoch the checkpoint of this very step stands: nothing more within the grace period.
+        if self.agreed is not None and not _epoch_has_ended(state):
             control.should_evaluate, control.should_save = False, False
+
+
+def _epoch_has_ended(state: TrainerState) -> bool:
+    return float(state.epoch or 0.5).is_integer()
+
+
+class LogLines(ProgressCallback):
+    """The progress bar, and what is logged as lines that training.log has too."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
+            return
+        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
+        kind = "evaluation" if "eval_loss" in logs else "training"
+        left_out = (
+            "runtime",
+            "samples_per_second",
+            "steps_per_second",
+            "model_preparation_time",
+            "epoch",
+            "learning_rate",
+        )
+        values = ", ".join(
+            f"{name} {value:.4g}" for name, value in shown.items() if name not in left_out and "support" not in name
+        )
+        logger.info(f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}")
 
 
 def write_json(path: Path, content: Any) -> None:

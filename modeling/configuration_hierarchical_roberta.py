@@ -55,6 +55,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         for name, least in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        if self.pooling_size is not None and self.pooling_size < 1:
+            raise ValueError(f"pooling_size must be at least 1, and is {self.pooling_size}.")
         if self.chunk_overlap >= self.chunk_length - 2:
             raise ValueError(
                 f"chunk_overlap ({self.chunk_overlap}) must be below chunk_length - 2 ({self.chunk_length - 2}): "

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from .trainer import WeightedTrainer
 
@@ -29,7 +30,7 @@ REMEDIES = {
 }
 
 
-class HealthWatch(TrainerCallback):
+class HealthWatch(TrainerCallback, ExportableState):
     """Warns of each sign once, and ends a run whose loss is no number before it can be saved.
 
     Attributes:
@@ -43,6 +44,11 @@ class HealthWatch(TrainerCallback):
         self.failure: str | None = None
         self.losses: list[float] = []
         self.evaluations: list[tuple[float, float]] = []
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen so far: a resumed run must not begin to watch anew."""
+        seen = {"losses": self.losses, "evaluations": self.evaluations, "signs": self.signs}
+        return {"args": {}, "attributes": seen}
 
     def warn(self, sign: str, detail: str) -> None:
         """Log a sign, once."""
@@ -92,7 +98,6 @@ class HealthWatch(TrainerCallback):
                 f"health: nan_loss: {detail} at step {state.global_step}: {REMEDIES['nan_loss']} The checkpoints saved "
                 f"before it in {args.output_dir} are good: go on from them with --resume_from_checkpoint auto."
             )
-            logger.error(self.failure)
         control.should_training_stop = True
         control.should_save, control.should_evaluate = False, False
 

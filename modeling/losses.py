@@ -32,7 +32,7 @@ def balanced_class_weights(
     absent = [names[i] if names else str(i) for i, count in enumerate(counts.tolist()) if count <= 0]
     if absent or counts.numel() == 0:
         raise ValueError(
-            f"No training document of class {', '.join(absent) or '(any)'}: balanced weights need one of each at "
+            f"No training document of class {', '.join(absent[:5]) or '(any)'}{' and others' * (len(absent) > 5)}: balanced weights need one of each at "
             "least. Give documents of that class, leave it out of the labels, or set class_weights to none."
         )
     return (counts.sum() / (len(counts) * counts)).to(torch.float32)

@@ -32,7 +32,7 @@ class ClassificationMetrics(evaluate.Metric):
             raise ValueError(
                 f"There are {len(self.severity_weights)} severity weights for {len(self.label_names)} labels."
             )
-        super().__init__(**kwargs)
+        super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -228,7 +228,11 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """
         if num_chunks is None or (chunk_vectors is None) == (input_ids is None):
             raise ValueError("Give num_chunks, and either input_ids or chunk_vectors.")
-        chunk_ND = self.encode_chunks(input_ids, attention_mask) if chunk_vectors is None else chunk_vectors
+        chunk_ND = chunk_vectors
+        if input_ids is not None:
+            mask_NL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            chunk_ND = self.encode_chunks(input_ids, mask_NL)
+        assert chunk_ND is not None
         logits_BK, chunk_weights_N = self.classify(chunk_ND, num_chunks)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
         return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
@@ -247,7 +251,10 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         lengths = attention_mask_NL.sum(dim=1).tolist()
         plan = plan_micro_batches(lengths, self.token_budget, self.live_chunks)
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
-        vectors, live = [], 0
+        # The micro-batch that is being recomputed is alive in the backward pass beside those that were kept.
+        most, live = max(map(len, plan)), 0
+        is_bounded = keeps_graph and 0 < self.live_chunks < len(lengths)
+        vectors = []
         with torch.set_grad_enabled(keeps_graph):
             for rows in plan:
                 longest = lengths[rows[0]]
@@ -256,8 +263,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 self.encoded_tokens[0] += real
                 self.encoded_tokens[1] += ids_nl.numel() - real
                 live += len(rows)
-                # One micro-batch is always alive in the backward pass: the one that is being recomputed.
-                recompute = keeps_graph and self.live_chunks and live + len(plan[0]) > self.live_chunks
+                recompute = is_bounded and live + most > self.live_chunks
                 encode = _recomputed(self._encode) if recompute else self._encode
                 vectors.append(encode(ids_nl, mask_nl, ids_nl.numel() > real))
         chunk_ND = torch.cat(vectors)

@@ -100,6 +100,7 @@ class WeightedTrainer(Trainer):
         self.head_lr_multiplier = head_lr_multiplier
         # The loss is divided by the weights of the whole step: Trainer must not divide by the accumulation steps again.
         self.loss_is_scaled_for_ga = True
+        self.optimizer: torch.optim.Optimizer | None
         self.sampler: EpochSampler | None = None
         self.last_grad_norm: torch.Tensor | float | None = None
         # The last evaluation's logits (documents, K) and labels, for whoever draws them.
@@ -307,7 +308,7 @@ class WeightedTrainer(Trainer):
         """As Trainer's, with two mends: accelerate's loader does not tell the epoch to every sampler and data set that
         it wraps, and a run that had stopped early would train one step more when it is resumed."""
         for part in (self.sampler, self.train_dataset):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
         if not self.control.should_training_stop:
             super()._run_epoch(epoch=epoch, **kwargs)
@@ -333,7 +334,7 @@ class WeightedTrainer(Trainer):
         """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
         a patience given now.)"""
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, ExportableState):
+            if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
                 saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
                 for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
                     setattr(callback, name, value)

@@ -14,14 +14,13 @@
 | eval_strategy, save_strategy | epoch | no, steps | early stopping looks at each epoch |
 | save_total_limit | 3 | none | the best and at most two more |
 | load_best_model_at_end | True | False | what is exported is the best, not the last |
-| metric_for_best_model, greater_is_better | f1_macro, True | loss | every class counts alike |
+| metric_for_best_model | f1_macro | loss | every class counts alike |
 | dataloader_num_workers | 2 | 0 | chunks are cut while the encoder works |
 | dataloader_pin_memory | on CUDA | True | a warning elsewhere |
 | logging_nan_inf_filter | False | True | a NaN must be seen, not averaged away |
 | restore_callback_states_from_checkpoint | True | False | the patience counter is part of the run |
 | remove_unused_columns | False | True | the collator takes what it needs |
 | bf16, fp16 | by device | False | see `choose_precision` |
-| report_to | none | none | TensorBoard is written by our own callback, with figures |
 """
 
 from dataclasses import dataclass, field
@@ -68,13 +67,11 @@ class HierarchicalTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "f1_macro"
-    greater_is_better: bool | None = True
     dataloader_num_workers: int = 2
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     logging_nan_inf_filter: bool = False
     restore_callback_states_from_checkpoint: bool = True
     remove_unused_columns: bool = False
-    report_to: str = "none"
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast. Default: chosen for the device."})
     fp16: bool | None = field(default=None, metadata={"help": "fp16 autocast. Default: chosen for the device."})
 
@@ -131,6 +128,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, and is {getattr(self, name)}.")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(f"label_smoothing_factor must be in [0, 1), and is {self.label_smoothing_factor}.")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"num_train_epochs must be above 0, and is {self.num_train_epochs}.")
         # Without an accelerator Trainer wants to be told so before it allows bf16.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         self.precision_reason = "as given"

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
@@ -60,15 +61,18 @@ def cached_chunk_vectors(
     for name, chunked in splits.items():
         folder = cache_dir / name
         if not folder.is_dir():
-            partial = cache_dir / f"{name}.partial"
-            if accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+            # Named after the first process: another run may be filling the same cache.
+            [pid] = broadcast_object_list([os.getpid()])
+            partial = cache_dir / f"{name}.partial-{pid}"
+            partial.mkdir(parents=True, exist_ok=True)
             accelerator.wait_for_everyone()
             encode_share(model, chunked, collator, partial, accelerator, name)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                os.rename(partial, folder)
+                if folder.is_dir():
+                    shutil.rmtree(partial)
+                else:
+                    partial.rename(folder)
             accelerator.wait_for_everyone()
         else:
             logger.info(f"Chunk vectors of {name} are taken from {folder}.")

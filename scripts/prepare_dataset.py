@@ -21,6 +21,7 @@ from data.chunking import special_token_frame
 from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, Findings, read_documents, shorten
 from data.prepared import (
     LEGACY_FILES,
+    MANIFEST,
     describe,
     file_sizes,
     read_legacy,
@@ -29,7 +30,7 @@ from data.prepared import (
     tokenizer_fingerprint,
 )
 from data.sources import label_names_of
-from data.splits import split_documents
+from data.splits import near_duplicates, split_documents, without_leaks
 from scripts.command_line import UserParser, run_main
 
 
@@ -94,22 +95,24 @@ def comma_list(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The encoder's fast tokenizer. Raises ValueError where there is none."""
+def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
+    """The encoder's fast tokenizer. Raises ValueError where there is none, or it has no padding token."""
     try:
-        return AutoTokenizer.from_pretrained(name, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision)
     except Exception as error:
         raise ValueError(
             f"No tokenizer could be loaded from {name!r}. Expected a name on the hub (reachable or in the cache) or "
             f"a folder with tokenizer.json. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"The tokenizer of {name!r} has no padding token; expected an encoder's, such as RoBERTa's.")
+    return tokenizer
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read, check, split, tokenize, save. Returns the manifest."""
-    output_dir: Path = arguments.output_dir
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())) and not arguments.overwrite:
-        raise ValueError(f"{output_dir} is there already and not empty: name another folder, or give --overwrite.")
+    output_dir: Path = arguments.output_dir.resolve()
+    check_output_dir(output_dir, arguments.overwrite)
     tokenizer = load_tokenizer(arguments.tokenizer)
     fingerprint = tokenizer_fingerprint(tokenizer)
     body_length = check_geometry(arguments, tokenizer)
@@ -119,6 +122,7 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         findings = Findings()
         if (Path(arguments.source) / LEGACY_FILES["train"]).is_file():
             splits = read_legacy(Path(arguments.source), tokenizer, arguments.labels)
+            splits, findings = check_legacy(splits, arguments)
         else:
             splits, findings = prepare_documents(arguments, tokenizer, workspace)
         manifest = {
@@ -134,13 +138,22 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
             "versions": {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
             | {"python": platform.python_version()},
         }
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
         save_prepared(splits, output_dir, manifest)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
-        shutil.rmtree(output_dir.with_name(f"{output_dir.name}.partial-{_pid()}"), ignore_errors=True)
     return manifest
+
+
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Raises ValueError where something stands that is not to be replaced."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return
+    if not (output_dir / MANIFEST).is_file():
+        raise ValueError(
+            f"{output_dir} is there already and holds something else than a prepared data set: name another folder."
+        )
+    if not overwrite:
+        raise ValueError(f"{output_dir} is there already: name another folder, or replace it with --overwrite.")
 
 
 def prepare_documents(
@@ -150,7 +163,7 @@ def prepare_documents(
     columns = Columns(
         **{kind: getattr(arguments, f"{kind}_column") for kind in ("text", "label", "id", "split", "group")}
     )
-    labels = arguments.labels or label_names_of(arguments.source)
+    labels = arguments.labels or label_names_of(arguments.source, arguments.label_column)
     documents, findings = read_documents(
         arguments.source, columns, labels, arguments.encoding_errors, arguments.drop, arguments.keep, workspace
     )
@@ -172,6 +185,22 @@ def prepare_documents(
             part = documents.select(rows)
             splits[split] = tokenize_documents(part, tokenizer, labels, arguments.num_proc, split)
     return datasets.DatasetDict(splits), findings
+
+
+def check_legacy(splits: datasets.DatasetDict, arguments: argparse.Namespace) -> tuple[datasets.DatasetDict, Findings]:
+    """The older tensors' documents, checked as those of any source: empty ones, and leaks across their splits."""
+    findings = Findings(decisions=dict.fromkeys(arguments.drop, "dropped") | dict.fromkeys(arguments.keep, "kept"))
+    whole = datasets.concatenate_datasets(list(splits.values()))
+    split_of = [split for split, part in splits.items() for _ in part]
+    empty = {index for index, text in enumerate(whole["text"]) if not text.strip()}
+    for index in sorted(empty):
+        findings.add("empty", whole[index]["id"])
+    findings.raise_undecided()
+    kept = without_leaks(whole["id"], [""] * len(whole), split_of, near_duplicates(whole["text"]), findings)
+    if findings.decisions.get("empty") == "dropped":
+        kept = ["" if index in empty else split for index, split in enumerate(kept)]
+    chosen = {split: [index for index, name in enumerate(kept) if name == split] for split in splits}
+    return datasets.DatasetDict({split: whole.select(rows) for split, rows in chosen.items()}), findings
 
 
 def check_geometry(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -214,12 +243,6 @@ def report(manifest: dict[str, Any]) -> str:
             f"{cut['tokens_cut_share']:.1%} of tokens"
         )
     return "\n".join(lines)
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def main() -> None:

@@ -4,10 +4,12 @@ import json
 from collections import Counter
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.documents import Columns, read_documents
-from data.sources import read_rows
+from data.sources import label_names_of, read_rows
 from data.splits import make_splits, near_duplicates, split_documents
 from tests.conftest import LABELS, tiny_rows, write_csv
 
@@ -191,6 +193,31 @@ def test_a_leak_across_given_splits_is_an_error_or_a_decision(tmp_path):
     assert splits[9] == "validation"
     findings.decisions = {"duplicate": "kept", "group_leak": "kept"}
     assert "" not in split_documents(documents, findings)
+
+
+def test_a_text_in_three_splits_stays_in_the_last_only(tmp_path):
+    documents, findings = with_splits(tmp_path, r2={"text": LONG}, r9={"text": LONG}, r15={"text": LONG})
+    findings.decisions = {"duplicate": "dropped"}
+    splits = split_documents(documents, findings)
+    assert (splits[2], splits[9], splits[15]) == ("", "", "test")
+    assert findings.rows["duplicate"] == ["2 (train) ~ 15 (test)", "9 (validation) ~ 15 (test)"]
+
+
+def test_parquet_that_is_not_utf8_names_the_row(tmp_path):
+    column = pa.array([b"one", b"na\xefve"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": column, "label": ["Teen", "Teen"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: row 2: the column 'text' is not UTF-8"):
+        list(read_rows(str(tmp_path / "a.parquet")))
+    assert [row["text"] for row in read_rows(str(tmp_path / "a.parquet"), "replace")] == ["one", "na\ufffdve"]
+
+
+def test_the_label_order_of_the_source_is_that_of_the_label_column(tmp_path):
+    table = datasets.Dataset.from_list([{**row, "genre": 0} for row in ROWS])
+    table = table.cast_column("genre", datasets.ClassLabel(names=["drama"]))
+    table.save_to_disk(str(tmp_path / "strings"))
+    assert label_names_of(str(tmp_path / "strings"), "label") is None
+    table.cast_column("label", datasets.ClassLabel(names=LABELS)).save_to_disk(str(tmp_path / "ordered"))
+    assert label_names_of(str(tmp_path / "ordered"), "label") == LABELS
 
 
 def test_splits_that_cannot_be(tmp_path):

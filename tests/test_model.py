@@ -115,6 +115,7 @@ def test_the_encoder_keeps_no_activations_beyond_the_live_chunks(roberta_model):
         return sum(saved)
 
     assert num_saved(4) < num_saved(0) / 4
+    assert num_saved(40) == num_saved(0)  # within the bound nothing is encoded twice
 
 
 def test_a_frozen_encoder_is_still_and_trains_nothing(roberta_folder):

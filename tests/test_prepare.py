@@ -137,7 +137,20 @@ def test_a_folder_that_is_there_is_not_overwritten_unasked(prepared_folder, csv_
     given = {"source": csv_file, "tokenizer": roberta_folder, "output_dir": prepared_folder, "labels": ",".join(LABELS)}
     done = run_command("scripts.prepare_dataset", **given)
     assert done.returncode == 1
-    assert "is there already" in done.stderr
+    assert "replace it with --overwrite" in done.stderr
+    other = prepared_folder.parent / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("mine")
+    done = run_command("scripts.prepare_dataset", "--overwrite", **{**given, "output_dir": other})
+    assert done.returncode == 1
+    assert (other / "precious.txt").read_text() == "mine"
+    before = (prepared_folder / "manifest.json").read_text()
+    done = run_command("scripts.prepare_dataset", "--overwrite", **given)
+    assert done.returncode == 0, done.stderr
+    assert (
+        json.loads(before)["data_fingerprint"]
+        == json.loads((prepared_folder / "manifest.json").read_text())["data_fingerprint"]
+    )
 
 
 def test_an_unknown_tokenizer_or_a_changed_file_is_named_before_training(prepared_folder, bert_folder, tmp_path):

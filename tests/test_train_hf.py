@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from scripts.run_record import command_without_tokens
 from tests.conftest import LABELS, ROOT, TRAINING, options, train
 
 pytestmark = pytest.mark.slow
@@ -125,6 +126,7 @@ def test_the_log_has_the_coverage_the_weights_and_the_groups(run):
         "Class weights: General 0.67 (24 documents)",
         "Optimizer group head",
         "Precision: fp32 (as given)",
+        "epoch 3.00: evaluation: ",
     ):
         assert said in log
 
@@ -230,6 +232,11 @@ def test_a_frozen_encoders_vectors_are_kept_and_change_nothing(prepared_folder, 
         ({"config": "scripts/recipes/none.yaml"}, "There is no recipe scripts/recipes/none.yaml"),
         ({"resume_from_checkpoint": "nothing"}, "there is no such folder"),
         ({"severity_weights": "1,2"}, "expected 3 weights"),
+        ({"label_smoothing_factor": 2}, "label_smoothing_factor must be in [0, 1)"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs must be above 0"),
+        ({"pooling_size": -5}, "pooling_size must be at least 1"),
+        ({"dataloader_persistent_workers": True, "dataloader_num_workers": 1, "chunk_policy": "random"}, "Persistent"),
         ({"dropout": 1.5}, "A dropout must be in [0, 1)"),
         ({"metric_for_best_model": "f2"}, "metric_for_best_model is 'f2'; expected one of loss, accuracy, f1_macro"),
     ],
@@ -272,6 +279,19 @@ def test_an_earlier_run_is_not_mixed_with(run, prepared_folder, roberta_folder):
     assert done.returncode == 1
     assert "holds an earlier run" in done.stderr
     assert (run / "model.safetensors").exists()
+
+
+def test_a_mistake_leaves_the_earlier_run_though_it_was_to_be_replaced(run, prepared_folder, roberta_folder):
+    done = train(prepared_folder, roberta_folder, run, "--overwrite_output_dir", dataset_dir="nowhere")
+    assert done.returncode == 1
+    assert (run / "model.safetensors").exists()
+    assert list(run.glob("checkpoint-*"))
+
+
+def test_a_hub_token_is_not_written_down():
+    assert command_without_tokens(["train_hf.py", "--hub_token", "hf_x", "--hub_token=hf_x", "--seed", "1"]) == (
+        "train_hf.py --hub_token *** --hub_token=*** --seed 1"
+    )
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_good_checkpoint(

@@ -1,16 +1,28 @@
 """WeightedTrainer: the same mathematics under any batching, learning rates a part, exact evaluation."""
 
 import copy
+import json
+import os
+import signal
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainingArguments
 
 from data.collator import DocumentCollator
+from modeling.callbacks import EarlyStopping, History, StopOnSignal
+from modeling.checkpoints import find_checkpoint
 from modeling.losses import balanced_class_weights
 from modeling.metrics import compute_metrics_fn
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from modeling.trainer import BLANK, EpochSampler, WeightedTrainer
-from modeling.training_args import HierarchicalTrainingArguments, parse_class_weights, parse_severity_weights
+from modeling.training_args import (
+    HierarchicalTrainingArguments,
+    choose_precision,
+    parse_class_weights,
+    parse_severity_weights,
+)
 
 WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
 
@@ -204,6 +216,85 @@ def test_it_works_with_plain_training_arguments_too(roberta_model, tmp_path):
 def test_class_weights_of_another_length_are_refused(roberta_model, tmp_path):
     with pytest.raises(ValueError, match=r"has the shape \(2,\), expected \(3,\)"):
         trainer_for(roberta_model, tmp_path, class_weights=torch.ones(2))
+
+
+class KillAt(TrainerCallback):
+    """Sends this process a signal when a step begins."""
+
+    def __init__(self, step: int, number: int):
+        self.step, self.number = step, number
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("step", [3, 4, 8])  # in mid-epoch, in an epoch's last step, in the last step of all
+def test_a_signal_in_any_step_changes_nothing_once_resumed(step, roberta_folder, tmp_path):
+    def run(folder, kill_at: int | None = None, resume: bool = False) -> tuple[StopOnSignal, WeightedTrainer]:
+        torch.manual_seed(5)
+        model = Model.from_encoder(
+            str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.1
+        )
+        trainer = trainer_for(
+            model,
+            folder,
+            num_train_epochs=2,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            metric_for_best_model="loss",
+            save_total_limit=9,
+        )
+        stop, early = StopOnSignal(), EarlyStopping(5, 0.0)
+        history = History(trainer, early, {})
+        for callback in (early, *([KillAt(kill_at, signal.SIGTERM)] if kill_at else []), stop, history):
+            trainer.add_callback(callback)
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=find_checkpoint(str(folder), "auto") if resume else None)
+        return stop, trainer
+
+    assert run(tmp_path / "whole")[0].exit_status is None
+    stop, trainer = run(tmp_path / "cut", kill_at=step)
+    assert stop.exit_status == 143
+    assert trainer.state.global_step == step
+    run(tmp_path / "cut", resume=True)
+    whole, cut = (load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    histories = [json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("whole", "cut")]
+    assert [epoch["eval_loss"] for epoch in histories[0]["epochs"]] == [
+        epoch["eval_loss"] for epoch in histories[1]["epochs"]
+    ]
+
+
+def test_smaller_is_better_for_a_loss(tmp_path):
+    arguments = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="loss")
+    assert arguments.greater_is_better is False
+    assert HierarchicalTrainingArguments(output_dir=str(tmp_path)).greater_is_better is True
+
+
+def test_one_process_on_several_gpus_is_refused_with_the_right_command(roberta_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(HierarchicalTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="accelerate launch --multi_gpu --num_processes 2"):
+        trainer_for(roberta_model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("capability", "capabilities", "expected"),
+    [
+        ((8, 0), {}, "bf16"),
+        ((7, 0), {}, "fp16"),
+        ((6, 1), {}, "fp32"),
+        (None, {"avx512_bf16": True}, "bf16"),
+        (None, {"amx_bf16": True}, "bf16"),
+        (None, {"avx512_f": True}, "fp32"),
+    ],
+)
+def test_precision_is_what_the_device_does_natively(capability, capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision(use_cpu=capability is None)[0] == expected
 
 
 def test_blanks_fill_up_the_order_of_several_processes():
