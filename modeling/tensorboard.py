@@ -48,7 +48,7 @@ class TensorBoard(TrainerCallback):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.writer.add_graph(_Traceable(model.eval()), _example(model))
+                self.writer.add_graph(HierarchicalClassifier(model.eval()), _example(model))
         except Exception as error:  # some encoders cannot be traced, and no run should end for want of a picture
             logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
         finally:
@@ -99,8 +99,8 @@ def peak_memory() -> int:
 
 def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
     """Counts (rows: true, columns: predicted) on a scale of each row's share."""
-    size = 2.2 + 0.9 * len(label_names)
-    figure = Figure(figsize=(size, size), dpi=110, layout="constrained")
+    size = 1.5 + 1.1 * len(label_names)  # read at half its size among other cards
+    figure = Figure(figsize=(size, size), dpi=90, layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -112,19 +112,20 @@ def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
             f"{matrix[row, column]}\n{share:.0%}",
             ha="center",
             va="center",
+            fontsize=15,
             color="white" if share > 0.55 else "#1b2a41",
         )
     ticks = range(len(label_names))
-    axes.set_xticks(ticks, label_names)
-    axes.set_yticks(ticks, label_names, rotation=90, va="center")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
+    axes.set_xticks(ticks, label_names, fontsize=14)
+    axes.set_yticks(ticks, label_names, rotation=90, va="center", fontsize=14)
+    axes.set_xlabel("predicted", fontsize=14)
+    axes.set_ylabel("true", fontsize=14)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
 
 
-class _Traceable(nn.Module):
+class HierarchicalClassifier(nn.Module):
     """The model with tensors in and logits out, as tracing needs it."""
 
     def __init__(self, model: nn.Module):

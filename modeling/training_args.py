@@ -192,6 +192,6 @@ def arguments_record(*arguments: Any) -> dict[str, Any]:
     """Every field of the dataclasses, as JSON can hold it. Tokens are left out."""
     record: dict[str, Any] = {}
     for part in arguments:
-        values = part.to_sanitized_dict() if isinstance(part, TrainingArguments) else vars(part)
+        values = part.to_dict() if isinstance(part, TrainingArguments) else vars(part)
         record |= {key: value for key, value in values.items() if not key.endswith("_token")}
     return record
