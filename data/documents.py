@@ -196,5 +196,6 @@ def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> I
         absent = [f"--{kind}_column {name}" for kind, name in required.items() if name not in row]
         if absent:
             where = "there is no column for" if number == 0 else f"row {number + 1} has no value for"
-            raise ValueError(f"{source}: {where} {', '.join(absent)}; there are {', '.join(map(str, row))}.")
+            hint = " Fields must be separated by commas." if len(row) == 1 and ";" in next(iter(row)) else ""
+            raise ValueError(f"{source}: {where} {', '.join(absent)}; there are {', '.join(map(str, row))}.{hint}")
         yield row

@@ -90,8 +90,9 @@ def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
                 if delimiter:
                     head = "".join(before) + line[: error.start].decode("utf-8")
                     row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
+                where = f"row {row} (line {number})" if row > 0 else "the first line"
                 return ValueError(
-                    f"{path}: row {row} (line {number}) is not UTF-8: byte 0x{line[error.start]:02x} at column "
+                    f"{path}: {where} is not UTF-8: byte 0x{line[error.start]:02x} at column "
                     f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or put U+FFFD in place of such "
                     "bytes with --encoding_errors replace."
                 )

@@ -155,12 +155,12 @@ def without_leaks(
 def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequence[str]) -> None:
     """Raises ValueError unless there are train and validation documents, and every label is `in_each` of these splits."""
     counts = Counter(zip(splits, labels, strict=True))
-    present = set(splits)
+    present = set(splits) - {""}
     for split in ("train", "validation"):
-        if split not in present:
+        if split not in present and len(in_each) == 1:
             raise ValueError(
-                f"There are no {split} documents (splits found: {', '.join(sorted(present - {''})) or 'none'}). Name "
-                "them in the split column, or make the splits here with --split_column none."
+                f"There are no {split} documents (splits found: {', '.join(sorted(present)) or 'none'}). Name them in the "
+                "split column, or make the splits here with --split_column none."
             )
     for label in sorted(set(labels)):
         absent = [split for split in in_each if not counts[split, label]]
