@@ -28,7 +28,7 @@ from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
 from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
 from modeling.checkpoints import checkpoints_of, find_checkpoint
-from modeling.health import HealthWatch, frozen_model_message
+from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.model_card import model_card
@@ -220,11 +220,12 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
         if weights == "balanced"
         else torch.tensor(weights)
     )
-    shown = ", ".join(
-        f"{label} {weight:.2f} ({count} documents)"
-        for label, weight, count in zip(labels, tensor.tolist(), counts, strict=True)
-    )
+    by_label = dict(zip(labels, tensor.tolist(), strict=True))
+    count_of = dict(zip(labels, counts, strict=True))
+    shown = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in by_label.items())
     logger.info(f"Class weights: {shown}.")
+    if message := extreme_weights_message(by_label, count_of):
+        logger.warning(message)
     return tensor
 
 

@@ -260,7 +260,7 @@ def write_story(
     return text.rstrip("\n"), evidence
 
 
-def demo_corpus(num_documents: int = 1000, seed: int = 7, words_in_chunk: int = 47) -> list[dict[str, Any]]:
+def demo_corpus(num_documents: int = 800, seed: int = 7, words_in_chunk: int = 47) -> list[dict[str, Any]]:
     """The corpus: `{"id", "text", "label", "evidence": [{"start", "end"}]}`, offsets in characters.
 
     Args:
@@ -270,7 +270,7 @@ def demo_corpus(num_documents: int = 1000, seed: int = 7, words_in_chunk: int = 
     documents = []
     labels = rng.permutation(np.repeat(LABELS, np.round(np.array(SHARES) * num_documents).astype(int)))
     for number, label in enumerate(labels):
-        num_chunks = int(np.clip(round(rng.lognormal(1.6, 0.65)), 1, 25))
+        num_chunks = int(np.clip(round(rng.lognormal(2.0, 0.55)), 1, 25))
         text, evidence = write_story(str(label), num_chunks, words_in_chunk, rng)
         documents.append({"id": f"story-{number:04d}", "text": text, "label": str(label), "evidence": evidence})
     return documents

@@ -56,11 +56,6 @@ class HealthWatch(TrainerCallback, ExportableState):
             self.signs.append(sign)
             logger.warning(f"health: {sign}: {detail}: {REMEDIES[sign]}")
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        weights = self.trainer.class_weights
-        if weights is not None and weights.max() > 10:
-            self.warn("extreme_class_weights", f"the largest is {weights.max():.1f}")
-
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
@@ -120,6 +115,14 @@ class HealthWatch(TrainerCallback, ExportableState):
         halfway = count >= 5 and (state.epoch or 0) >= args.num_train_epochs / 2
         if halfway and train[-1] > 0.85 * chance and evaluated[-1] > 0.85 * chance:
             self.warn("underfitting", f"{train[-1]:.3f} and {evaluated[-1]:.3f}, where guessing gives {chance:.3f}")
+
+
+def extreme_weights_message(weights: dict[str, float], counts: dict[str, int]) -> str | None:
+    """The warning for a class weight above 10, with the documents of each class, or None."""
+    if max(weights.values()) <= 10:
+        return None
+    shown = ", ".join(f"{label} weighs {weight:.1f} ({counts[label]} documents)" for label, weight in weights.items())
+    return f"health: extreme_class_weights: {shown}: {REMEDIES['extreme_class_weights']}"
 
 
 def frozen_model_message(model: torch.nn.Module) -> str | None:

@@ -4,12 +4,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 from transformers import TrainerControl, TrainerState
 
 from modeling.callbacks import EarlyStopping, write_json
 from modeling.checkpoints import find_checkpoint, what_is_wrong, write_checkpoint_manifest
-from modeling.health import HealthWatch, frozen_model_message
+from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.tensorboard import confusion_figure, scalar_name
 
 ARGS = SimpleNamespace(
@@ -43,15 +42,13 @@ def test_smaller_is_better_where_the_arguments_say_so():
     assert callback.counter == 1
 
 
-def watch(train: list[float], evaluated: list[float], weights: list[float] | None = None) -> HealthWatch:
+def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
     trainer = SimpleNamespace(
-        class_weights=None if weights is None else torch.tensor(weights),
         last_grad_norm=None,
         totals={},
         model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
     )
     health, control = HealthWatch(trainer), TrainerControl()
-    health.on_train_begin(ARGS, TrainerState(), control)
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
         trainer.totals = {"loss": loss, "steps": 1}
         health.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics={"eval_loss": eval_loss})
@@ -73,8 +70,11 @@ def test_the_signs_of_unhealthy_training(train, evaluated, signs, caplog):
 
 
 def test_extreme_class_weights_and_a_frozen_model(roberta_model):
-    assert watch([], [], weights=[0.4, 1.0, 12.0]).signs == ["extreme_class_weights"]
-    assert watch([], [], weights=[0.4, 1.0, 9.0]).signs == []
+    assert extreme_weights_message({"General": 0.4, "Mature": 9.0}, {"General": 90, "Mature": 4}) is None
+    message = extreme_weights_message({"General": 0.4, "Mature": 12.0}, {"General": 90, "Mature": 3})
+    assert "extreme_class_weights: General weighs 0.4 (90 documents), Mature weighs 12.0 (3 documents)" in (
+        message or ""
+    )
     assert frozen_model_message(roberta_model) is None
     assert "frozen_model" in (frozen_model_message(roberta_model.requires_grad_(False)) or "")
 

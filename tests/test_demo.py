@@ -26,7 +26,7 @@ def test_stories_are_of_1_to_25_chunks(corpus):
     chunks = words / 47
     assert chunks.min() > 0.3
     assert 10 < chunks.max() < 27
-    assert 3 < np.median(chunks) < 8
+    assert 5 < np.median(chunks) < 9
 
 
 def scene_words(template: str) -> list[str]:
