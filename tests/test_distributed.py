@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -45,3 +46,18 @@ def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepare
             for epoch in (ours, theirs):
                 assert epoch["documents_per_second"] * epoch["seconds"] == pytest.approx(48, abs=0.01)
             assert sum(ours[f"eval_support_{label}"] for label in ("General", "Teen", "Mature")) == 6
+
+
+def test_two_processes_go_on_from_a_checkpoint_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
+    given = {"dropout": 0.2, "chunk_policy": "random", "max_chunks": 2, "per_device_train_batch_size": 4}
+    whole = train(prepared_folder, roberta_folder, tmp_path / "whole", processes=2, **given)
+    assert whole.returncode == 0, whole.stderr
+    [first, last] = sorted((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.copytree(first, tmp_path / "resumed" / first.name)
+    resumed = train(
+        prepared_folder, roberta_folder, tmp_path / "resumed", processes=2, resume_from_checkpoint="auto", **given
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    expected = load_file(last / "model.safetensors")
+    found = load_file(tmp_path / "resumed" / last.name / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
