@@ -349,9 +349,10 @@ def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[s
     write_json(folder / "metrics.json", metrics)
     record = history.record(args, trainer.state)
     (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")
-    best = record["best"] or {}
+    best = (record["best"] or {}).get("epoch")
+    chosen = f"Best epoch {best}" if args.load_best_model_at_end else "Last epoch"
     logger.info(
-        f"Best epoch {best.get('epoch')}: the model, its metrics and its card are in {folder}. "
+        f"{chosen}: the model, its metrics and its card are in {folder}. "
         f"Watch the curves with: tensorboard --logdir {folder}/runs"
     )
 

@@ -153,7 +153,13 @@ def load_prepared(
             f"{folder}: no prepared data set there ({'no ' + MANIFEST + ' in it' if path.is_dir() else 'no folder'}). "
             "Make one: python -m scripts.prepare_dataset --source FILE --tokenizer ENCODER --output_dir DIR."
         )
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        absent = [key for key in ("files", "tokenizer", "sources", "data_fingerprint") if key not in manifest]
+    except ValueError:
+        absent = ["all of it (it is not JSON)"]
+    if absent:
+        raise ValueError(f"{path / MANIFEST} lacks {', '.join(absent)}: prepare the data set again.")
     found = file_sizes(path)
     wrong = [name for name, size in manifest["files"].items() if found.get(name) != size]
     if wrong:

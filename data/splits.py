@@ -167,6 +167,6 @@ def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequenc
         if absent:
             total = sum(counts[split, label] for split in present)
             raise ValueError(
-                f"The class {label!r} has too few documents to split ({total}): none in {', '.join(absent)}. Give at "
+                f"The class {label[:60]!r} has too few documents to split ({total}): none in {', '.join(absent)}. Give at "
                 "least three that are in no common group, or leave the class out."
             )

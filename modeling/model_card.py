@@ -57,7 +57,7 @@ def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], lab
         f"Rates documents of any length as {', '.join(labels)}: the text is cut into chunks, an encoder reads each, "
         f"{config['pooling']} pooling makes one vector of them, and a linear head classifies it.",
         "",
-        "## Results of the best checkpoint",
+        f"## Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint",
         "",
         head,
         rule,

@@ -163,6 +163,10 @@ def test_an_unknown_tokenizer_or_a_changed_file_is_named_before_training(prepare
     arrow.write_bytes(arrow.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"\.arrow is missing or of another size"):
         load_prepared(str(copied))
+    for content, lacks in (("{", "it is not JSON"), ("{}", "lacks files, tokenizer, sources, data_fingerprint")):
+        (copied / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match=lacks):
+            load_prepared(str(copied))
     with pytest.raises(ValueError, match="no prepared data set there"):
         load_prepared(str(tmp_path))
 
