@@ -74,7 +74,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     Attributes that are not saved, and change speed and memory but not the result:
         token_budget: tokens in a micro-batch of the encoder.
         live_chunks: at most so many chunks hold activations for the backward pass (0: no bound); the others are
-            encoded again there, with their random state replayed.
+            encoded again there, with their random state replayed. Gradients are the same to the bit, unless the bound
+            is below the chunks of a micro-batch, which then gets smaller.
         encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
@@ -161,14 +162,17 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return model
 
     @property
+    def first_position(self) -> int:
+        """The number of a chunk's first position: RoBERTa's family counts from padding_idx + 1."""
+        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        padding_idx = getattr(table, "padding_idx", None)
+        return 0 if padding_idx is None else padding_idx + 1
+
+    @property
     def encoder_positions(self) -> int:
         """The longest chunk that the encoder's positions allow, in tokens."""
         positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
-        table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
-        # RoBERTa's family numbers positions from padding_idx + 1.
-        padding_idx = getattr(table, "padding_idx", None)
-        offset = 0 if padding_idx is None else padding_idx + 1
-        return (positions or 10**9) - offset
+        return (positions or 10**9) - self.first_position
 
     def check_chunk_length(self) -> None:
         """Raises ValueError if a chunk is longer than the encoder can read."""
@@ -185,7 +189,26 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def freeze_encoder(self) -> None:
         """Train pooling and head only; the encoder's dropout is off from now on."""
         self.encoder.requires_grad_(False)
-        self.encoder.eval()
+        self.train(self.training)
+
+    def freeze_layers(self, num_layers: int) -> None:
+        """Freeze the embeddings and the encoder's first `num_layers` layers, dropout included (0: nothing).
+
+        Nothing of them is kept for the backward pass, which ends where they begin.
+
+        Raises:
+            ValueError: there are not so many layers, or they cannot be told.
+        """
+        if num_layers == 0:
+            return
+        depth = getattr(self.config.encoder_config, "num_hidden_layers", 0)
+        stacks = [part for part in self.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+        embeddings = getattr(self.encoder, "embeddings", None)
+        if not 0 < num_layers <= depth or not stacks or embeddings is None:
+            raise ValueError(f"freeze_layers must be from 0 to the encoder's {depth} layers, and is {num_layers}.")
+        for part in (embeddings, *stacks[0][:num_layers]):
+            part.requires_grad_(False)
+        self.train(self.training)
 
     @torch.no_grad()
     def standardize(self, document_BD: torch.Tensor) -> None:
@@ -203,10 +226,15 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def train(self, mode: bool = True) -> "HierarchicalRobertaForSequenceClassification":
-        """As `nn.Module.train`, but a frozen encoder stays in evaluation mode: its vectors must not vary."""
+        """As `nn.Module.train`, but the encoder's frozen parts stay in evaluation mode: what they give must not vary."""
         super().train(mode)
         if mode and self.encoder_is_frozen:
             self.encoder.eval()
+        elif mode:
+            for part in self.encoder.modules():
+                weights = list(part.parameters())
+                if weights and not any(weight.requires_grad for weight in weights):
+                    part.eval()
         return self
 
     def forward(
@@ -247,7 +275,10 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             return self.classifier(self.dropout(document_BD)), chunk_weights_N
 
     def encode_chunks(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
-        """Chunk vectors (N, D), by micro-batches of chunks of like length, each trimmed to its own longest."""
+        """Chunk vectors (N, D), by micro-batches of chunks of like length, each trimmed to its own longest.
+
+        Chunks of 3, 8, 7 and 2 tokens under a `token_budget` of 16 make two micro-batches: 8 and 7, then 3 and 2 tokens.
+        """
         lengths = attention_mask_NL.sum(dim=1).tolist()
         plan = plan_micro_batches(lengths, self.token_budget, self.live_chunks)
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
@@ -271,9 +302,34 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return chunk_ND[torch.argsort(order)]
 
     def _encode(self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool) -> torch.Tensor:
+        if is_padded and "flash" in self.encoder.config._attn_implementation:
+            return self._encode_unpadded(input_ids_nl, attention_mask_nl)
         # Without a mask attention takes its fastest path, and a micro-batch without padding needs none.
         output = self.encoder(input_ids=input_ids_nl, attention_mask=attention_mask_nl if is_padded else None)
         return mean_of_tokens(output.last_hidden_state, attention_mask_nl)
+
+    def _encode_unpadded(self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor) -> torch.Tensor:
+        """The chunks as one row of real tokens; flash attention keeps them apart by their cumulative lengths.
+
+        As `DataCollatorWithFlattening` in transformers, which does it for whole batches.
+        """
+        is_real_nl = attention_mask_nl.bool()
+        lengths_n = attention_mask_nl.sum(dim=1)
+        ends_n = nn.functional.pad(lengths_n.cumsum(0), (1, 0)).to(torch.int32)
+        longest = input_ids_nl.shape[1]
+        position_nl = torch.arange(longest, device=input_ids_nl.device).expand_as(input_ids_nl) + self.first_position
+        output = self.encoder(
+            input_ids=input_ids_nl[is_real_nl][None],
+            position_ids=position_nl[is_real_nl][None],
+            cu_seq_lens_q=ends_n,
+            cu_seq_lens_k=ends_n,
+            max_length_q=longest,
+            max_length_k=longest,
+        )
+        row_t = torch.arange(len(lengths_n), device=lengths_n.device).repeat_interleave(lengths_n)
+        token_td = output.last_hidden_state[0].float()
+        sum_nd = token_td.new_zeros(len(lengths_n), token_td.shape[1]).index_add(0, row_t, token_td)
+        return sum_nd / lengths_n[:, None]
 
 
 def _recomputed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

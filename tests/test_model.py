@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, DistilBertConfig, T5Config
+from transformers import AttentionInterface, AutoModelForSequenceClassification, DistilBertConfig, T5Config
 
 from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.modeling_hierarchical_roberta import (
@@ -88,19 +88,55 @@ def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
 LONG_CHUNKS = [[12, 9, 16], [11], [16, 16, 10], [13, 14]]  # two of them fill a micro-batch of 32 tokens
 
 
-def gradients(model, live_chunks: int, token_budget: int = 32) -> dict[str, torch.Tensor]:
+def gradients(model, live_chunks: int, token_budget: int = 32, bf16: bool = False) -> dict[str, torch.Tensor]:
     model.live_chunks, model.token_budget = live_chunks, token_budget
     model.zero_grad()
     torch.manual_seed(7)
-    model.train()(**batch_of(model, LONG_CHUNKS), labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = model.train()(**batch_of(model, LONG_CHUNKS), labels=torch.tensor([0, 1, 2, 1])).loss
+    loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_chunks_encoded_again_give_the_same_gradients_bit_for_bit_with_dropout_on(roberta_folder):
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_chunks_encoded_again_give_the_same_gradients_bit_for_bit_with_dropout_on(roberta_folder, bf16, checkpointing):
     model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.2)
-    # Two chunks a micro-batch in both: 1000 keeps all alive, 2 encodes all but the first micro-batch again.
-    kept, again = gradients(model, 1000), gradients(model, 2)
-    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    # Two chunks a micro-batch in all: 1000 keeps them alive, 2 and 4 encode some or all micro-batches again.
+    kept, again, some = (gradients(model, live_chunks, bf16=bf16) for live_chunks in (1000, 2, 4))
+    assert all(torch.equal(kept[name], again[name]) and torch.equal(kept[name], some[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("live_chunks", "token_budget"), [(1, 32), (3, 32), (5, 64), (0, 16), (0, 4096)])
+def test_other_micro_batches_give_the_same_gradients_to_rounding(roberta_model, live_chunks, token_budget):
+    expected, other = gradients(roberta_model, 0), gradients(roberta_model, live_chunks, token_budget)
+    for name in expected:
+        torch.testing.assert_close(other[name], expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_chunks_encoded_again_under_the_fp16_scaler(roberta_folder):
+    """fp16 has a scaler, which finds infinite gradients and skips the step: with either, the same steps happen."""
+    ends = []
+    for live_chunks in (0, 2):
+        torch.manual_seed(3)
+        model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2)
+        model.live_chunks, model.token_budget = live_chunks, 32
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        # So large a scale at first overflows: the first step is skipped and the scale halved until it fits.
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+        torch.nn.init.normal_(model.classifier.weight)
+        for _ in range(6):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = model.train()(**batch_of(model, LONG_CHUNKS), labels=torch.tensor([0, 1, 2, 1])).loss
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append((scaler.get_scale(), model.state_dict()))
+    assert ends[0][0] == ends[1][0] < 2.0**22
+    assert all(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items())
 
 
 def test_the_encoder_keeps_no_activations_beyond_the_live_chunks(roberta_model):
@@ -132,6 +168,56 @@ def test_a_frozen_encoder_is_still_and_trains_nothing(roberta_folder):
     assert 0 < model.count_trainable_parameters() < everything
 
 
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_frozen_layers_keep_nothing_and_move_nothing(roberta_folder, kind):
+    if kind == "roberta":
+        model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.3)
+    else:
+        sizes = {"dim": 32, "hidden_dim": 37, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64}
+        model = Model(
+            HierarchicalRobertaConfig(encoder_config=DistilBertConfig(vocab_size=400, **sizes), chunk_length=16)
+        )
+
+    def saved() -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            loss = model.train()(**batch_of(model, [[16] * 8]), labels=torch.tensor([1])).loss
+        loss.backward()
+        return sum(sizes)
+
+    everything = saved()
+    model.zero_grad()
+    model.freeze_layers(1)
+    assert saved() < 0.6 * everything
+    trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert any("layer.1." in name for name in trained)
+    assert not any("layer.0." in name or "embeddings" in name for name in trained)
+    with pytest.raises(ValueError, match="freeze_layers must be from 0 to the encoder's 2 layers, and is 3"):
+        model.freeze_layers(3)
+
+
+def reference_attention(module, query, key, value, attention_mask, cu_seq_lens_q=None, **kwargs):
+    """What flash attention does with cumulative lengths: every chunk attends to itself."""
+    assert attention_mask is None
+    if cu_seq_lens_q is None:
+        parts = [torch.nn.functional.scaled_dot_product_attention(query, key, value)]
+    else:
+        ends = cu_seq_lens_q.tolist()
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(*(x[:, :, start:end] for x in (query, key, value)))
+            for start, end in zip(ends, ends[1:], strict=False)
+        ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+def test_the_unpadded_path_gives_what_the_padded_one_gives(model):
+    """The kernel itself needs a GPU; what it is given does not."""
+    expected = model.eval()(**batch_of(model, DOCUMENTS)).logits
+    AttentionInterface.register("flash_reference", reference_attention)
+    model.encoder.config._attn_implementation = "flash_reference"
+    torch.testing.assert_close(model(**batch_of(model, DOCUMENTS)).logits, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_chunk_vectors_stand_for_their_tokens(model):
     batch = batch_of(model.eval(), DOCUMENTS)
     whole = model(**batch)
@@ -157,7 +243,7 @@ def test_it_loads_from_its_own_folder_without_this_project(model, tmp_path):
     shutil.move(tmp_path / "saved", moved)
     code = (
         "import sys, torch\n"
-        "from transformers import AutoModelForSequenceClassification\n"
+        "from transformers import AttentionInterface, AutoModelForSequenceClassification\n"
         "model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
         "expected = torch.load(sys.argv[2], weights_only=True)\n"
         "assert torch.equal(model(**expected['batch']).logits, expected['logits'])\n"

@@ -1,0 +1,45 @@
+"""Seconds and peak memory of a stretch of work. Only torch is needed: the neighbours' environment uses it too."""
+
+import re
+import time
+from pathlib import Path
+
+import torch
+
+
+class Meter:
+    """Made when the model is loaded: what was used then is not counted.
+
+    Peak memory is resident memory (Linux) or, on CUDA, allocated memory.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds = 0.0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        self.loaded = self._memory("VmRSS")
+
+    def start(self) -> None:
+        self._synchronize()
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        self._synchronize()
+        self.seconds += time.perf_counter() - self._started
+        self.peak = self._memory("VmHWM")
+
+    def result(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "peak_mib": (self.peak - self.loaded) / 2**20}
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _memory(self, field: str) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(rf"{field}:\s+(\d+)", status)[1])  # type: ignore[index]
