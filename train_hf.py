@@ -20,10 +20,12 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 
-from data.chunking import ChunkedDocuments, coverage
+from data.chunking import ChunkedDocuments, chunk_sizes, coverage, special_token_frame
 from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
 from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
@@ -33,6 +35,7 @@ from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.model_card import model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import keep_freed_memory
 from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
@@ -43,6 +46,7 @@ from modeling.training_args import (
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
 from scripts.command_line import parse_with_recipe, run_main
 from scripts.prepare_dataset import load_tokenizer
+from scripts.run_plan import Documents, choose_live_chunks, describe_run
 from scripts.run_record import run_record
 
 logger = logging.getLogger("train_hf")
@@ -79,8 +83,8 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
     """One run, stage by stage. Returns the exit status."""
     set_up_logging(args)
-    set_up_threads(args)
-    checkpoint = claim_output_dir(args)
+    set_up_cpu(args)
+    checkpoint = None if args.dry_run else claim_output_dir(args)
     set_seed(args.seed)
     tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
@@ -89,19 +93,26 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
-    chunked = chunk_splits(splits, tokenizer, model, args)
+    chunked, sizes = chunk_splits(splits, tokenizer, model, args)
     collator = DocumentCollator(tokenizer.pad_token_id)
     trainer = WeightedTrainer(
         model=model,
         args=args,
         class_weights=class_weights,
         head_lr_multiplier=args.head_lr_multiplier,
+        document_costs=sizes["train"].costs(model.config.hidden_size).tolist(),
         data_collator=collator,
         train_dataset=chunked["train"],
         eval_dataset=chunked["validation"],
         processing_class=tokenizer,
         compute_metrics=compute_metrics_fn(labels, severity_weights),
     )
+    plan_memory(model, sizes, args, trainer.accelerator)
+    if args.dry_run:
+        if args.should_save:
+            print(describe_run(model, sizes, args, trainer.accelerator.autocast))
+            remove_if_empty(args.output_dir)
+        return 0
     config = run_record((model_args, data_args, args), args, manifest, splits, class_weights)
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
@@ -137,7 +148,7 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
     """Everything logged, warnings included, to the terminal and, on the first process, to training.log."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setLevel(args.get_process_log_level() if args.log_level != "passive" else logging.INFO)
-    if args.should_save:
+    if args.should_save and not args.dry_run:
         folder = Path(args.output_dir)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"output_dir {folder} is a file; expected a folder or a new name.")
@@ -159,9 +170,10 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
     logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
 
 
-def set_up_threads(args: HierarchicalTrainingArguments) -> None:
+def set_up_cpu(args: HierarchicalTrainingArguments) -> None:
     """All cores for the work on a CPU. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
     if args.device.type == "cpu":
+        keep_freed_memory()
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // processes))
         logger.info(f"{torch.get_num_threads()} threads on the CPU.")
@@ -194,6 +206,12 @@ def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:
             "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
         )
     return checkpoint
+
+
+def remove_if_empty(folder: str) -> None:
+    """Trainer makes its output folder, which a dry run has no use for."""
+    if not any(Path(folder).iterdir()):
+        Path(folder).rmdir()
 
 
 def clear_earlier_run(output_dir: str) -> None:
@@ -247,9 +265,12 @@ def build_model(
         )
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
-    model.live_chunks, model.token_budget = args.live_chunks, args.token_budget
+    model.token_budget = args.token_budget
     if args.freeze_encoder:
         model.freeze_encoder()
+    model.freeze_layers(args.freeze_layers)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     if message := frozen_model_message(model):
         raise ValueError(message)
     logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
@@ -261,15 +282,16 @@ def chunk_splits(
     tokenizer: PreTrainedTokenizerBase,
     model: HierarchicalRobertaForSequenceClassification,
     args: HierarchicalTrainingArguments,
-) -> dict[str, ChunkedDocuments]:
-    """Each split as chunks, after saying what share of it is cut."""
+) -> tuple[dict[str, ChunkedDocuments], dict[str, Documents]]:
+    """Each split as chunks, after saying what share of it is cut; and its documents' lengths."""
     config = model.config
     if args.dataloader_persistent_workers and config.chunk_policy == "random":
         raise ValueError(
             "Persistent loader workers would draw the same random chunks in every epoch: leave "
             "--dataloader_persistent_workers out, or choose another --chunk_policy."
         )
-    chunked = {}
+    chunked, sizes = {}, {}
+    num_special = sum(map(len, special_token_frame(tokenizer)))
     for name, part in splits.items():
         chunked[name] = ChunkedDocuments(
             part,
@@ -281,13 +303,32 @@ def chunk_splits(
             training=name == "train",
             seed=args.seed,
         )
-        cut = coverage(num_tokens_of(part), chunked[name].body_length, config.chunk_overlap, config.max_chunks)
+        num_tokens = num_tokens_of(part)
+        geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
+        sizes[name] = Documents(*chunk_sizes(num_tokens, *geometry))
+        cut = coverage(num_tokens, chunked[name].body_length, config.chunk_overlap, config.max_chunks)
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
             f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
             "of tokens."
         )
-    return chunked
+    return chunked, sizes
+
+
+def plan_memory(
+    model: HierarchicalRobertaForSequenceClassification,
+    sizes: dict[str, Documents],
+    args: HierarchicalTrainingArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Bound the live chunks; the same on every process."""
+    live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
+    [model.live_chunks] = broadcast_object_list([live_chunks])
+    if args.live_chunks == "auto" and not model.encoder_is_frozen:
+        chosen = (
+            f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"
+        )
+        logger.info(f"Live chunks, from the free memory: {chosen}.")
 
 
 def add_callbacks(

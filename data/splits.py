@@ -13,14 +13,17 @@ from scipy.sparse.csgraph import connected_components
 
 from data.documents import SPLITS, Findings, shorten
 
+MOST_SHINGLES = 10_000_000
+
 
 def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of texts that are the same but for case and white space, or whose sets of five-word
-    shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Beyond 50 million shingles a sample of
-    them stands for all (the same for every text)."""
+    shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Beyond `MOST_SHINGLES` a sample of them
+    stands for all (the same for every text), so that memory does not grow with the texts."""
     pairs: set[tuple[int, int]] = set()
     first: dict[bytes, int] = {}
     shingles: list[np.ndarray] = []
+    num_shingles, rate = 0, np.uint64(1)
     for index, text in enumerate(texts):
         words = re.findall(r"\w+", text.casefold())
         digest = hashlib.sha256(" ".join(words or text.split()).encode()).digest()
@@ -31,10 +34,13 @@ def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[
         hashed = pd.util.hash_array(np.array(words or [""], dtype=object), categorize=False)
         views = np.lib.stride_tricks.sliding_window_view(hashed, 5) if len(words) >= 5 else np.empty((0, 5), np.uint64)
         powers = np.uint64(0x9E3779B97F4A7C15) ** np.arange(5, dtype=np.uint64)
-        shingles.append(np.unique((views * powers).sum(axis=1, dtype=np.uint64)))
-    rate = max(1, sum(map(len, shingles)) // 50_000_000)
-    if rate > 1:
-        shingles = [s[(s >> np.uint64(7)) % np.uint64(rate) == 0] for s in shingles]
+        found = np.unique((views * powers).sum(axis=1, dtype=np.uint64))
+        shingles.append(found[(found >> np.uint64(7)) % rate == 0])
+        num_shingles += len(shingles[-1])
+        if num_shingles > MOST_SHINGLES:
+            rate *= np.uint64(2)
+            shingles = [kept[(kept >> np.uint64(7)) % rate == 0] for kept in shingles]
+            num_shingles = sum(map(len, shingles))
     if not shingles:
         return []
     sizes = np.array([len(s) for s in shingles])

@@ -5,10 +5,11 @@ trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_w
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from .checkpoints import write_checkpoint_manifest
 from .losses import weight_sum, weighted_loss_sum
+from .sampling import EpochSampler, WithBlanks
 
 logger = logging.getLogger(__name__)
 
@@ -29,43 +31,27 @@ PARTS = {
 # What is counted between two evaluations: summed loss of the steps, steps, documents, chunks, and seconds: of training
 # in all, and waiting for data. Everything but the loss and the seconds is a number of things.
 COUNTED = ("loss", "steps", "documents", "chunks", "seconds", "data_seconds")
-BLANK = -1  # index of a document that only fills up the last batch of an epoch, and counts for nothing
 
 
-class EpochSampler(Sampler[int]):
-    """A fresh order each epoch that depends on seed and epoch alone, so that a resumed run reads what it would have.
-
-    With several processes the order is filled up with `BLANK` to whole rounds of batches: accelerate would fill it up
-    with documents from the beginning, and these would count twice.
-    """
-
-    def __init__(self, num_documents: int, multiple_of: int, seed: int):
-        self.num_documents, self.seed, self.epoch = num_documents, seed, 0
-        self.num_blanks = -num_documents % multiple_of
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_documents + self.num_blanks
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.num_documents, generator=generator).tolist()
-        yield from [BLANK] * self.num_blanks
+def split_documents(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any]]:
+    """A batch as up to `num_parts` smaller ones, each with its own documents' chunks."""
+    num_chunks_B = batch["num_chunks"]
+    if num_parts == 1:
+        return [batch]
+    counts = [int(part.sum()) for part in num_chunks_B.chunk(num_parts)]
+    of_documents = {name: value.chunk(num_parts) for name, value in batch.items() if len(value) == len(num_chunks_B)}
+    of_chunks = {name: value.split(counts) for name, value in batch.items() if name not in of_documents}
+    return [{name: parts[i] for name, parts in (of_documents | of_chunks).items()} for i in range(len(counts))]
 
 
-class _WithBlanks(Dataset):
-    """A data set that gives a document with the label -100 (weight 0) for the index `BLANK`."""
+def _random_state() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
-    def __init__(self, documents: Dataset):
-        self.documents = documents
 
-    def __len__(self) -> int:
-        return len(self.documents)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.documents[0], "labels": -100} if index == BLANK else self.documents[index]
+def _set_random_state(state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state_all(state[1:])
 
 
 class WeightedTrainer(Trainer):
@@ -77,6 +63,8 @@ class WeightedTrainer(Trainer):
     Args:
         class_weights: (K,) or None for none.
         head_lr_multiplier: the head's learning rate in multiples of `args.learning_rate`.
+        document_costs: what each training document takes to encode, in any unit: with several processes those of a step
+            are dealt out so that the processes finish together.
         kwargs: as for `Trainer`.
     """
 
@@ -85,6 +73,7 @@ class WeightedTrainer(Trainer):
         *args: Any,
         class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 2.0,
+        document_costs: Sequence[float] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -97,7 +86,7 @@ class WeightedTrainer(Trainer):
         if class_weights is not None and tuple(class_weights.shape) != (num_labels,):
             raise ValueError(f"class_weights has the shape {tuple(class_weights.shape)}, expected ({num_labels},).")
         self.class_weights = None if class_weights is None else class_weights.float().to(self.args.device)
-        self.head_lr_multiplier = head_lr_multiplier
+        self.head_lr_multiplier, self.document_costs = head_lr_multiplier, document_costs
         # The loss is divided by the weights of the whole step: Trainer must not divide by the accumulation steps again.
         self.loss_is_scaled_for_ga = True
         self.optimizer: torch.optim.Optimizer | None
@@ -109,6 +98,13 @@ class WeightedTrainer(Trainer):
         self._passed = {name: torch.zeros((), dtype=torch.float64, device=self.args.device) for name in COUNTED}
         self.totals = dict.fromkeys(COUNTED, 0.0)
         self._clock: float | None = None
+        # What is done where memory does not suffice: documents of a batch taken in so many parts, in training and in
+        # evaluation, beside the model's live chunks.
+        self.document_parts = {True: 1, False: 1}
+        self._eval_live_chunks = 0
+        # The micro-batches of the present optimizer step so far, and the random state that it began with.
+        self._step_batches: list[dict[str, Any]] = []
+        self._step_random: list[torch.Tensor] = []
 
     # ---- the loss ----
 
@@ -142,16 +138,81 @@ class WeightedTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    # ---- counting ----
+    # ---- a step, in the memory there is ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """As Trainer's, adding the loss up without waiting for the device."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._passed["loss"] += loss.detach() / self.accelerator.num_processes
-        return loss
+        """As Trainer's. Where memory does not suffice, the optimizer step is begun again in less of it: with half the
+        live chunks, or, when one is left, with half the documents at a time. Neither changes the loss, the effective
+        batch or the schedule.
+
+        Gradients are reduced over the processes when the step's last micro-batch is through, so that one process may
+        begin again without the others.
+        """
+        if not self._step_batches:
+            self._step_random = _random_state()
+        self._step_batches.append(inputs)
+        again = [inputs]
+        with self.accelerator.no_sync(model):
+            while True:
+                try:
+                    losses = [self._training_step_in_parts(model, batch, num_items_in_batch) for batch in again]
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    reason = self._out_of_memory(error)
+                self._make_room(inputs, reason, training=True)
+                model.zero_grad()
+                _set_random_state(self._step_random)
+                again = self._step_batches
+        if self.accelerator.sync_gradients and self.args.world_size > 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        # Added up without waiting for the device.
+        self._passed["loss"] += losses[-1] / self.accelerator.num_processes
+        return losses[-1]
+
+    def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
+        parts = split_documents(inputs, self.document_parts[True])
+        step = super().training_step
+        return torch.stack([step(model, part, num_items).detach() for part in parts]).sum()
+
+    @staticmethod
+    def _out_of_memory(error: RuntimeError | MemoryError) -> str:
+        """The first line of an error that says that memory is full; any other is raised again."""
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not should_reduce_batch_size(error):
+            raise error
+        return str(error).partition("\n")[0]
+
+    def _make_room(self, inputs: dict[str, Any], reason: str, training: bool) -> None:
+        """Halve what is alive at once, and say so.
+
+        Raises:
+            ValueError: one chunk of one document does not fit.
+        """
+        clear_device_cache(garbage_collection=True)
+        model = self.accelerator.unwrap_model(self.model)
+        largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.document_parts[training]))
+        live = min(model.live_chunks or largest, largest) if "input_ids" in inputs else 1
+        documents = -(-len(inputs["num_chunks"]) // self.document_parts[training])
+        if live > 1:
+            model.live_chunks = live // 2
+            done = f"live chunks {live} → {live // 2}"
+        elif documents > 1:
+            self.document_parts[training] *= 2
+            done = f"documents at a time {documents} → {-(-documents // 2)}, accumulated as before"
+        else:
+            raise ValueError(
+                f"Out of memory with one chunk of one document at a time ({reason}). Lower --chunk_length, freeze "
+                "layers (--freeze_layers, --freeze_encoder), use bf16 or fp16, or a smaller encoder."
+            )
+        where = f"in step {self.state.global_step + 1}" if training else "in evaluation"
+        logger.warning(f"Out of memory {where} ({reason}): {done}. The result stays the same.")
+
+    # ---- counting ----
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """As Trainer's, counting what goes through and how long training waits for it."""
+        self._step_batches = []
         started = time.perf_counter()
         self._clock = started if self._clock is None else self._clock
         batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -199,9 +260,22 @@ class WeightedTrainer(Trainer):
         """Logits and labels alone: the split's loss is computed from them at the end, and chunk vectors stay here."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels", None)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs).logits
-        return None, logits.detach(), labels
+        bare = self.accelerator.unwrap_model(self.model)
+        live_chunks = bare.live_chunks
+        # Nothing is kept here: the bound of training only cuts micro-batches that memory cannot hold.
+        bare.live_chunks = self._eval_live_chunks
+        try:
+            while True:
+                try:
+                    parts = split_documents(inputs, self.document_parts[False])
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        logits = torch.cat([model(**part).logits.detach() for part in parts])
+                    return None, logits, labels
+                except (RuntimeError, MemoryError) as error:
+                    reason = self._out_of_memory(error)
+                self._make_room(inputs, reason, training=False)
+        finally:
+            self._eval_live_chunks, bare.live_chunks = bare.live_chunks, live_chunks
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As Trainer's, with the exact weighted loss of the whole split (Trainer's is a mean of batch means)."""
@@ -283,19 +357,24 @@ class WeightedTrainer(Trainer):
     # ---- the order of the documents ----
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if self.args.train_sampling_strategy != "random" or self.train_dataset is None:
+        # "batch_rebalance" is what several processes always get, without padding and with every document.
+        if self.args.train_sampling_strategy not in ("random", "batch_rebalance") or self.train_dataset is None:
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        world = self.args.world_size
-        multiple = world * self._train_batch_size if world > 1 else 1
-        self.sampler = EpochSampler(len(self.train_dataset), multiple, seed)  # type: ignore[arg-type]
+        self.sampler = EpochSampler(
+            len(self.train_dataset),  # type: ignore[arg-type]
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            self.args.world_size,
+            self._train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.document_costs,
+        )
         return self.sampler
 
     def get_train_dataloader(self) -> Any:
         """As Trainer's; with several processes the last batches are filled up with documents that count for nothing."""
         documents = self.train_dataset
         if self.args.world_size > 1 and not isinstance(documents, torch.utils.data.IterableDataset):
-            documents = _WithBlanks(documents)
+            documents = WithBlanks(documents)
         return self._get_dataloader(
             dataset=documents,
             description="Training",

@@ -15,10 +15,11 @@
 | save_total_limit | 3 | none | the best and at most two more |
 | load_best_model_at_end | True | False | what is exported is the best, not the last |
 | metric_for_best_model | f1_macro | loss | every class counts alike |
-| dataloader_num_workers | 2 | 0 | chunks are cut while the encoder works |
+| dataloader_num_workers | 2 on CUDA | 0 | chunks are cut while the GPU works; on a CPU workers would take its cores |
 | dataloader_pin_memory | on CUDA | True | a warning elsewhere |
 | logging_nan_inf_filter | False | True | a NaN must be seen, not averaged away |
 | restore_callback_states_from_checkpoint | True | False | the patience counter is part of the run |
+| ddp_broadcast_buffers | False | None (True) | the buffers are the same in every process and do not change |
 | remove_unused_columns | False | True | the collator takes what it needs |
 | bf16, fp16 | by device | False | see `choose_precision` |
 """
@@ -67,11 +68,12 @@ class HierarchicalTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "f1_macro"
-    dataloader_num_workers: int = 2
+    dataloader_num_workers: int = 0
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     logging_nan_inf_filter: bool = False
     restore_callback_states_from_checkpoint: bool = True
     remove_unused_columns: bool = False
+    ddp_broadcast_buffers: bool | None = False
     bf16: bool | None = field(default=None, metadata={"help": "bf16 autocast. Default: chosen for the device."})
     fp16: bool | None = field(default=None, metadata={"help": "fp16 autocast. Default: chosen for the device."})
 
@@ -88,6 +90,9 @@ class HierarchicalTrainingArguments(TrainingArguments):
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train pooling and head only, on chunk vectors made once."}
     )
+    freeze_layers: int = field(
+        default=0, metadata={"help": "Freeze the embeddings and the encoder's first layers, so many of them."}
+    )
     # Stopping
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Evaluations without improvement; 0: never stop."}
@@ -96,13 +101,17 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=0.001, metadata={"help": "An improvement counts when it exceeds the last counted best by this."}
     )
     # Memory and speed
-    live_chunks: int = field(
-        default=0,
+    live_chunks: str = field(
+        default="auto",
         metadata={
-            "help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound."
+            "help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound; auto: "
+            "what the device's free memory holds."
         },
     )
     token_budget: int = field(default=4096, metadata={"help": "Tokens in a micro-batch of the encoder."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what a run would take, memory and time, and train nothing."}
+    )
     cpu_threads: int = field(
         default=0,
         metadata={"help": "Threads on a CPU. 0: the machine's cores, shared among its processes."},
@@ -120,7 +129,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
             ("head_lr_multiplier", 0),
             ("early_stopping_patience", 0),
             ("early_stopping_min_delta", 0),
-            ("live_chunks", 0),
+            ("freeze_layers", 0),
             ("token_budget", 1),
             ("cpu_threads", 0),
             ("learning_rate", 0),
@@ -128,6 +137,11 @@ class HierarchicalTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        self.live_chunks = str(self.live_chunks)
+        if self.live_chunks != "auto" and not self.live_chunks.isdecimal():
+            raise ValueError(f"live_chunks must be auto or a number, 0 for no bound, and is {self.live_chunks}.")
+        if self.freeze_encoder and self.freeze_layers:
+            raise ValueError("freeze_encoder freezes all of the encoder's layers: leave freeze_layers out.")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and is {getattr(self, name)}.")

@@ -1,5 +1,6 @@
 """The model: a document's logits are its own, memory tricks change nothing, and it loads anywhere."""
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def reference_attention(module, query, key, value, attention_mask, cu_seq_lens_q
         ends = cu_seq_lens_q.tolist()
         parts = [
             torch.nn.functional.scaled_dot_product_attention(*(x[:, :, start:end] for x in (query, key, value)))
-            for start, end in zip(ends, ends[1:], strict=False)
+            for start, end in itertools.pairwise(ends)
         ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 

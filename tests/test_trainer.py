@@ -16,7 +16,8 @@ from modeling.checkpoints import find_checkpoint
 from modeling.losses import balanced_class_weights
 from modeling.metrics import compute_metrics_fn
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.trainer import BLANK, EpochSampler, WeightedTrainer
+from modeling.sampling import BLANK, EpochSampler, deal_out
+from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
     HierarchicalTrainingArguments,
     choose_precision,
@@ -119,7 +120,7 @@ def test_the_first_step_is_torchs_weighted_cross_entropy_over_the_whole_step(rob
     trainer.create_optimizer()
     trainer.optimizer.register_step_pre_hook(keep)
     trainer.train()
-    first = list(EpochSampler(50, 1, trainer.args.seed))[:16]
+    first = list(EpochSampler(50, trainer.args.seed))[:16]
     batch = trainer.data_collator([trainer.train_dataset[i] for i in first])
     labels = batch.pop("labels")
     loss = torch.nn.functional.cross_entropy(roberta_model.eval()(**batch).logits, labels, WEIGHTS)
@@ -296,13 +297,32 @@ def test_precision_is_what_the_device_does_natively(capability, capabilities, ex
 
 
 def test_blanks_fill_up_the_order_of_several_processes():
-    order = list(EpochSampler(50, multiple_of=8, seed=1))
+    order = list(EpochSampler(50, seed=1, num_processes=2, batch_size=4))
     assert len(order) == 56
     assert sorted(order)[:6] == [BLANK] * 6
     assert sorted(order)[6:] == list(range(50))
-    first, second = EpochSampler(50, 1, seed=1), EpochSampler(50, 1, seed=1)
+    first, second = EpochSampler(50, seed=1), EpochSampler(50, seed=1)
     second.set_epoch(1)
     assert list(first) == order[:50] != list(second)
+
+
+@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 4), (8, 1, 4), (3, 2, 1)])
+def test_processes_are_dealt_the_same_steps_at_like_cost(processes, batch, accumulation):
+    """The loader gives a batch to each process in turn; which documents make up a step stays the same."""
+    costs = torch.distributions.LogNormal(0.0, 0.7).sample((500,)).tolist()
+    plain = list(EpochSampler(500, 1, processes, batch, accumulation))
+    dealt = list(EpochSampler(500, 1, processes, batch, accumulation, costs))
+    step = processes * batch * accumulation
+    slowest = {"plain": 0.0, "dealt": 0.0}
+    for start in range(0, len(plain), step):
+        assert sorted(dealt[start : start + step]) == sorted(plain[start : start + step])
+        for name, order in (("plain", plain), ("dealt", dealt)):
+            totals = [0.0] * processes
+            for place, index in enumerate(order[start : start + step]):
+                totals[place // batch % processes] += costs[index] if index != BLANK else 0.0
+            slowest[name] += max(totals)
+    assert slowest["dealt"] < slowest["plain"]
+    assert deal_out([9, 1, 8, 2, 7, 3, 1, 1], num_processes=2, batch_size=2) == [0, 5, 2, 4, 3, 1, 6, 7]
 
 
 def test_class_and_severity_weights_on_the_command_line():

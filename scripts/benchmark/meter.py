@@ -16,6 +16,7 @@ class Meter:
     def __init__(self, device: torch.device):
         self.device = device
         self.seconds = 0.0
+        self.started: float | None = None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
@@ -24,11 +25,12 @@ class Meter:
 
     def start(self) -> None:
         self._synchronize()
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
 
     def stop(self) -> None:
         self._synchronize()
-        self.seconds += time.perf_counter() - self._started
+        assert self.started is not None
+        self.seconds = time.perf_counter() - self.started
         self.peak = self._memory("VmHWM")
 
     def result(self) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """One contestant, in a process of its own: trains a pass over the documents and says what it took.
 
-    python -m scripts.benchmark.worker '{"contestant": "ours", "documents": "outputs/bench/mix.json", …}'
+    python -m scripts.benchmark.worker '{"contestant": "ours", "documents": "outputs/bench/mix_512.json", …}'
 
 Started by scripts.benchmark. Prints one JSON object: seconds, peak_mib (resident memory above the loaded model, or
-allocated memory on CUDA), documents, tokens, chunks.
+allocated memory on CUDA), documents, tokens, chunks; and for ours expected_mib and expected_seconds (see run_plan.py).
 """
 
 import json
@@ -17,24 +17,28 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from transformers import AutoModel, AutoTokenizer, TrainerCallback
+from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainerCallback
 
+import modeling.modeling_hierarchical_roberta as hierarchical
 from data.chunking import ChunkedDocuments, tokenize_batch
 from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import footprint, keep_freed_memory, seconds_per_chunk
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
+from scripts.chunk_vectors import cached_chunk_vectors
 
 # What each contestant is: the options that differ from ours. `ours` has every lever on.
 CONTESTANTS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, fp32": {"bf16": False},
+    "ours, freed memory given back": {"keeps_memory": False},
     "ours, attention dropout 0.1": {"attention_dropout": 0.1},
-    "ours, one chunk at a time": {"token_budget": 1},
-    "ours, not sorted by length": {"sorts": False},
-    "ours, 8 live chunks": {"live_chunks": 8},
+    "ours, one chunk at a time": {"chunks_at_once": 0},
+    "ours, chunks not sorted by length": {"sorts": False},
+    "ours, 16 live chunks": {"live_chunks": 16},
     "ours, gradient checkpointing": {"gradient_checkpointing": True},
     "padded loop, gradient checkpointing": {
         "padded": True,
@@ -46,50 +50,52 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "padded loop, bf16, attention dropout 0": {"padded": True},
     "bare encoder": {},
 }
+CHUNKS_AT_ONCE = 8
 
 
-class _Pass(TrainerCallback):
-    """Measures the first epoch; the warm-up came before it."""
+class _Epochs(TrainerCallback):
+    """Measures the first epoch (the warm-up came before it) and notes how long each took."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
+        self.seconds: list[float] = []
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
         self.meter.start()
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         self.meter.stop()
+        self.seconds.append(self.meter.seconds)
 
 
-def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """A training pass of the project, or of the padded loop, by the same trainer."""
-    options = CONTESTANTS[spec["contestant"]] | spec.get("options", {})
-    padded = options.get("padded", False)
-    tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
-    texts = json.loads(Path(spec["documents"]).read_text(encoding="utf-8"))
+def texts_of(spec: dict[str, Any]) -> list[str]:
+    return json.loads(Path(spec["documents"]).read_text(encoding="utf-8"))
+
+
+def chunked_documents(spec: dict[str, Any], tokenizer: Any) -> ChunkedDocuments:
+    texts = texts_of(spec)
     rows = {"id": [str(i) for i in range(len(texts))], "label": [i % 3 for i in range(len(texts))]}
-    tokens = tokenize_batch(texts, tokenizer)
-    documents = ChunkedDocuments(
-        datasets.Dataset.from_dict({**rows, **tokens}),
-        tokenizer,
-        chunk_length=spec["chunk_length"],
-        max_chunks=spec["max_chunks"],
+    table = datasets.Dataset.from_dict({**rows, **tokenize_batch(texts, tokenizer)})
+    return ChunkedDocuments(
+        table, tokenizer, chunk_length=spec["chunk_length"], max_chunks=spec["max_chunks"], chunk_policy="head"
     )
-    args = HierarchicalTrainingArguments(
+
+
+def training_arguments(**given: Any) -> HierarchicalTrainingArguments:
+    return HierarchicalTrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        num_train_epochs=1,
-        per_device_train_batch_size=spec["batch"],
-        gradient_accumulation_steps=-(-len(texts) // spec["batch"]),
-        bf16=options.get("bf16", True),
-        gradient_checkpointing=options.get("gradient_checkpointing", False),
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
+        **given,
     )
-    kind = PaddedLoop if padded else HierarchicalRobertaForSequenceClassification
+
+
+def build(spec: dict[str, Any], options: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
+    kind = PaddedLoop if options.get("padded") else HierarchicalRobertaForSequenceClassification
     model = kind.from_encoder(
         spec["encoder"],
         num_labels=3,
@@ -97,59 +103,117 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         max_chunks=spec["max_chunks"],
         dropout=0.1,
         attention_dropout=options.get("attention_dropout", 0.0),
-    ).to(args.device)
-    model.live_chunks, model.token_budget = options.get("live_chunks", 0), options.get("token_budget", 4096)
-    pad_token_id = tokenizer.pad_token_id
+    )
+    model.token_budget = max(1, options.get("chunks_at_once", CHUNKS_AT_ONCE) * spec["chunk_length"])
+    model.live_chunks = options.get("live_chunks", 0)
+    return model
+
+
+def train(spec: dict[str, Any]) -> dict[str, Any]:
+    """A training pass of the project, or of the padded loop, by the same trainer."""
+    options = CONTESTANTS[spec["contestant"]]
+    tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
+    documents = chunked_documents(spec, tokenizer)
+    args = training_arguments(
+        num_train_epochs=1,
+        per_device_train_batch_size=spec["batch"],
+        gradient_accumulation_steps=2,
+        bf16=options.get("bf16", True),
+        gradient_checkpointing=options.get("gradient_checkpointing", False),
+    )
+    if options.get("keeps_memory", not options.get("padded")):
+        keep_freed_memory()
+    model = build(spec, options).to(args.device)
+    if not options.get("sorts", True):
+        in_order = hierarchical.plan_micro_batches
+        hierarchical.plan_micro_batches = lambda lengths, *rest: in_order([max(lengths)] * len(lengths), *rest)
+    pad = tokenizer.pad_token_id
     collator = (
-        PaddedCollator(pad_token_id, spec["max_chunks"], spec["chunk_length"])
-        if padded
-        else DocumentCollator(pad_token_id)
+        PaddedCollator(pad, spec["max_chunks"], spec["chunk_length"])
+        if options.get("padded")
+        else DocumentCollator(pad)
     )
+    lengths = [[len(chunk) for chunk in documents[i]["input_ids"]] for i in range(len(documents))]
+    result = {"documents": len(lengths), "tokens": sum(map(sum, lengths)), "chunks": sum(map(len, lengths))}
     meter = Meter(args.device)
+    epochs = _Epochs(meter)
     trainer = WeightedTrainer(
-        model=model, args=args, train_dataset=documents, data_collator=collator, callbacks=[_Pass(meter)]
+        model=model, args=args, train_dataset=documents, data_collator=collator, callbacks=[epochs]
     )
-    warm_up(model.encoder, spec, args)
+    warm_up(trainer, collator([documents[i] for i in range(min(spec["batch"], len(documents)))]))
     trainer.train()
-    lengths = [len(chunk) for i in range(len(documents)) for chunk in documents[i]["input_ids"]]
-    return meter.result() | {"documents": len(texts), "tokens": sum(lengths), "chunks": len(lengths)}
+    result = meter.result() | result
+    if spec["contestant"] == "ours":
+        need = footprint(model, trainer.accelerator.autocast)
+        largest = sum(sorted((sum(chunks) for chunks in lengths), reverse=True)[: spec["batch"]]) / spec["chunk_length"]
+        result["expected_mib"] = need.peak(largest) / 2**20
+        result["expected_seconds"] = sum(seconds_per_chunk(model, trainer.accelerator.autocast)) * (
+            result["tokens"] / spec["chunk_length"]
+        )
+    return result
+
+
+def warm_up(trainer: WeightedTrainer, batch: dict[str, torch.Tensor]) -> None:
+    """Threads, kernels, buffers and the optimizer's moments before the clock runs: a step on the first documents."""
+    optimizer = trainer.create_optimizer()
+    with trainer.accelerator.autocast():
+        trainer.training_step(trainer.model, batch)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def bare_encoder(spec: dict[str, Any]) -> dict[str, Any]:
     """The roofline: forward and backward of the encoder alone over as many real tokens, in full dense batches."""
-    from transformers import AutoConfig
-
-    args = HierarchicalTrainingArguments(output_dir=tempfile.mkdtemp(), bf16=True, report_to="none")
-    texts = json.loads(Path(spec["documents"]).read_text(encoding="utf-8"))
+    args = training_arguments(bf16=True)
     tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
-    body = spec["chunk_length"] - 2
-    lengths = [len(ids) for ids in tokenize_batch(texts, tokenizer)["input_ids"]]
-    chunks = sum(-(-length // body) for length in lengths)
-    tokens = sum(lengths) + 2 * chunks
+    documents = chunked_documents(spec, tokenizer)
+    lengths = [len(chunk) for i in range(len(documents)) for chunk in documents[i]["input_ids"]]
     config = AutoConfig.from_pretrained(spec["encoder"], attention_probs_dropout_prob=0.0)
     encoder = AutoModel.from_pretrained(spec["encoder"], config=config, add_pooling_layer=False).to(args.device).train()
-    rows = max(1, 4096 // spec["chunk_length"])
     meter = Meter(args.device)
-    warm_up(encoder, spec, args)
+
+    def encode(tokens: int) -> None:
+        while tokens > 0:
+            length = min(spec["chunk_length"], tokens)
+            rows = max(1, min(CHUNKS_AT_ONCE, tokens // length))
+            ids_nl = torch.randint(1000, 20000, (rows, length), device=args.device)
+            with torch.autocast(args.device.type, torch.bfloat16):
+                mean = encoder(input_ids=ids_nl).last_hidden_state.float().mean()
+            mean.backward()
+            tokens -= ids_nl.numel()
+
+    encode(2 * CHUNKS_AT_ONCE * spec["chunk_length"])
     meter.start()
-    left = tokens
-    while left > 0:
-        length = min(spec["chunk_length"], left)
-        ids_nl = torch.randint(1000, 20000, (max(1, min(rows, left // length)), length), device=args.device)
-        with torch.autocast(args.device.type, torch.bfloat16):
-            loss = encoder(input_ids=ids_nl).last_hidden_state.float().mean()
-        loss.backward()
-        left -= ids_nl.numel()
+    encode(sum(lengths))
     meter.stop()
-    return meter.result() | {"documents": len(texts), "tokens": tokens, "chunks": chunks}
+    return meter.result() | {"documents": len(documents), "tokens": sum(lengths), "chunks": len(lengths)}
 
 
-def warm_up(encoder: torch.nn.Module, spec: dict[str, Any], args: HierarchicalTrainingArguments) -> None:
-    """Threads, kernels and buffers before the clock runs: one chunk, forward and backward."""
-    ids_nl = torch.ones(1, spec["chunk_length"], dtype=torch.long, device=args.device)
-    with torch.autocast(args.device.type, torch.bfloat16):
-        encoder(input_ids=ids_nl).last_hidden_state.float().mean().backward()
-    encoder.zero_grad()
+def frozen_encoder(spec: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the first epoch of a frozen encoder, which encodes every chunk, and of a later one."""
+    tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
+    documents = chunked_documents(spec, tokenizer)
+    args = training_arguments(num_train_epochs=5, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    model = build(spec, {})
+    model.freeze_encoder()
+    collator, meter = DocumentCollator(tokenizer.pad_token_id), Meter(args.device)
+    epochs = _Epochs(meter)
+    trainer = WeightedTrainer(model=model, args=args, train_dataset=documents, data_collator=collator)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = cached_chunk_vectors(model, {"train": documents}, collator, Path(folder), trainer.accelerator)
+        encoding = time.perf_counter() - started
+        trainer.train_dataset = vectors["train"]
+        trainer.add_callback(epochs)
+        trainer.train()
+    first, *later = epochs.seconds
+    waited = trainer.count_totals()
+    return meter.result() | {
+        "seconds": encoding + first,
+        "later_seconds": sum(later) / len(later),
+        "data_wait_share": waited["data_seconds"] / waited["seconds"],
+        "documents": len(documents),
+    }
 
 
 def main() -> None:
@@ -158,9 +222,8 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     transformers.set_seed(spec.get("seed", 0))
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    started = time.perf_counter()
-    result = bare_encoder(spec) if spec["contestant"] == "bare encoder" else train(spec)
-    print(json.dumps(result | {"whole_seconds": time.perf_counter() - started}))
+    kinds = {"bare encoder": bare_encoder, "frozen encoder": frozen_encoder}
+    print(json.dumps(kinds.get(spec["contestant"], train)(spec)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,165 @@
+"""What a training step needs: memory from what autograd keeps, time from one micro-batch; and how many chunks may live.
+
+B documents, N chunks, L tokens of a chunk.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+
+# Shares of the free memory that activations may take. The CPU's is shared with everything else that runs there.
+USABLE = {"cuda": 0.85, "cpu": 0.5}
+
+
+@dataclass
+class Footprint:
+    """Bytes that training takes over the loaded model.
+
+    Attributes:
+        state: gradients and the optimizer's two moments, of the parameters that are trained.
+        per_chunk: what the backward pass needs of one full chunk.
+        once: what it needs whatever the number of chunks, such as the weights' low-precision copies.
+        working: the largest temporary tensors of a micro-batch.
+        chunks_at_once: full chunks in a micro-batch.
+    """
+
+    state: int
+    per_chunk: int
+    once: int
+    working: int
+    chunks_at_once: int
+
+    def peak(self, num_chunks: float, live_chunks: int = 0) -> float:
+        """Bytes at the most, for a batch of so many full chunks under a bound on the live ones (0: none)."""
+        if live_chunks:
+            num_chunks = min(num_chunks, live_chunks)
+        return self.state + self.once + self.working + num_chunks * self.per_chunk
+
+    def live_chunks_within(self, num_bytes: float, num_chunks: int) -> int:
+        """The bound on live chunks under which a batch of `num_chunks` stays within so many bytes; 0 where none is
+        needed. A power of two, so that a little less memory does not change it: a bound below a micro-batch's chunks
+        changes its make-up, and with it which random numbers dropout draws for whom."""
+        if self.per_chunk == 0 or self.peak(num_chunks) <= num_bytes:
+            return 0
+        fitting = int((num_bytes - self.peak(0)) // self.per_chunk)
+        return 1 << max(fitting, 1).bit_length() - 1
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that tensors free on a CPU (glibc; elsewhere nothing is done).
+
+    It gives large blocks back to the kernel at once, which faults them in anew, page by page, in every step: a quarter of
+    a step's time (docs/log.md). The peak stays what it is. See mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_max, trim_threshold, top_pad = -4, -1, -2  # their numbers in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 64 * 2**20)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; on a CPU what the machine, or the container's limit, leaves."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, int(text) - int(used.read_text()))
+    return max(free, 0)
+
+
+def footprint(
+    model: HierarchicalRobertaForSequenceClassification,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Footprint:
+    """Measure what a step of this model keeps, by encoding one full chunk and then two, and counting the tensors that
+    autograd saves. Model, random state and gradients are as before."""
+    kept_1, kept_2 = (_kept_bytes(model, num_chunks, autocast) for num_chunks in (1, 2))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    encoder_trained = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    chunks_at_once = max(1, model.token_budget // model.config.chunk_length)
+    encoder = model.config.encoder_config
+    widest = max(getattr(encoder, "intermediate_size", 0), model.config.hidden_size)
+    # Gradients of the widest activation, in and out, in fp32; and of the largest table, before it is added up.
+    working = 2 * 4 * chunks_at_once * model.config.chunk_length * widest if encoder_trained else 0
+    working += 4 * max((parameter.numel() for parameter in trained), default=0)
+    return Footprint(
+        state=3 * 4 * sum(parameter.numel() for parameter in trained),
+        per_chunk=kept_2 - kept_1,
+        once=max(2 * kept_1 - kept_2, 0),
+        working=working,
+        chunks_at_once=chunks_at_once,
+    )
+
+
+def seconds_per_chunk(
+    model: HierarchicalRobertaForSequenceClassification,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> tuple[float, float]:
+    """Seconds for a full chunk, forward and backward: the best of three micro-batches. (Gradients are left empty.)"""
+    rows = max(1, model.token_budget // model.config.chunk_length)
+    best = (float("inf"), float("inf"))
+    for _ in range(3):
+        started = _now(model.device)
+        vectors = _encode(model, rows, autocast)
+        forward = _now(model.device)
+        if vectors.requires_grad:
+            vectors.float().mean().backward()
+        backward = _now(model.device)
+        best = min(best, ((forward - started) / rows, (backward - forward) / rows), key=sum)
+        model.zero_grad()
+    return best
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _encode(
+    model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
+) -> torch.Tensor:
+    """Full chunks through the encoder in training mode, with nothing left behind."""
+    training, live_chunks, counted = model.training, model.live_chunks, list(model.encoded_tokens)
+    model.train()
+    model.live_chunks = 0
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            words = torch.randint(5, 50, (rows, model.config.chunk_length), device=model.device)
+            with autocast():
+                return model.encode_chunks(words, torch.ones_like(words))
+    finally:
+        model.train(training)
+        model.live_chunks, model.encoded_tokens = live_chunks, counted
+
+
+def _kept_bytes(
+    model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
+) -> int:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        vectors = _encode(model, rows, autocast)
+    del vectors
+    return sum(kept.values())

@@ -1,0 +1,99 @@
+"""The benchmark's results as Markdown and as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Results = dict[str, dict[str, Any]]
+
+
+def markdown(results: Results) -> str:
+    """Tables: seconds, rates, memory, and the ratios to ours."""
+    parts = []
+    for scenario, title in (
+        ("mix", "8 documents of 1–20 chunks of 512 tokens (49 in all), one training pass"),
+        ("whole", "2 documents of 20 chunks of 512 tokens, one training pass"),
+        ("roofline 256", "The mix at 256 tokens a chunk, against the bare encoder on as many tokens"),
+        ("roofline 512", "The mix at 512 tokens a chunk, against the bare encoder on as many tokens"),
+    ):
+        if found := results.get(scenario):
+            parts.append(f"**{title}**\n\n{contestants_table(found)}")
+    if any(name.startswith("growth") for name in results):
+        parts.append(f"**One document, more and more chunks of 256 tokens**\n\n{growth_table(results)}")
+    if frozen := results.get("frozen", {}).get("frozen encoder"):
+        parts.append(
+            f"**Frozen encoder**: first epoch {frozen['seconds']:.2f} s (every chunk is encoded), a later one "
+            f"{frozen['later_seconds']:.4f} s: {frozen['seconds'] / frozen['later_seconds']:.0f} times faster."
+        )
+    if ranks := results.get("ranks"):
+        rows = [f"| {number} | {even['dealt out']:.3f} | {even['random']:.3f} |" for number, even in ranks.items()]
+        head = "| ranks | dealt out | random order |\n|---|---|---|\n"
+        parts.append(f"**Mean ÷ maximum cost of a step over ranks (simulated)**\n\n{head}" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def contestants_table(found: dict[str, Any]) -> str:
+    ours = found["ours"]
+    lines = [
+        "| | seconds | documents/s | real tokens/s | peak MiB over the model | time ÷ ours | memory ÷ ours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found.items():
+        seconds, peak = one["seconds"], one["peak_mib"]
+        lines.append(
+            f"| {name} | {seconds:.2f} | {ours['documents'] / seconds:.2f} | {ours['tokens'] / seconds:,.0f} | {peak:,.0f} "
+            f"| {seconds / ours['seconds']:.2f} | {peak / ours['peak_mib']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def growth_of(results: Results) -> dict[str, list[tuple[int, float, float]]]:
+    """Contestant → (chunks, seconds, peak MiB) of each length."""
+    growth: dict[str, list[tuple[int, float, float]]] = {}
+    for scenario, found in results.items():
+        if scenario.startswith("growth"):
+            for name, one in found.items():
+                growth.setdefault(name, []).append((int(scenario.split()[1]), one["seconds"], one["peak_mib"]))
+    return growth
+
+
+def growth_table(results: Results) -> str:
+    growth = growth_of(results)
+    numbers = sorted({chunks for rows in growth.values() for chunks, _, _ in rows})
+    lines = [f"| seconds, MiB | {' | '.join(map(str, numbers))} |", "|---" * (len(numbers) + 1) + "|"]
+    for name, rows in growth.items():
+        cells = {chunks: f"{seconds:.2f}, {peak:,.0f}" for chunks, seconds, peak in rows}
+        lines.append(f"| {name} | {' | '.join(cells.get(number, '') for number in numbers)} |")
+    for name, rows in growth.items():
+        long = [(chunks, seconds) for chunks, seconds, _ in rows if 5 <= chunks <= 200]
+        if len(long) > 3:
+            slope = np.polyfit(*np.log(np.array(long)).T, 1)[0]
+            lines.append(f"\n{name}: time grows with chunks to the power {slope:.3f} (5 to 200 chunks).")
+        peaks = {chunks: peak for chunks, _, peak in rows}
+        for many in (200, 2000):
+            if many in peaks and 20 in peaks:
+                lines.append(f"\n{name}: peak memory of {many} chunks ÷ of 20: {peaks[many] / peaks[20]:.2f}.")
+    return "\n".join(lines)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Seconds and memory against the number of chunks, of a document."""
+    growth = growth_of(results)
+    if not growth:
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, rows in growth.items():
+        chunks, seconds, peaks = zip(*sorted(rows), strict=True)
+        axes[0].plot(chunks, seconds, marker="o", label=name)
+        axes[1].plot(chunks, peaks, marker="o", label=name)
+    for axis, title in zip(axes, ("seconds a training pass", "peak MiB over the loaded model"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="chunks of a document (256 tokens each)", title=title)
+        axis.grid(visible=True, alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,199 @@
+"""Memory: running out of it changes nothing but speed; what a step needs is known before."""
+
+import copy
+import logging
+
+import pytest
+import torch
+
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from modeling.resources import Footprint, footprint, free_memory
+from modeling.trainer import split_documents
+from modeling.training_args import HierarchicalTrainingArguments
+from tests.conftest import tiny_config, train
+from tests.test_trainer import Documents, trainer_for
+
+
+def out_of_memory(*_) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+class SmallDevice(Model):
+    """Has room for so many live chunks in training, and for so many chunks and documents at once in any case."""
+
+    room_for_live, room_at_once, room_for_documents = 10**6, 10**6, 10**6
+
+    def encode_chunks(self, input_ids_NL, attention_mask_NL):
+        live = min(self.live_chunks or len(input_ids_NL), len(input_ids_NL))
+        if live > self.room_at_once:
+            out_of_memory()
+        chunk_ND = super().encode_chunks(input_ids_NL, attention_mask_NL)
+        if chunk_ND.requires_grad and live > self.room_for_live:
+            chunk_ND.register_hook(out_of_memory)  # in the backward pass: the head has its gradients already
+        return chunk_ND
+
+    def classify(self, chunk_ND, num_chunks_B):
+        if len(num_chunks_B) > self.room_for_documents:
+            out_of_memory()
+        return super().classify(chunk_ND, num_chunks_B)
+
+
+def small_device(model, **room) -> SmallDevice:
+    small = SmallDevice(model.config)
+    small.load_state_dict(model.state_dict())
+    for name, number in room.items():
+        setattr(small, name, number)
+    return small
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        ({"room_for_live": 3}, ["live chunks"]),
+        ({"room_at_once": 4}, ["live chunks"]),
+        ({"room_for_documents": 1}, ["live chunks 2 → 1", "accumulated as before"]),
+    ],
+)
+def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
+    roberta_model, tmp_path, caplog, room, said, accumulation
+):
+    given = {"per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation}
+    ends = []
+    for model in (copy.deepcopy(roberta_model), small_device(roberta_model, **room)):
+        trainer = trainer_for(model, tmp_path, logging_steps=1, eval_strategy="epoch", **given)
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+        ends.append((trainer.state.log_history, trainer.state.global_step, model.state_dict()))
+    (history, steps, weights), (other_history, other_steps, other_weights) = ends
+    assert steps == other_steps
+    for ours, theirs in zip(other_history, history, strict=True):
+        for name in {"loss", "learning_rate", "eval_loss", "eval_f1_macro"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(other_weights[name], value, atol=1e-5, rtol=0)
+    for words in said:
+        assert words in caplog.text
+    assert "Out of memory in step 1" in caplog.text
+
+
+def test_a_step_begun_again_draws_the_random_numbers_that_it_had_drawn(roberta_folder, tmp_path):
+    """With dropout on: half the live chunks, but still a whole micro-batch, gives the same bits."""
+    ends = []
+    for room in ({}, {"room_for_live": 8}):
+        torch.manual_seed(5)
+        plain = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2)
+        model = small_device(plain, **room)
+        model.token_budget = 32
+        trainer = trainer_for(model, tmp_path, per_device_train_batch_size=4)
+        torch.manual_seed(6)
+        trainer.train()
+        ends.append(model.state_dict())
+        assert bool(model.live_chunks) == bool(room)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_out_of_memory_in_evaluation_alone(roberta_model, tmp_path, caplog):
+    expected = trainer_for(roberta_model, tmp_path, per_device_eval_batch_size=16).evaluate()
+    small = small_device(roberta_model, room_at_once=2, room_for_documents=3)
+    trainer = trainer_for(small, tmp_path, per_device_eval_batch_size=16)
+    with caplog.at_level(logging.WARNING):
+        found = trainer.evaluate()
+    assert "Out of memory in evaluation" in caplog.text
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert found["eval_f1_macro"] == expected["eval_f1_macro"]
+    assert small.live_chunks == 0  # what training may keep alive is another matter
+
+
+def test_when_not_even_one_chunk_fits_it_says_what_to_do(roberta_model, tmp_path):
+    small = small_device(roberta_model, room_at_once=0)
+    with pytest.raises(ValueError, match=r"Out of memory with one chunk of one document.*--freeze_layers"):
+        trainer_for(small, tmp_path).train()
+
+
+def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(roberta_model, "encode_chunks", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trainer_for(roberta_model, tmp_path).train()
+
+
+def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
+    trainer = trainer_for(roberta_model, tmp_path)
+    batch = trainer.data_collator([Documents()[i] for i in range(5)])
+    parts = split_documents(batch, 2)
+    assert [len(part["labels"]) for part in parts] == [3, 2]
+    for name, value in batch.items():
+        assert torch.equal(torch.cat([part[name] for part in parts]), value)
+    assert split_documents(batch, 1) == [batch]
+    assert len(split_documents(batch, 64)) == 5
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
+    model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=64, dropout=0.1)
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+
+    before = (torch.get_rng_state(), list(model.encoded_tokens), model.training)
+    need = footprint(model, autocast)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (model.encoded_tokens, model.training) == before[1:]
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast():
+        ids = torch.full((30, 64), 7)
+        vectors = model.train().encode_chunks(ids, torch.ones_like(ids))
+    assert vectors.requires_grad
+    assert sum(kept.values()) == pytest.approx(need.once + 30 * need.per_chunk, rel=0.02)
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    assert need.state == 12 * trained
+
+
+def test_live_chunks_are_what_memory_holds():
+    need = Footprint(state=100, per_chunk=10, once=0, working=50, chunks_at_once=8)
+    assert need.live_chunks_within(100 + 50 + 400, num_chunks=40) == 0  # all of them
+    assert need.live_chunks_within(100 + 50 + 399, num_chunks=40) == 32
+    assert need.live_chunks_within(100 + 50 + 85, num_chunks=40) == 8
+    assert need.live_chunks_within(0, num_chunks=40) == 1
+    for bound in (1, 8, 32):
+        assert need.peak(40, bound) == 150 + 10 * bound
+    assert free_memory(torch.device("cpu")) > 2**20
+
+
+def test_a_frozen_encoder_keeps_nothing():
+    model = Model(tiny_config())
+    model.freeze_encoder()
+    assert footprint(model).per_chunk == 0
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
+    assert done.returncode == 0, done.stderr
+    for words in ("Memory of a process", "a chunk of 16 tokens", "8 chunks alive at most", "an epoch (3 steps)"):
+        assert words in done.stdout
+    assert not (tmp_path / "run").exists()
+    frozen = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", "--freeze_encoder")
+    assert "encoding every chunk once" in frozen.stdout, frozen.stderr
+
+
+def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
+    for live_chunks in ("many", "-1"):
+        with pytest.raises(ValueError, match="live_chunks must be auto or a number"):
+            HierarchicalTrainingArguments(live_chunks=live_chunks)
+    with pytest.raises(ValueError, match="leave freeze_layers out"):
+        HierarchicalTrainingArguments(freeze_layers=1, freeze_encoder=True)
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)
+    assert done.returncode == 1
+    assert "freeze_layers must be from 0 to the encoder's 2 layers, and is 3" in done.stderr
+    assert "Traceback" not in done.stderr
