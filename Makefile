@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint format encoder clean
+.PHONY: demo test lint bench format encoder clean
 
 demo: .venv/.encoder
 	$(BIN)/python -m scripts.demo
@@ -17,6 +17,12 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Speed and memory against the padded loop, BELT and Simple Transformers: about 40 minutes on two idle cores.
+bench: .venv/.encoder .venv-bench/.neighbours
+	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
+	$(BIN)/python -m scripts.benchmark --encoder outputs/minilm --output_dir outputs/bench \
+	  --neighbours .venv-bench/bin/python
 
 format: .venv/.dev
 	$(BIN)/ruff format .
@@ -46,5 +52,11 @@ encoder: .venv/.encoder
 	$(PIP) --editable '.[test,dev]'
 	touch $@
 
+.venv-bench/.neighbours: scripts/benchmark/neighbours.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement scripts/benchmark/neighbours.txt
+	touch $@
+
 clean:
-	rm -rf .venv outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-bench outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -71,6 +71,9 @@ class ModelArguments:
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
     dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
     attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}
+    )
 
 
 @dataclass
@@ -173,7 +176,6 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
 def set_up_cpu(args: HierarchicalTrainingArguments) -> None:
     """All cores for the work on a CPU. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
     if args.device.type == "cpu":
-        keep_freed_memory()
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // processes))
         logger.info(f"{torch.get_num_threads()} threads on the CPU.")
@@ -257,18 +259,21 @@ def build_model(
             model_args.encoder,
             dropout=model_args.dropout,
             attention_dropout=model_args.attention_dropout,
+            attn_implementation=model_args.attn_implementation,
             revision=model_args.encoder_revision,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
             chunk_transformer_layers=model_args.chunk_transformer_layers,
             **{name: getattr(model_args, name) for name in geometry},
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ImportError, SafetensorError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
     model.token_budget = args.token_budget
     if args.freeze_encoder:
         model.freeze_encoder()
     model.freeze_layers(args.freeze_layers)
+    if args.compile_layers:
+        model.compile_layers()
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     if message := frozen_model_message(model):
@@ -324,6 +329,8 @@ def plan_memory(
     """Bound the live chunks; the same on every process."""
     live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
     [model.live_chunks] = broadcast_object_list([live_chunks])
+    if args.device.type == "cpu" and not model.live_chunks:
+        keep_freed_memory()
     if args.live_chunks == "auto" and not model.encoder_is_frozen:
         chosen = (
             f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"

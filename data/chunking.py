@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 # A chunk prefers to begin where a paragraph begins (2), else where a sentence or a line does (1).
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
-SENTENCE = re.compile(r"(?<=[.!?…。！？])[\"'”’»)\]]*\s+|(?<=[。！？])|\n\s*")
+SENTENCE = re.compile(r"[.!?…。！？][\"'”’»)\]]*\s+|[。！？]|\n\s*")
 
 
 def tokenize_batch(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[np.ndarray]]:

@@ -131,6 +131,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         *,
         dropout: float | None = None,
         attention_dropout: float | None = None,
+        attn_implementation: str | None = None,
         revision: str = "main",
         **config: Any,
     ) -> "HierarchicalRobertaForSequenceClassification":
@@ -140,6 +141,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             name_or_path: an encoder that `AutoModel` loads, on the hub or in a folder.
             dropout: every dropout but attention's, in encoder and head (None: as the encoder has it, head 0.1).
             attention_dropout: the encoder's attention dropout (None: as the encoder has it).
+            attn_implementation: the encoder's attention, in transformers' names (None: its default, sdpa where there is).
             revision: branch, tag or commit of the encoder on the hub.
             config: fields of `HierarchicalRobertaConfig`, `num_labels` or `id2label` among them.
 
@@ -168,6 +170,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
         model = cls(HierarchicalRobertaConfig(encoder_config=encoder.config.to_dict(), **config))
+        if attn_implementation is not None:
+            model.encoder.set_attn_implementation(attn_implementation)
         weights = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
         model.encoder.load_state_dict(weights)
         model.check_chunk_length()
@@ -213,14 +217,25 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """
         if num_layers == 0:
             return
-        depth = getattr(self.config.encoder_config, "num_hidden_layers", 0)
-        stacks = [part for part in self.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-        embeddings = getattr(self.encoder, "embeddings", None)
-        if not 0 < num_layers <= depth or not stacks or embeddings is None:
-            raise ValueError(f"freeze_layers must be from 0 to the encoder's {depth} layers, and is {num_layers}.")
-        for part in (embeddings, *stacks[0][:num_layers]):
+        layers, embeddings = self.encoder_layers(), getattr(self.encoder, "embeddings", None)
+        if not 0 < num_layers <= len(layers) or embeddings is None:
+            raise ValueError(
+                f"freeze_layers must be from 0 to the encoder's {len(layers)} layers, and is {num_layers}."
+            )
+        for part in (embeddings, *layers[:num_layers]):
             part.requires_grad_(False)
         self.train(self.training)
+
+    def encoder_layers(self) -> list[nn.Module]:
+        """The encoder's stack of layers, first to last; empty where it cannot be told."""
+        depth = getattr(self.config.encoder_config, "num_hidden_layers", 0)
+        stacks = [part for part in self.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+        return list(stacks[0]) if stacks else []
+
+    def compile_layers(self) -> None:
+        """`torch.compile` for each layer of the encoder, for chunks of any number and length."""
+        for layer in self.encoder_layers():
+            layer.compile(dynamic=True)
 
     @torch.no_grad()
     def standardize(self, document_BD: torch.Tensor) -> None:

@@ -6,7 +6,6 @@
 
 import argparse
 import hashlib
-import os
 import platform
 import shutil
 import sys
@@ -34,8 +33,6 @@ from data.sources import label_names_of
 from data.splits import near_duplicates, split_documents, without_leaks
 from scripts.command_line import UserParser, run_main
 
-MUCH_TEXT = 20_000_000  # bytes from which on starting processes is worth its second
-
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without reading anything."""
@@ -61,7 +58,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="strict",
         help="bytes that are not UTF-8: an error, or U+FFFD",
     )
-    add("--num_proc", type=int, default=0, help="processes that tokenize; 0: one a core where there is much text")
+    add("--num_proc", type=int, default=1, help="processes that tokenize (one uses all cores already)")
     add("--seed", type=int, default=42, help="of the splits made here")
     add(
         "--chunk_length",
@@ -89,8 +86,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.labels = comma_list(arguments.labels or "") or None
     if arguments.labels and len(set(arguments.labels)) != len(arguments.labels):
         raise ValueError(f"--labels names a label twice: {','.join(arguments.labels)}.")
-    if arguments.num_proc < 0:
-        raise ValueError(f"--num_proc must be at least 0, and is {arguments.num_proc}.")
+    if arguments.num_proc < 1:
+        raise ValueError(f"--num_proc must be at least 1, and is {arguments.num_proc}.")
     return arguments
 
 
@@ -181,14 +178,12 @@ def prepare_documents(
     if len(labels) < 2:
         raise ValueError(f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn.")
     split_of = split_documents(documents, findings, arguments.split_fractions, arguments.seed)
-    # Processes rather than the tokenizer's own threads: what is done with its output takes time too.
-    cores = len(os.sched_getaffinity(0)) if documents.data.nbytes > MUCH_TEXT else 1
     splits = {}
     for split in SPLITS:
         rows = [index for index, name in enumerate(split_of) if name == split]
         if rows:
             part = documents.select(rows)
-            splits[split] = tokenize_documents(part, tokenizer, labels, arguments.num_proc or cores, split)
+            splits[split] = tokenize_documents(part, tokenizer, labels, arguments.num_proc, split)
     return datasets.DatasetDict(splits), findings
 
 

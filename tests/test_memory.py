@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.resources import Footprint, footprint, free_memory
+from modeling.resources import GAPS, Footprint, footprint, free_memory
 from modeling.trainer import split_documents
 from modeling.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
@@ -161,13 +161,13 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
 
 
 def test_live_chunks_are_what_memory_holds():
-    need = Footprint(state=100, per_chunk=10, once=0, working=50, chunks_at_once=8)
-    assert need.live_chunks_within(100 + 50 + 400, num_chunks=40) == 0  # all of them
-    assert need.live_chunks_within(100 + 50 + 399, num_chunks=40) == 32
-    assert need.live_chunks_within(100 + 50 + 85, num_chunks=40) == 8
+    need = Footprint(state=100, per_chunk=round(100 / GAPS), once=0, working=50, chunks_at_once=8)
+    assert need.live_chunks_within(100 + 50 + 4000, num_chunks=40) == 0  # all of them
+    assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 32
+    assert need.live_chunks_within(100 + 50 + 850, num_chunks=40) == 8
     assert need.live_chunks_within(0, num_chunks=40) == 1
     for bound in (1, 8, 32):
-        assert need.peak(40, bound) == 150 + 10 * bound
+        assert need.peak(40, bound) == pytest.approx(150 + 100 * bound, rel=0.01)
     assert free_memory(torch.device("cpu")) > 2**20
 
 
@@ -193,6 +193,8 @@ def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
             HierarchicalTrainingArguments(live_chunks=live_chunks)
     with pytest.raises(ValueError, match="leave freeze_layers out"):
         HierarchicalTrainingArguments(freeze_layers=1, freeze_encoder=True)
+    with pytest.raises(ValueError, match="use --compile_layers"):
+        HierarchicalTrainingArguments(torch_compile=True)
     done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)
     assert done.returncode == 1
     assert "freeze_layers must be from 0 to the encoder's 2 layers, and is 3" in done.stderr

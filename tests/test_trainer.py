@@ -8,8 +8,9 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
+from data.chunking import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.callbacks import EarlyStopping, History, StopOnSignal
 from modeling.checkpoints import find_checkpoint
@@ -24,6 +25,7 @@ from modeling.training_args import (
     parse_class_weights,
     parse_severity_weights,
 )
+from scripts.chunk_vectors import cached_chunk_vectors
 
 WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
 
@@ -304,6 +306,30 @@ def test_blanks_fill_up_the_order_of_several_processes():
     first, second = EpochSampler(50, seed=1), EpochSampler(50, seed=1)
     second.set_epoch(1)
     assert list(first) == order[:50] != list(second)
+
+
+def test_a_frozen_encoder_ends_the_same_with_kept_vectors_and_without(splits, roberta_folder, tmp_path):
+    """Kept vectors are what the encoder would have made, so pooling and head end with the same weights."""
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    documents = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=4, chunk_policy="uniform")
+    ends = {}
+    for way in ("kept", "encoded again"):
+        torch.manual_seed(2)
+        model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2)
+        model.freeze_encoder()
+        trainer = trainer_for(model, tmp_path / way, documents, num_train_epochs=3)
+        if way == "kept":
+            kept = cached_chunk_vectors(
+                model, {"train": documents}, trainer.data_collator, tmp_path / "cache", trainer.accelerator
+            )
+            trainer.train_dataset = trainer.eval_dataset = kept["train"]
+        torch.manual_seed(3)
+        trainer.train()
+        ends[way] = (trainer.model.state_dict(), trainer.evaluate())
+    for name, value in ends["kept"][0].items():
+        torch.testing.assert_close(ends["encoded again"][0][name], value, atol=1e-5, rtol=0)
+    assert ends["kept"][1]["eval_f1_macro"] == ends["encoded again"][1]["eval_f1_macro"]
+    assert ends["kept"][1]["eval_loss"] == pytest.approx(ends["encoded again"][1]["eval_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 4, 4), (8, 1, 4), (3, 2, 1)])

@@ -94,13 +94,13 @@ class Bench:
 def measure(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     """Every scenario that was asked for."""
     given = bench.arguments
-    base = {"encoder": given.encoder, "max_chunks": 20, "batch": 4}
+    base = {"encoder": given.encoder, "max_chunks": 20, "batch": 2}
     neighbours = NEIGHBOURS if given.neighbours else ()
     if "roofline" in given.scenarios:
         for length in (256, 512):
             path = bench.documents(f"mix_{length}", documents_of(MIX, length, tokenizer))
-            spec = {**base, "documents": str(path), "chunk_length": length}
-            bench.run(f"roofline {length}", ("ours", "bare encoder"), 2 * given.rounds, **spec)
+            spec = {**base, "batch": 4, "documents": str(path), "chunk_length": length}
+            bench.run(f"roofline {length}", ("ours", "bare encoder"), 4 * given.rounds, **spec)
     if "mix" in given.scenarios:
         path = bench.documents("mix_512", documents_of(MIX, 512, tokenizer))
         levers = [name for name in CONTESTANTS if name != "bare encoder"]

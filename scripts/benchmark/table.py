@@ -70,9 +70,9 @@ def growth_table(results: Results) -> str:
         cells = {chunks: f"{seconds:.2f}, {peak:,.0f}" for chunks, seconds, peak in rows}
         lines.append(f"| {name} | {' | '.join(cells.get(number, '') for number in numbers)} |")
     for name, rows in growth.items():
-        long = [(chunks, seconds) for chunks, seconds, _ in rows if 5 <= chunks <= 200]
+        long = np.array([(chunks, seconds) for chunks, seconds, _ in rows if 5 <= chunks <= 200])
         if len(long) > 3:
-            slope = np.polyfit(*np.log(np.array(long)).T, 1)[0]
+            slope = np.polyfit(np.log(long[:, 0]), np.log(long[:, 1]), 1)[0]
             lines.append(f"\n{name}: time grows with chunks to the power {slope:.3f} (5 to 200 chunks).")
         peaks = {chunks: peak for chunks, _, peak in rows}
         for many in (200, 2000):

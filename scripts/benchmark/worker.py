@@ -106,6 +106,8 @@ def build(spec: dict[str, Any], options: dict[str, Any]) -> HierarchicalRobertaF
     )
     model.token_budget = max(1, options.get("chunks_at_once", CHUNKS_AT_ONCE) * spec["chunk_length"])
     model.live_chunks = options.get("live_chunks", 0)
+    if options.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable()  # for the warm-up; Trainer does it when training begins
     return model
 
 
@@ -121,7 +123,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         bf16=options.get("bf16", True),
         gradient_checkpointing=options.get("gradient_checkpointing", False),
     )
-    if options.get("keeps_memory", not options.get("padded")):
+    if options.get("keeps_memory", not (options.get("padded") or options.get("live_chunks"))):
         keep_freed_memory()
     model = build(spec, options).to(args.device)
     if not options.get("sorts", True):
@@ -134,7 +136,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         else DocumentCollator(pad)
     )
     lengths = [[len(chunk) for chunk in documents[i]["input_ids"]] for i in range(len(documents))]
-    result = {"documents": len(lengths), "tokens": sum(map(sum, lengths)), "chunks": sum(map(len, lengths))}
+    counts = {"documents": len(lengths), "tokens": sum(map(sum, lengths)), "chunks": sum(map(len, lengths))}
     meter = Meter(args.device)
     epochs = _Epochs(meter)
     trainer = WeightedTrainer(
@@ -142,7 +144,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     )
     warm_up(trainer, collator([documents[i] for i in range(min(spec["batch"], len(documents)))]))
     trainer.train()
-    result = meter.result() | result
+    result: dict[str, Any] = meter.result() | counts
     if spec["contestant"] == "ours":
         need = footprint(model, trainer.accelerator.autocast)
         largest = sum(sorted((sum(chunks) for chunks in lengths), reverse=True)[: spec["batch"]]) / spec["chunk_length"]
@@ -176,7 +178,7 @@ def bare_encoder(spec: dict[str, Any]) -> dict[str, Any]:
         while tokens > 0:
             length = min(spec["chunk_length"], tokens)
             rows = max(1, min(CHUNKS_AT_ONCE, tokens // length))
-            ids_nl = torch.randint(1000, 20000, (rows, length), device=args.device)
+            ids_nl = torch.randint(5, config.vocab_size, (rows, length), device=args.device)
             with torch.autocast(args.device.type, torch.bfloat16):
                 mean = encoder(input_ids=ids_nl).last_hidden_state.float().mean()
             mean.backward()
