@@ -35,7 +35,7 @@ from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.model_card import model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import keep_freed_memory
+from modeling.resources import settle_freed_memory
 from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
@@ -329,8 +329,8 @@ def plan_memory(
     """Bound the live chunks; the same on every process."""
     live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
     [model.live_chunks] = broadcast_object_list([live_chunks])
-    if args.device.type == "cpu" and not model.live_chunks:
-        keep_freed_memory()
+    if args.device.type == "cpu":
+        settle_freed_memory(model)
     if args.live_chunks == "auto" and not model.encoder_is_frozen:
         chosen = (
             f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"

@@ -22,23 +22,19 @@ SENTENCE = re.compile(r"[.!?…。！？][\"'”’»)\]]*\s+|[。！？]|\n\s*"
 def tokenize_batch(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[np.ndarray]]:
     """Flat tokens of each text: `input_ids`, `token_start` and `token_end` (characters into the text, end exclusive),
     and `token_break` (what begins at the token: 2 a paragraph, 1 a sentence or line, 0 neither)."""
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        truncation=False,
-        padding=False,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    backend = tokenizer.backend_tokenizer
+    # Some tokenizer files carry both, and would cut a text at 128 tokens without a word.
+    backend.no_truncation()
+    backend.no_padding()
+    encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+    ids = [encoding.ids for encoding in encodings]
     # fromiter over the flat numbers: twice as fast as an array of pairs, and half of what is not the tokenizer's time.
     offsets = [
         np.fromiter(chain.from_iterable(pairs), np.int32, 2 * len(pairs)).reshape(-1, 2)
-        for pairs in encoded["offset_mapping"]
+        for pairs in (encoding.offsets for encoding in encodings)
     ]
     return {
-        "input_ids": [np.fromiter(ids, np.int32, len(ids)) for ids in encoded["input_ids"]],
+        "input_ids": [np.fromiter(row, np.int32, len(row)) for row in ids],
         "token_start": [pairs[:, 0] for pairs in offsets],
         "token_end": [pairs[:, 1] for pairs in offsets],
         "token_break": [token_breaks(text, pairs[:, 1]) for text, pairs in zip(texts, offsets, strict=True)],
@@ -239,8 +235,15 @@ class ChunkVectorDocuments(Dataset):
 
     def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int):
         self.chunked, self.hidden_size = chunked, hidden_size
-        self.vectors = vectors.with_format("numpy")
-        self.labels = chunked.documents.with_format("numpy", columns=["label", "id"])
+        self.labels = np.asarray(chunked.documents["label"], dtype=np.int64).tolist()
+        # Views of the memory-mapped file, since an epoch on kept vectors is so short that to decode row by row would be
+        # a third of it: the numbers of each part, and where in which part a document's begin and end.
+        parts = vectors.data.table["chunk_vectors"].chunks
+        self.numbers = [part.values.to_numpy(zero_copy_only=True) for part in parts]
+        offsets = [part.offsets.to_numpy() for part in parts]
+        self.part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        self.start = np.concatenate([ends[:-1] for ends in offsets])
+        self.end = np.concatenate([ends[1:] for ends in offsets])
 
     def __len__(self) -> int:
         return len(self.chunked)
@@ -248,12 +251,14 @@ class ChunkVectorDocuments(Dataset):
     def set_epoch(self, epoch: int) -> None:
         self.chunked.set_epoch(epoch)
 
+    def document_mean(self, index: int) -> torch.Tensor:
+        """The mean (D,) of all the chunk vectors that are kept of a document."""
+        return torch.tensor(self._all_of(index)).mean(dim=0)
+
+    def _all_of(self, index: int) -> np.ndarray:
+        return self.numbers[self.part[index]][self.start[index] : self.end[index]].reshape(-1, self.hidden_size)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        vectors = self.vectors[index]["chunk_vectors"].reshape(-1, self.hidden_size)
-        document = self.labels[index]
+        vectors = self._all_of(index)
         chosen = self.chunked.selection(index, len(vectors))
-        return {
-            "labels": int(document["label"]),
-            "chunk_vectors": torch.from_numpy(vectors[chosen].astype(np.float32)),
-            "id": str(document["id"]),
-        }
+        return {"labels": self.labels[index], "chunk_vectors": torch.from_numpy(vectors[chosen])}

@@ -56,19 +56,28 @@ class Footprint:
         return 1 << max(fitting, 1).bit_length() - 1
 
 
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory that tensors free on a CPU (glibc; elsewhere nothing is done).
+def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> None:
+    """Tell the C library what to do with the memory that tensors free on a CPU (glibc; elsewhere nothing is done).
 
-    It gives large blocks back to the kernel at once, which faults them in anew, page by page, in every step: a quarter of
-    a step's time. Not where live chunks are bounded: blocks of many sizes then leave gaps, and the peak grows by a tenth
-    and more (docs/log.md). See mallopt(3).
+    Where live chunks are not bounded it is kept: given back to the kernel block by block, it would be faulted in anew,
+    page by page, in every step, a quarter of a step's time. Where they are bounded, blocks of many sizes leave gaps, which
+    would grow with the document: every micro-batch gives them back (docs/log.md has the figures). See mallopt(3) and
+    malloc_trim(3).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_max, trim_threshold, top_pad = -4, -1, -2  # their numbers in malloc.h
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
-        mallopt(top_pad, 64 * 2**20)
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "malloc_trim"):
+        return
+    if model.live_chunks:
+
+        def give_back(*_: Any) -> None:
+            library.malloc_trim(0)
+
+        model.encoder.register_forward_hook(give_back)
+        return
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # their numbers in malloc.h
+    library.mallopt(mmap_max, 0)
+    library.mallopt(trim_threshold, -1)
+    library.mallopt(top_pad, 64 * 2**20)
 
 
 def free_memory(device: torch.device) -> int:

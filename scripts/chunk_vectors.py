@@ -84,8 +84,7 @@ def cached_chunk_vectors(
 
 def document_means(documents: ChunkVectorDocuments) -> torch.Tensor:
     """The mean chunk vector of each document, (B, D), over all the chunks that are kept of it."""
-    rows = (row["chunk_vectors"].reshape(-1, documents.hidden_size) for row in documents.vectors)
-    return torch.stack([torch.as_tensor(chunk_CD).float().mean(dim=0) for chunk_CD in rows])
+    return torch.stack([documents.document_mean(index) for index in range(len(documents))])
 
 
 def encode_share(

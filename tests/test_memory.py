@@ -6,8 +6,9 @@ import logging
 import pytest
 import torch
 
+from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.resources import GAPS, Footprint, footprint, free_memory
+from modeling.resources import GAPS, Footprint, footprint, free_memory, settle_freed_memory
 from modeling.trainer import split_documents
 from modeling.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
@@ -199,3 +200,18 @@ def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
     assert done.returncode == 1
     assert "freeze_layers must be from 0 to the encoder's 2 layers, and is 3" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_memory_given_back_between_micro_batches_changes_no_gradient(roberta_model):
+    batch = DocumentCollator(1)([Documents()[i] for i in range(4)])
+    roberta_model.token_budget = 40
+    gradients = []
+    for live_chunks in (0, 3):
+        model = copy.deepcopy(roberta_model).eval()
+        model.live_chunks = live_chunks
+        if live_chunks:
+            settle_freed_memory(model)
+        model(**batch).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
