@@ -7,10 +7,7 @@ parse → data → model → WeightedTrainer → train → evaluate → export. 
 a recipe gives defaults and the command line overrides them.
 """
 
-import csv
 import logging
-import os
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,17 +20,19 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 
-from data.chunking import ChunkedDocuments, chunk_sizes, coverage, special_token_frame
+from data.chunked import ChunkedDocuments
+from data.chunking import chunk_sizes, coverage, special_token_frame
 from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
+from modeling.calibration import fit_temperature
 from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
-from modeling.checkpoints import checkpoints_of, find_checkpoint
 from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
-from modeling.model_card import model_card
+from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import settle_freed_memory
 from modeling.tensorboard import TensorBoard
@@ -44,14 +43,14 @@ from modeling.training_args import (
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import parse_with_recipe, run_main
+from scripts.command_line import parse_with_recipe, run_main, use_all_cores
+from scripts.output_dir import claim_output_dir, clear_earlier_run, remove_if_empty
+from scripts.predictions import write_predictions
 from scripts.prepare_dataset import load_tokenizer
 from scripts.run_plan import Documents, choose_live_chunks, describe_run
 from scripts.run_record import run_record
 
 logger = logging.getLogger("train_hf")
-
-RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md")
 
 
 @dataclass
@@ -86,8 +85,10 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
     """One run, stage by stage. Returns the exit status."""
     set_up_logging(args)
-    set_up_cpu(args)
-    checkpoint = None if args.dry_run else claim_output_dir(args)
+    if args.device.type == "cpu":
+        logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
+    resume, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
+    checkpoint = None if args.dry_run else claim_output_dir(args.output_dir, resume, overwrite)
     set_seed(args.seed)
     tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
@@ -139,7 +140,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
             "--resume_from_checkpoint auto."
         )
         return stop.exit_status
-    metrics = evaluate_splits(trainer, documents, splits, labels)
+    # On the tokens, also where the encoder was frozen: kept vectors have the precision of training.
+    metrics = evaluate_splits(trainer, chunked, splits, labels)
     export(trainer, history, metrics, labels)
     return 0
 
@@ -171,57 +173,6 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
     logging.getLogger("transformers.trainer").setLevel(logging.INFO)
     logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
-
-
-def set_up_cpu(args: HierarchicalTrainingArguments) -> None:
-    """All cores for the work on a CPU. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
-    if args.device.type == "cpu":
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(args.cpu_threads or max(1, len(os.sched_getaffinity(0)) // processes))
-        logger.info(f"{torch.get_num_threads()} threads on the CPU.")
-
-
-def claim_output_dir(args: HierarchicalTrainingArguments) -> str | None:
-    """The checkpoint to resume from. An earlier run in output_dir is gone on with or replaced, but never mixed with.
-
-    Raises:
-        ValueError: an earlier run is there and neither was asked for; the checkpoint named is not its newest.
-    """
-    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    earlier = [path.name for path in checkpoints_of(args.output_dir)] or [
-        name for name in RESULTS if (Path(args.output_dir) / name).exists()
-    ]
-    if checkpoint is not None:
-        logger.info(f"Going on from {checkpoint}.")
-        step = int(Path(checkpoint).name.split("-")[-1]) if "-" in Path(checkpoint).name else 0
-        newer = [path.name for path in checkpoints_of(args.output_dir) if int(path.name.split("-")[-1]) > step]
-        if args.resume_from_checkpoint != "auto" and newer:
-            raise ValueError(
-                f"{args.output_dir} holds checkpoints that are newer than {checkpoint} ({', '.join(newer)}), which a "
-                "later resume would take for this run's: delete them, or name another output_dir."
-            )
-    elif args.resume_from_checkpoint == "auto":
-        logger.info("No whole checkpoint to go on from: from the start.")
-    elif earlier and not args.overwrite_output_dir:
-        raise ValueError(
-            f"{args.output_dir} holds an earlier run ({', '.join(earlier[:3])}): go on with it with "
-            "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
-        )
-    return checkpoint
-
-
-def remove_if_empty(folder: str) -> None:
-    """Trainer makes its output folder, which a dry run has no use for."""
-    if not any(Path(folder).iterdir()):
-        Path(folder).rmdir()
-
-
-def clear_earlier_run(output_dir: str) -> None:
-    """Delete the checkpoints and results of an earlier run. (Its TensorBoard files stay, under their own date.)"""
-    for path in checkpoints_of(output_dir):
-        shutil.rmtree(path)
-    for path in [Path(output_dir) / name for name in RESULTS] + sorted(Path(output_dir).glob("predictions_*.csv")):
-        path.unlink(missing_ok=True)
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
@@ -311,7 +262,7 @@ def chunk_splits(
         num_tokens = num_tokens_of(part)
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
         sizes[name] = Documents(*chunk_sizes(num_tokens, *geometry))
-        cut = coverage(num_tokens, chunked[name].body_length, config.chunk_overlap, config.max_chunks)
+        cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
             f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
@@ -354,8 +305,11 @@ def add_callbacks(
 def evaluate_splits(
     trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each."""
+    """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
+
+    The temperature of the scores is fitted on validation, and saved with the model."""
     metrics: dict[str, dict[str, float]] = {}
+    config = trainer.accelerator.unwrap_model(trainer.model).config
     for split in ("validation", "test"):
         if split not in documents:
             continue
@@ -363,23 +317,15 @@ def evaluate_splits(
         timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
         named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
         metrics[split] = {name: value for name, value in named.items() if name not in timing}
+        logits = np.asarray(output.predictions, dtype=np.float64)
+        if split == "validation":
+            config.temperature = fit_temperature(logits, np.asarray(output.label_ids))
+            logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
         if trainer.is_world_process_zero():
-            scores = torch.as_tensor(output.predictions).softmax(dim=-1).numpy()
-            path = Path(trainer.args.output_dir) / f"predictions_{split}.csv"
-            write_predictions(path, splits[split], labels, scores)
+            scores = softmax(logits / config.temperature, axis=1)
+            write_predictions(Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores)
         logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
     return metrics
-
-
-def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
-    """A row a document: id, label, predicted, and one score column a class. Whole, or not there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "label", "predicted", *labels])
-        for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
-            writer.writerow([id_, labels[label], labels[int(row.argmax())], *(f"{score:.6f}" for score in row)])
-    partial.replace(path)
 
 
 def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
@@ -397,6 +343,7 @@ def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[s
     write_json(folder / "metrics.json", metrics)
     record = history.record(args, trainer.state)
     (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")
+    (folder / "training.tex").write_text(latex_paragraph(record, metrics, labels), encoding="utf-8")
     best = (record["best"] or {}).get("epoch")
     chosen = f"Best epoch {best}" if args.load_best_model_at_end else "Last epoch"
     logger.info(

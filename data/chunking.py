@@ -2,6 +2,7 @@
 
 A document is tokenized once, without special tokens, into one flat row of ids. Chunks are cut from that row when it
 is read, so the geometry can change without tokenizing again. Every chunk gets its own special tokens.
+This file travels to the hub with the model (modeling/chunking.py is a link to it) and imports nothing of the project.
 """
 
 import re
@@ -10,8 +11,6 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 # A chunk prefers to begin where a paragraph begins (2), else where a sentence or a line does (1).
@@ -57,6 +56,34 @@ def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], 
     framed = tokenizer("a")["input_ids"]
     before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
     return framed[:before], framed[before + len(bare) :]
+
+
+class Chunker:
+    """Cuts a document's flat tokens into chunks, each with the tokenizer's special tokens around it.
+
+    Raises:
+        ValueError: the overlap leaves no room for new tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int = 0):
+        prefix, suffix = special_token_frame(tokenizer)
+        self.prefix, self.suffix = np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
+        self.body_length, self.chunk_overlap = chunk_length - len(prefix) - len(suffix), chunk_overlap
+        # A chunk without a token cannot be encoded: where no special token fills an empty document, padding does.
+        self.filler = np.array([] if prefix or suffix else [tokenizer.pad_token_id], dtype=np.int64)
+        if self.body_length <= chunk_overlap:
+            raise ValueError(
+                f"chunk_overlap ({chunk_overlap}) must be below chunk_length minus the special tokens "
+                f"({self.body_length}): lower it or raise chunk_length."
+            )
+
+    def bounds(self, num_tokens: int, breaks: np.ndarray | None = None) -> list[tuple[int, int]]:
+        """Where each chunk of a document begins and ends (see `chunk_bounds`)."""
+        return chunk_bounds(num_tokens, self.body_length, self.chunk_overlap, breaks)
+
+    def framed(self, tokens: np.ndarray) -> np.ndarray:
+        """A chunk's own tokens with the special ones around them."""
+        return np.concatenate([self.prefix, tokens if len(tokens) else self.filler, self.suffix])
 
 
 def chunk_bounds(
@@ -155,110 +182,3 @@ def coverage(num_tokens: Sequence[int] | np.ndarray, body_length: int, overlap: 
         "tokens_cut_share": tokens_cut / max(int(tokens.sum()), 1),
         "most_chunks": int(chunks.max(initial=0)),
     }
-
-
-class ChunkedDocuments(Dataset):
-    """Documents of a prepared split, cut into chunks as they are read.
-
-    An item is `{"input_ids": [chunk, …], "labels": int, "id": str}`, each chunk an int64 array with special tokens.
-    With `training` and the policy `random` the chunks drawn depend on the seed, the epoch and the document alone, so
-    a resumed run draws what an unbroken one would have drawn.
-
-    Args:
-        documents: a split with `input_ids`, `token_break`, `label` and `id`.
-        chunk_length: tokens in a chunk, special tokens included.
-    """
-
-    def __init__(
-        self,
-        documents: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        chunk_length: int,
-        chunk_overlap: int = 0,
-        max_chunks: int = 20,
-        chunk_policy: str = "uniform",
-        training: bool = False,
-        seed: int = 42,
-    ):
-        self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
-        prefix, suffix = special_token_frame(tokenizer)
-        self.prefix, self.suffix = np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
-        self.body_length = chunk_length - len(prefix) - len(suffix)
-        # A chunk without a token cannot be encoded: where no special token fills an empty document, padding does.
-        self.filler = np.array([] if prefix or suffix else [tokenizer.pad_token_id], dtype=np.int64)
-        if self.body_length <= chunk_overlap:
-            raise ValueError(
-                f"chunk_overlap ({chunk_overlap}) must be below chunk_length minus the special tokens "
-                f"({self.body_length}): lower it or raise chunk_length."
-            )
-        self.chunk_overlap, self.max_chunks, self.chunk_policy = chunk_overlap, max_chunks, chunk_policy
-        self.training, self.seed, self.epoch = training, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the chunks of this epoch from now on."""
-        self.epoch = epoch
-
-    def bounds(self, index: int) -> list[tuple[int, int]]:
-        """All chunks of a document, read or not, in flat tokens."""
-        document = self.documents[index]
-        breaks = document["token_break"]
-        return chunk_bounds(len(document["input_ids"]), self.body_length, self.chunk_overlap, breaks)
-
-    def selection(self, index: int, num_chunks: int) -> np.ndarray:
-        """Which of a document's chunks are read in this epoch."""
-        rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
-        return select_chunks(num_chunks, self.max_chunks, self.chunk_policy, rng)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        document = self.documents[index]
-        tokens = document["input_ids"]
-        bounds = chunk_bounds(len(tokens), self.body_length, self.chunk_overlap, document["token_break"])
-        chunks = [self._frame(tokens[slice(*bounds[i])]) for i in self.selection(index, len(bounds))]
-        return {"labels": int(document["label"]), "input_ids": chunks, "id": str(document["id"])}
-
-    def _frame(self, body: np.ndarray) -> np.ndarray:
-        body = body if len(body) else self.filler
-        return np.concatenate([self.prefix, body, self.suffix])
-
-
-class ChunkVectorDocuments(Dataset):
-    """As `ChunkedDocuments`, with `chunk_vectors` (C, D) that a frozen encoder made before, in place of token ids.
-
-    Args:
-        chunked: the documents that the vectors were made of, for their labels and their selection of chunks.
-        vectors: an Arrow table with a row a document: `chunk_vectors`, flat float32 of all its C × D numbers.
-    """
-
-    def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int):
-        self.chunked, self.hidden_size = chunked, hidden_size
-        self.labels = np.asarray(chunked.documents["label"], dtype=np.int64).tolist()
-        # Views of the memory-mapped file, since an epoch on kept vectors is so short that to decode row by row would be
-        # a third of it: the numbers of each part, and where in which part a document's begin and end.
-        parts = vectors.data.table["chunk_vectors"].chunks
-        self.numbers = [part.values.to_numpy(zero_copy_only=True) for part in parts]
-        offsets = [part.offsets.to_numpy() for part in parts]
-        self.part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        self.start = np.concatenate([ends[:-1] for ends in offsets])
-        self.end = np.concatenate([ends[1:] for ends in offsets])
-
-    def __len__(self) -> int:
-        return len(self.chunked)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.chunked.set_epoch(epoch)
-
-    def document_mean(self, index: int) -> torch.Tensor:
-        """The mean (D,) of all the chunk vectors that are kept of a document."""
-        return torch.tensor(self._all_of(index)).mean(dim=0)
-
-    def _all_of(self, index: int) -> np.ndarray:
-        return self.numbers[self.part[index]][self.start[index] : self.end[index]].reshape(-1, self.hidden_size)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        vectors = self._all_of(index)
-        chosen = self.chunked.selection(index, len(vectors))
-        return {"labels": self.labels[index], "chunk_vectors": torch.from_numpy(vectors[chosen])}

@@ -4,6 +4,7 @@ Used by scripts/prepare_dataset.py. Every doubtful row falls under a problem wit
 the caller decides to drop or keep its rows.
 """
 
+import json
 import math
 import os
 import unicodedata
@@ -42,6 +43,7 @@ class Columns:
     id: str = "id"
     split: str = "split"
     group: str = "group"
+    evidence: str = "evidence"
 
 
 @dataclass
@@ -94,6 +96,23 @@ def _name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
+def _spans(value: Any) -> str:
+    """Where the evidence for a label is known to stand, `[{"start": 12, "end": 80}]` in characters, as JSON. Another
+    column of that name is left alone."""
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a table's cell
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    spans = value if isinstance(value, list) else []
+    known = [{"start": int(span["start"]), "end": int(span["end"])} for span in spans if _is_span(span)]
+    return json.dumps(known) if known else ""
+
+
+def _is_span(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), int) for key in ("start", "end"))
+
+
 def read_documents(
     source: str,
     columns: Columns,
@@ -103,7 +122,8 @@ def read_documents(
     keep: Iterable[str] = (),
     cache_dir: str | None = None,
 ) -> tuple[datasets.Dataset, Findings]:
-    """All documents of a source as a memory-mapped table of id, text, label, split ("" where none) and group ("").
+    """All documents of a source as a memory-mapped table of id, text, label, and "" where there is none: split, group,
+    and evidence (JSON, see `_spans`).
 
     Rows with a problem in `drop` are left out, in `keep` are taken; any other problem is an error.
 
@@ -131,6 +151,7 @@ def read_documents(
                 "label": "" if _is_missing(label) else _name(label),
                 "split": "" if _is_missing(split) else _name(split).lower(),
                 "group": "" if _is_missing(row.get(columns.group)) else _name(row[columns.group]),
+                "evidence": _spans(row.get(columns.evidence)),
             }
             document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
             if not _is_missing(document["text"]) and not isinstance(document["text"], str):
@@ -141,11 +162,14 @@ def read_documents(
                 findings.add(problem, name)
             seen.add(id_)
             if all(decisions.get(problem) == "kept" for problem in problems):
-                document["text"] = clean_text(document["text"], f"{source}: {name}", encoding_errors)
+                given = document["text"]
+                document["text"] = clean_text(given, f"{source}: {name}", encoding_errors)
+                if document["text"] != given:
+                    document["evidence"] = ""  # its characters are counted in the text that was given
                 yield document
 
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
-    features |= {name: datasets.Value("string") for name in ("split", "group")}
+    features |= {name: datasets.Value("string") for name in ("split", "group", "evidence")}
     table = _write_table(documents(), datasets.Features(features), cache_dir)
     findings.raise_undecided()
     if len(table) == 0:
@@ -189,7 +213,7 @@ def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str
 def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> Iterator[dict[str, Any]]:
     """The rows, once the first has shown that the named columns are there."""
     required = {"text": columns.text, "label": columns.label}
-    for kind in ("id", "split", "group"):
+    for kind in ("id", "split", "group", "evidence"):
         if getattr(columns, kind) != getattr(Columns, kind) and getattr(columns, kind) != "none":
             required[kind] = getattr(columns, kind)
     for number, row in enumerate(read_rows(source, encoding_errors)):

@@ -1,7 +1,8 @@
 """A prepared data set on disk: tokenized splits (Arrow, memory-mapped) beside a manifest that says what they are.
 
 `train`, `validation` and, where there is one, `test` hold id, text, label (a ClassLabel: its names are the ordered
-labels), input_ids, token_start, token_end and token_break (see data/chunking.py).
+labels), input_ids, token_start, token_end and token_break (see data/chunking.py); and evidence (JSON: spans of characters)
+where the source says in which place the evidence stands.
 """
 
 import hashlib
@@ -42,15 +43,22 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokenize_documents(
-    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], num_proc: int, name: str
+    documents: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    num_proc: int,
+    name: str,
+    has_evidence: bool = False,
 ) -> datasets.Dataset:
-    """A split with its tokens, and its labels as a ClassLabel in the order of `labels`."""
+    """A split with its tokens, its labels as a ClassLabel in the order of `labels`, and its evidence where it has any."""
     ids = {label: i for i, label in enumerate(labels)}
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"label": [ids[label] for label in batch["label"]], **tokenize_batch(batch["text"], tokenizer)}
 
     features = {"id": datasets.Value("large_string"), "text": datasets.Value("large_string")}
+    if has_evidence:
+        features["evidence"] = datasets.Value("string")
     return documents.map(
         tokenize,
         batched=True,

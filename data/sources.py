@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 
 def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str, Any]]:
-    """Rows of a CSV, TSV, JSONL or Parquet file, a folder of text files (one folder a label), a saved `datasets`
+    """Rows of a CSV, TSV, JSONL or Parquet file, a text file, a folder of them (or one folder a label), a saved `datasets`
     folder, or a data set on the hub. One row at a time: the source may be larger than memory.
 
     Raises:
@@ -31,10 +31,14 @@ def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str
         suffix = path.suffix.lower()
         if suffix in readers:
             yield from readers[suffix](path, encoding_errors)
+        elif suffix == ".txt":
+            yield _read_text_file(path, encoding_errors)
         elif suffix == ".parquet":
             yield from _read_parquet(path, encoding_errors)
         else:
-            raise ValueError(f"{source}: expected a .csv, .tsv, .jsonl or .parquet file, got {suffix or 'no ending'}.")
+            raise ValueError(
+                f"{source}: expected a .csv, .tsv, .jsonl, .parquet or .txt file, got {suffix or 'no ending'}."
+            )
     else:
         yield from _read_datasets(_load_hub(source))
 
@@ -129,15 +133,24 @@ def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_text_folders(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
+    # One folder a label, where there are such: a licence beside them is no document.
     files = sorted(path.glob("*/*.txt"))
+    loose = [] if files else sorted(path.glob("*.txt"))
+    files = files or loose
     if not files:
-        raise ValueError(f"{path}: expected folders named after the labels with .txt files in them; found none.")
+        raise ValueError(f"{path}: expected .txt files, or folders named after the labels with .txt files; found none.")
     for file in files:
-        try:
-            text = file.read_bytes().decode("utf-8-sig", errors=encoding_errors)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(file) from error
-        yield {"id": f"{file.parent.name}/{file.stem}", "text": text, "label": file.parent.name}
+        document = _read_text_file(file, encoding_errors)
+        if not loose:
+            document = {"id": f"{file.parent.name}/{file.stem}", "text": document["text"], "label": file.parent.name}
+        yield document
+
+
+def _read_text_file(path: Path, encoding_errors: str) -> dict[str, Any]:
+    try:
+        return {"id": path.stem, "text": path.read_bytes().decode("utf-8-sig", errors=encoding_errors)}
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
 
 
 def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[dict[str, Any]]:

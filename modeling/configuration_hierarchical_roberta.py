@@ -28,6 +28,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
         classifier_dropout: dropout before the classifier and in the chunk transformer.
+        temperature: what logits are divided by before they become scores, fitted on the validation documents
+            (None: not fitted yet).
 
     Raises:
         ValueError: a geometry or a name that cannot be.
@@ -46,9 +48,15 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     chunk_transformer_layers: int = 0
     classifier_dropout: float = 0.1
     initializer_range: float = 0.02
+    temperature: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        # What `transformers.pipeline("text-classification")` makes of the model's folder.
+        impl = "pipeline.HierarchicalClassificationPipeline"
+        self.custom_pipelines = {
+            "text-classification": {"impl": impl, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
+        }
         for name, choices in (("chunk_policy", CHUNK_POLICIES), ("pooling", POOLINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)!r}.")
@@ -64,6 +72,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             )
         if self.chunk_transformer_layers < 0:
             raise ValueError(f"chunk_transformer_layers must be 0 or more, and is {self.chunk_transformer_layers}.")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, and is {self.temperature}.")
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"classifier_dropout must be in [0, 1), and is {self.classifier_dropout}.")
 

@@ -1,18 +1,59 @@
-"""The model card: what was run and what came out, and nothing else."""
+"""The model card and the training section of a publication: what was run and what came out, and nothing else."""
 
 from typing import Any
 
 
-def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> str:
+def training_facts(record: dict[str, Any]) -> dict[str, str]:
+    """What was run, in words: name → sentence, from a training history (`config`, `epochs`, `best`)."""
+    config, best = record["config"], record["best"] or {}
+    seconds = sum(epoch.get("seconds") or 0.0 for epoch in record["epochs"])
+    weights = ", ".join(f"{label} {weight:.3f}" for label, weight in config["class_weight_values"].items())
+    clipping = f"gradients clipped at norm {config['max_grad_norm']:g}" if config["max_grad_norm"] else "no clipping"
+    warmup = config["warmup_steps"]
+    return {
+        "Encoder": f"`{config['encoder']}`" + (", frozen" if config["freeze_encoder"] else ""),
+        "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} a "
+        f"document ({config['chunk_policy']}), {config['pooling']} pooling",
+        "Data": "; ".join(
+            f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
+            for split, counts in config["label_counts"].items()
+        ),
+        "Class weights": f"{config['class_weights']}: {weights}",
+        "Optimizer": f"{config['optim']}, learning rate {config['learning_rate']:g} (head × "
+        f"{config['head_lr_multiplier']:g}), weight decay {config['weight_decay']:g}, {clipping}",
+        "Schedule": f"{config['lr_scheduler_type']} with a warm-up of "
+        + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
+        "Batch": f"{config['effective_batch_size']} documents a step ({config['per_device_train_batch_size']} × "
+        f"{config['gradient_accumulation_steps']} accumulated × {config['num_processes']} processes)",
+        "Epochs": f"{len(record['epochs'])} evaluated, best at epoch {best.get('epoch')} (step {best.get('step')}) by "
+        f"{config['metric_for_best_model']}" + (", stopped early" if record["stopped_early"] else ""),
+        "Precision": config["precision"],
+        "Hardware": f"{config['num_processes']} × {config.get('hardware', config['device'])}",
+        "Training time": f"{seconds / 60:.1f} minutes, without evaluation",
+        "Seed": str(config["seed"]),
+        "Versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
+    }
+
+
+def model_card(
+    record: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    labels: list[str],
+    evaluation: dict[str, Any] | None = None,
+) -> str:
     """README.md of a trained model.
 
     Args:
         record: the training history (`config`, `epochs`, `best`).
         metrics: `{split: {metric: value}}` of the best model.
         labels: label names in their order.
+        evaluation: `{"split", "model", "baselines", "calibration", "operating_points"}` as
+            scripts.evaluate_and_explain measured it; None before it has.
     """
-    config, best = record["config"], record["best"] or {}
+    config = record["config"]
     shown = ["loss", "accuracy", "f1_macro", "f1_weighted", "severity_f1", "quadratic_kappa"]
+    head = "| | " + " | ".join(f"{split} ({_support(values)} documents)" for split, values in metrics.items()) + " |"
+    rule = "|---" * (len(metrics) + 1) + "|"
     rows = [f"| {name} | " + " | ".join(f"{values[name]:.4f}" for values in metrics.values()) + " |" for name in shown]
     per_class = [
         f"| {label} | "
@@ -23,28 +64,6 @@ def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], lab
         + " |"
         for label in labels
     ]
-    head = "| | " + " | ".join(f"{split} ({_support(values)} documents)" for split, values in metrics.items()) + " |"
-    rule = "|---" * (len(metrics) + 1) + "|"
-    facts = {
-        "Encoder": f"`{config['encoder']}`" + (", frozen" if config["freeze_encoder"] else ""),
-        "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} a "
-        f"document ({config['chunk_policy']}), {config['pooling']} pooling",
-        "Data": ", ".join(
-            f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
-            for split, counts in config["label_counts"].items()
-        ),
-        "Class weights": ", ".join(f"{label} {weight:.3f}" for label, weight in config["class_weight_values"].items()),
-        "Optimizer": f"{config['optim']}, learning rate {config['learning_rate']:g} (head × "
-        f"{config['head_lr_multiplier']:g}), weight decay {config['weight_decay']:g}, {config['lr_scheduler_type']} "
-        f"schedule with warm-up {config['warmup_steps']:g}, gradients clipped at {config['max_grad_norm']:g}",
-        "Batch": f"{config['effective_batch_size']} documents a step ({config['per_device_train_batch_size']} × "
-        f"{config['gradient_accumulation_steps']} accumulated × {config['num_processes']} processes)",
-        "Epochs": f"{len(record['epochs'])} evaluated, best at epoch {best.get('epoch')} (step {best.get('step')})"
-        + (", stopped early" if record["stopped_early"] else ""),
-        "Precision": config["precision"],
-        "Seed": config["seed"],
-        "Versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
-    }
     lines = [
         "---",
         "library_name: transformers",
@@ -56,6 +75,13 @@ def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], lab
         "",
         f"Rates documents of any length as {', '.join(labels)}: the text is cut into chunks, an encoder reads each, "
         f"{config['pooling']} pooling makes one vector of them, and a linear head classifies it.",
+        "",
+        "```python",
+        "from transformers import pipeline",
+        "",
+        f'rate = pipeline("text-classification", model="{config["run_name"]}", trust_remote_code=True)',
+        'rate("Once upon a time …")  # label, scores, and where in the text the evidence stands',
+        "```",
         "",
         f"## Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint",
         "",
@@ -69,13 +95,123 @@ def model_card(record: dict[str, Any], metrics: dict[str, dict[str, float]], lab
         rule,
         *per_class,
         "",
+        *(_evaluation_lines(evaluation, labels) if evaluation else []),
         "## How it was trained",
         "",
-        *[f"- **{name}**: {value}" for name, value in facts.items()],
+        *[f"- **{name}**: {value}" for name, value in training_facts(record).items()],
+        "",
+        "## Limits and misuse",
+        "",
+        *_limits(record, metrics, labels),
         "",
     ]
     return "\n".join(lines)
 
 
+def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str]:
+    """Metrics with intervals beside those of simpler ways, calibration and thresholds."""
+    severest = labels[-1]
+    shown = ["f1_macro", "accuracy", f"recall_{severest}", "quadratic_kappa"]
+    rows = {"this model": evaluation["model"]} | evaluation["baselines"]
+    calibration = evaluation["calibration"]
+    return [
+        f"## Beside simpler ways, on {evaluation['split']}",
+        "",
+        "With 95 % bootstrap intervals; the difference is paired.",
+        "",
+        "| | " + " | ".join(shown) + " | macro-F1 of this model less it |",
+        "|---" * (len(shown) + 2) + "|",
+        *(
+            f"| {name} | "
+            + " | ".join(_interval(values[key]) for key in shown)
+            + f" | {_interval(values['difference_f1_macro']) if 'difference_f1_macro' in values else ''} |"
+            for name, values in rows.items()
+        ),
+        "",
+        f"Scores are softmax(logits / {calibration['temperature']:.3f}); expected calibration error "
+        f"{calibration['ece_before']:.3f} before the temperature, {calibration['ece_after']:.3f} after.",
+        "",
+        *(
+            f"- A threshold of {point['threshold']:.6g} on the score of {severest}, chosen on validation for "
+            f"{point['target_recall']:.0%} recall: recall {point['recall']:.1%}, precision {point['precision']:.1%}, "
+            f"{point['flagged_share']:.1%} of the documents flagged."
+            for point in evaluation["operating_points"]
+        ),
+        "",
+    ]
+
+
+def _interval(entry: dict[str, float]) -> str:
+    return f"{entry['value']:.3f} ({entry['low']:.3f}–{entry['high']:.3f})"
+
+
+def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> list[str]:
+    config = record["config"]
+    split, values = list(metrics.items())[-1]
+    severest, missed = labels[-1], 1 - values[f"recall_{labels[-1]}"]
+    known = (
+        f"on {split}, {missed:.0%} of the {severest} documents were rated lower"
+        if values[f"support_{severest}"]
+        else f"how many {severest} documents it misses is unknown, since {split} has none"
+    )
+    return [
+        f"- It misses: {known}. A decision that harms someone needs a person who has read the evidence.",
+        f"- Of a document it reads {config['max_chunks']} chunks of {config['chunk_length']} tokens at the most; the "
+        "result says `truncated` where there was more.",
+        f"- It knows the {sum(config['label_counts']['train'].values())} training documents and their labels, with "
+        "whatever is one-sided in them. Other languages, genres or rating rules were not tested.",
+        "- It rates texts, not people: not for judging authors or readers.",
+    ]
+
+
 def _support(values: dict[str, float]) -> int:
     return int(sum(value for name, value in values.items() if name.startswith("support_")))
+
+
+def latex_paragraph(
+    record: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    labels: list[str],
+    evaluation: dict[str, Any] | None = None,
+) -> str:
+    """The training section of a publication as a LaTeX paragraph, from the same facts as the card."""
+    config = record["config"]
+    facts = {name: _latex(value.replace("`", "")) for name, value in training_facts(record).items()}
+    results = "; ".join(
+        f"{_latex(split)}: macro-F1 {values['f1_macro']:.3f}, accuracy {values['accuracy']:.3f}, recall of "
+        f"{_latex(labels[-1])} {values[f'recall_{labels[-1]}']:.3f} ({_support(values)} documents)"
+        for split, values in metrics.items()
+    )
+    return (
+        "\\paragraph{Training.}\n"
+        f"A hierarchical classifier on {facts['Encoder']} reads each document in chunks of {facts['Chunks']}. "
+        f"Documents: {facts['Data']}. The loss is cross entropy, weighted by class over the whole effective batch "
+        f"({facts['Class weights']}"
+        + (f"; label smoothing {config['label_smoothing_factor']:g}" if config["label_smoothing_factor"] else "")
+        + f"). Optimizer: {facts['Optimizer']}; schedule: {facts['Schedule']}; {facts['Batch']}. "
+        f"Epochs: {facts['Epochs']}. Precision {facts['Precision']}, seed {facts['Seed']}, {facts['Hardware']}, "
+        f"{facts['Training time']}. Software: {facts['Versions']}. "
+        f"Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint: {results}."
+        + (_latex(_compared(evaluation)) if evaluation else "")
+        + "\n\n\\paragraph{Limits.}\n"
+        + " ".join(_latex(line.removeprefix("- ").replace("`", "")) for line in _limits(record, metrics, labels))
+        + "\n"
+    )
+
+
+def _compared(evaluation: dict[str, Any]) -> str:
+    """Macro-F1 with intervals beside the neighbours', as a sentence."""
+    rows = {"this model": evaluation["model"]} | evaluation["baselines"]
+    parts = ", ".join(f"{name} {_interval(values['f1_macro'])}" for name, values in rows.items())
+    return f" Macro-F1 on {evaluation['split']} with 95 % bootstrap intervals: {parts}."
+
+
+def _latex(text: str) -> str:
+    signs = {
+        "\\": r"\textbackslash{}",
+        "–": "--",
+        "×": r"$\times$",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+    return "".join(signs.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
 from .pooling import ChunkPooling, ChunkTransformer
 
 # Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
@@ -322,13 +323,16 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 self.encoded_tokens[1] += ids_nl.numel() - real
                 live += len(rows)
                 recompute = is_bounded and live + most > self.live_chunks
-                encode = _recomputed(self._encode) if recompute else self._encode
+                encode = _recomputed(self.encode_micro_batch) if recompute else self.encode_micro_batch
                 vectors.append(encode(ids_nl, mask_nl, ids_nl.numel() > real))
         chunk_ND = torch.cat(vectors)
         order = torch.tensor([row for rows in plan for row in rows], device=chunk_ND.device)
         return chunk_ND[torch.argsort(order)]
 
-    def _encode(self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool) -> torch.Tensor:
+    def encode_micro_batch(
+        self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool
+    ) -> torch.Tensor:
+        """Chunk vectors (n, D) of one micro-batch, with gradients where they are enabled."""
         if is_padded and "flash" in self.encoder.config._attn_implementation:
             return self._encode_unpadded(input_ids_nl, attention_mask_nl)
         # Without a mask attention takes its fastest path, and a micro-batch without padding needs none.

@@ -1,7 +1,4 @@
-"""What a training step needs: memory from what autograd keeps, time from one micro-batch; and how many chunks may live.
-
-B documents, N chunks, L tokens of a chunk.
-"""
+"""What a training step needs: memory from what autograd keeps, time from one micro-batch; and how many chunks may live."""
 
 import ctypes
 import time
@@ -54,6 +51,29 @@ class Footprint:
             return 0
         fitting = int((num_bytes - self.peak(0)) // (GAPS * self.per_chunk))
         return 1 << max(fitting, 1).bit_length() - 1
+
+
+def split_documents(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any]]:
+    """A batch as up to `num_parts` smaller ones, each with its own documents' chunks."""
+    num_chunks_B = batch["num_chunks"]
+    if num_parts == 1:
+        return [batch]
+    counts = [int(part.sum()) for part in num_chunks_B.chunk(num_parts)]
+    of_documents = {name: value.chunk(num_parts) for name, value in batch.items() if len(value) == len(num_chunks_B)}
+    of_chunks = {name: value.split(counts) for name, value in batch.items() if name not in of_documents}
+    return [{name: parts[i] for name, parts in (of_documents | of_chunks).items()} for i in range(len(counts))]
+
+
+def random_state() -> list[torch.Tensor]:
+    """Torch's random state on the CPU and on every CUDA device."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def set_random_state(state: list[torch.Tensor]) -> None:
+    """Go back to a state that `random_state` gave."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state_all(state[1:])
 
 
 def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> None:

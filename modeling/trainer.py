@@ -6,6 +6,7 @@ trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_w
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from .checkpoints import write_checkpoint_manifest
 from .losses import weight_sum, weighted_loss_sum
+from .resources import random_state, set_random_state, split_documents
 from .sampling import EpochSampler, WithBlanks
 
 logger = logging.getLogger(__name__)
@@ -31,27 +33,6 @@ PARTS = {
 # What is counted between two evaluations: summed loss of the steps, steps, documents, chunks, and seconds: of training
 # in all, and waiting for data. Everything but the loss and the seconds is a number of things.
 COUNTED = ("loss", "steps", "documents", "chunks", "seconds", "data_seconds")
-
-
-def split_documents(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any]]:
-    """A batch as up to `num_parts` smaller ones, each with its own documents' chunks."""
-    num_chunks_B = batch["num_chunks"]
-    if num_parts == 1:
-        return [batch]
-    counts = [int(part.sum()) for part in num_chunks_B.chunk(num_parts)]
-    of_documents = {name: value.chunk(num_parts) for name, value in batch.items() if len(value) == len(num_chunks_B)}
-    of_chunks = {name: value.split(counts) for name, value in batch.items() if name not in of_documents}
-    return [{name: parts[i] for name, parts in (of_documents | of_chunks).items()} for i in range(len(counts))]
-
-
-def _random_state() -> list[torch.Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _set_random_state(state: list[torch.Tensor]) -> None:
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state_all(state[1:])
 
 
 class WeightedTrainer(Trainer):
@@ -102,6 +83,7 @@ class WeightedTrainer(Trainer):
         # evaluation, beside the model's live chunks.
         self.document_parts = {True: 1, False: 1}
         self._eval_live_chunks = 0
+        self._full_precision = False
         # The micro-batches of the present optimizer step so far, and the random state that it began with.
         self._step_batches: list[dict[str, Any]] = []
         self._step_random: list[torch.Tensor] = []
@@ -149,7 +131,7 @@ class WeightedTrainer(Trainer):
         begin again without the others.
         """
         if not self._step_batches:
-            self._step_random = _random_state()
+            self._step_random = random_state()
         self._step_batches.append(inputs)
         again = [inputs]
         with self.accelerator.no_sync(model):
@@ -161,7 +143,7 @@ class WeightedTrainer(Trainer):
                     reason = self._out_of_memory(error)
                 self._make_room(inputs, reason, training=True)
                 model.zero_grad()
-                _set_random_state(self._step_random)
+                set_random_state(self._step_random)
                 again = self._step_batches
         if self.accelerator.sync_gradients and self.args.world_size > 1:
             for parameter in model.parameters():
@@ -256,6 +238,15 @@ class WeightedTrainer(Trainer):
         self.count_totals()
         return super().evaluate(*args, **kwargs)
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, in fp32: what the saved weights say to whoever loads them. For after training."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self._full_precision = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._full_precision = False
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Logits and labels alone: the split's loss is computed from them at the end, and chunk vectors stay here."""
         inputs = self._prepare_inputs(inputs)
@@ -268,7 +259,8 @@ class WeightedTrainer(Trainer):
             while True:
                 try:
                     parts = split_documents(inputs, self.document_parts[False])
-                    with torch.no_grad(), self.compute_loss_context_manager():
+                    autocast = nullcontext() if self._full_precision else self.compute_loss_context_manager()
+                    with torch.no_grad(), autocast:
                         logits = torch.cat([model(**part).logits.detach() for part in parts])
                     return None, logits, labels
                 except (RuntimeError, MemoryError) as error:

@@ -5,13 +5,13 @@ python -m scripts.baselines --dataset_dir outputs/stories
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 import datasets
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from data.prepared import load_prepared
 from modeling.metrics import classification_metrics
@@ -19,38 +19,37 @@ from modeling.training_args import parse_severity_weights
 from scripts.command_line import UserParser, run_main
 
 
-def tfidf_baseline(
-    train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]
-) -> dict[str, float]:
-    """TF-IDF of single words over the whole text, class-balanced logistic regression: the metrics on `test`."""
+def tfidf_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
+    """TF-IDF of single words over the whole text, class-balanced logistic regression: class ids of `test`, (B,)."""
     model = make_pipeline(
         TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10.0)
     )
     model.fit(train["text"], np.asarray(train["label"]))
-    predicted = model.predict(test["text"])
-    return classification_metrics(
-        predicted.tolist(), list(test["label"]), train.features["label"].names, severity_weights
-    )
+    return model.predict(test["text"])
 
 
-def majority_baseline(
-    train: datasets.Dataset, test: datasets.Dataset, severity_weights: Sequence[float]
-) -> dict[str, float]:
-    """Always the most frequent training label: the metrics on `test`."""
-    most = int(np.bincount(np.asarray(train["label"])).argmax())
-    return classification_metrics(
-        [most] * len(test), list(test["label"]), train.features["label"].names, severity_weights
-    )
+def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
+    """Always the most frequent training label, (B,)."""
+    return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
+
+
+def vector_predictions(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray) -> np.ndarray:
+    """Class-balanced logistic regression on standardised vectors of the documents: class ids of the test's, (B,)."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1))
+    model.fit(train_BD, labels_B)
+    return model.predict(test_BD)
 
 
 def main() -> None:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True)
     splits, _ = load_prepared(parser.parse_args().dataset_dir)
-    weights = parse_severity_weights(None, splits["train"].features["label"].num_classes)
+    names = splits["train"].features["label"].names
+    weights = parse_severity_weights(None, len(names))
     for split in [name for name in ("validation", "test") if name in splits]:
-        for name, baseline in (("tfidf", tfidf_baseline), ("majority", majority_baseline)):
-            metrics = baseline(splits["train"], splits[split], weights)
+        for name, predictions in (("tfidf", tfidf_predictions), ("majority", majority_predictions)):
+            predicted = predictions(splits["train"], splits[split])
+            metrics = classification_metrics(predicted.tolist(), list(splits[split]["label"]), names, weights)
             print(f"{split}: {name}: macro-F1 {metrics['f1_macro']:.4f}, accuracy {metrics['accuracy']:.4f}")
 
 

@@ -20,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from data.chunking import ChunkedDocuments, ChunkVectorDocuments
+from data.chunked import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 

@@ -6,11 +6,13 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -96,6 +98,14 @@ def run_main(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def use_all_cores(num_threads: int = 0) -> int:
+    """All cores, shared among the processes of this machine, for the work on a CPU, or so many threads; how many there
+    are now. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // processes))
+    return torch.get_num_threads()
 
 
 def is_debugging() -> bool:

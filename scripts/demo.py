@@ -10,9 +10,6 @@ import time
 from pathlib import Path
 
 from data.demo import demo_corpus
-from data.prepared import load_prepared
-from modeling.training_args import parse_severity_weights
-from scripts.baselines import majority_baseline, tfidf_baseline
 from scripts.command_line import run_main
 from scripts.packaged_encoder import copy_packaged_encoder
 from scripts.prepare_dataset import parse_arguments, prepare, report
@@ -59,6 +56,7 @@ def main() -> None:
     step("5/5  Side by side, on the stories held back for the test")
     compare(dataset_dir, run_dir, first_dir)
     print(f"\nThat took {(time.monotonic() - started) / 60:.1f} minutes. Where to look:")
+    print(f"  {FOLDER}/report/report.html       open it in a browser: figures, and every story with its evidence")
     print(f"  {run_dir}/training_history.json   each epoch's numbers;  {run_dir}/training.log  all that was said")
     print(f"  {run_dir}/README.md               the model card;  {run_dir}/predictions_test.csv  every test story")
     print(f"  {run_dir}                         the model: AutoModelForSequenceClassification.from_pretrained(…)")
@@ -96,17 +94,21 @@ def train(output_dir: Path, dataset_dir: Path, encoder: Path, *extra: str) -> No
 
 
 def compare(dataset_dir: Path, run_dir: Path, first_dir: Path) -> None:
-    """Print the test metrics of the model and of its neighbours."""
-    splits, _ = load_prepared(str(dataset_dir))
-    weights = parse_severity_weights(None, 3)
-    rows = {
-        "whole stories, this project": json.loads((run_dir / "metrics.json").read_text())["test"],
-        "first chunk only, same model": json.loads((first_dir / "metrics.json").read_text())["test"],
-        "TF-IDF + logistic regression": tfidf_baseline(splits["train"], splits["test"], weights),
-        "always the most frequent label": majority_baseline(splits["train"], splits["test"], weights),
-    }
-    print(f"{'':32}{'macro-F1':>10}{'accuracy':>10}{'recall of Mature':>18}")
-    for name, metrics in rows.items():
+    """Print the test metrics of the model and of its neighbours, and what its evidence is worth."""
+    arguments = ["--model", str(run_dir), "--dataset_dir", str(dataset_dir), "--output_dir", str(FOLDER / "report")]
+    command = [sys.executable, "-m", "scripts.evaluate_and_explain", *arguments]
+    if status := subprocess.run(command, check=False).returncode:
+        raise ValueError(f"The evaluation ended with exit status {status}.")
+    found = json.loads((FOLDER / "report" / "metrics.json").read_text(encoding="utf-8"))
+    values = {name: {metric: entry["value"] for metric, entry in metrics.items()} for name, metrics in (
+        ("whole stories, this project", found["model"]),
+        ("TF-IDF + logistic regression", found["baselines"]["tfidf"]),
+        ("always the most frequent label", found["baselines"]["majority"]),
+    )}  # fmt: skip
+    first = json.loads((first_dir / "metrics.json").read_text(encoding="utf-8"))["test"]
+    values["trained on the first chunk only"] = first
+    print(f"\n{'':32}{'macro-F1':>10}{'accuracy':>10}{'recall of Mature':>18}")
+    for name, metrics in values.items():
         print(f"{name:32}{metrics['f1_macro']:10.3f}{metrics['accuracy']:10.3f}{metrics['recall_Mature']:18.3f}")
 
 

@@ -33,6 +33,8 @@ from data.sources import label_names_of
 from data.splits import near_duplicates, split_documents, without_leaks
 from scripts.command_line import UserParser, run_main
 
+COLUMN_KINDS = ("text", "label", "id", "split", "group", "evidence")
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as it can be without reading anything."""
@@ -46,7 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--tokenizer", required=True, help="the encoder whose tokenizer is used: name on the hub or folder")
     add("--output_dir", required=True, type=Path)
-    for kind in ("text", "label", "id", "split", "group"):
+    for kind in COLUMN_KINDS:
         add(f"--{kind}_column", default=getattr(Columns, kind), help=f"default {getattr(Columns, kind)}")
     add("--labels", help="the labels in their order, mildest first where they have one: General,Teen,Mature")
     add("--split_fractions", default="0.8,0.1,0.1", help="train,validation,test where the source has no splits")
@@ -98,7 +100,7 @@ def comma_list(text: str) -> list[str]:
 def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
     """The encoder's fast tokenizer. Raises ValueError where there is none, or it has no padding token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
             f"No tokenizer could be loaded from {name!r}. Expected a name on the hub (reachable or in the cache) or "
@@ -160,9 +162,7 @@ def prepare_documents(
     arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, workspace: str
 ) -> tuple[datasets.DatasetDict, Findings]:
     """Read the source, decide the splits, tokenize each."""
-    columns = Columns(
-        **{kind: getattr(arguments, f"{kind}_column") for kind in ("text", "label", "id", "split", "group")}
-    )
+    columns = Columns(**{kind: getattr(arguments, f"{kind}_column") for kind in COLUMN_KINDS})
     labels = arguments.labels or label_names_of(arguments.source, arguments.label_column)
     documents, findings = read_documents(
         arguments.source, columns, labels, arguments.encoding_errors, arguments.drop, arguments.keep, workspace
@@ -178,12 +178,12 @@ def prepare_documents(
     if len(labels) < 2:
         raise ValueError(f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn.")
     split_of = split_documents(documents, findings, arguments.split_fractions, arguments.seed)
-    splits = {}
+    splits, has_evidence = {}, any(documents["evidence"])
     for split in SPLITS:
         rows = [index for index, name in enumerate(split_of) if name == split]
         if rows:
             part = documents.select(rows)
-            splits[split] = tokenize_documents(part, tokenizer, labels, arguments.num_proc, split)
+            splits[split] = tokenize_documents(part, tokenizer, labels, arguments.num_proc, split, has_evidence)
     return datasets.DatasetDict(splits), findings
 
 

@@ -1,5 +1,6 @@
 """What a run was given, for its history, its card and TensorBoard: arguments, code, libraries, data."""
 
+import platform
 import subprocess
 import sys
 import time
@@ -35,6 +36,9 @@ def run_record(
         "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "num_processes": args.world_size,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
+        "hardware": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else f"{torch.get_num_threads()} threads of a CPU ({platform.machine()})",
         "precision": args.precision,
         "precision_reason": args.precision_reason,
         "labels": labels,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from data.chunked import ChunkedDocuments
 from data.chunking import (
-    ChunkedDocuments,
     chunk_bounds,
     coverage,
     num_chunks_of,

@@ -8,8 +8,7 @@ import torch
 
 from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.resources import GAPS, Footprint, footprint, free_memory, settle_freed_memory
-from modeling.trainer import split_documents
+from modeling.resources import GAPS, Footprint, footprint, free_memory, settle_freed_memory, split_documents
 from modeling.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
 from tests.test_trainer import Documents, trainer_for

@@ -51,7 +51,7 @@ def test_several_processes_prepare_the_same(prepared_folder, csv_file, roberta_f
 
 def save_legacy(folder, roberta_folder, prepared_folder):
     """The older form: padded tensors (documents, chunks, tokens)."""
-    from data.chunking import ChunkedDocuments
+    from data.chunked import ChunkedDocuments
 
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     folder.mkdir()

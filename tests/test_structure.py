@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-TRAVELLING = ["configuration_hierarchical_roberta", "modeling_hierarchical_roberta", "pooling"]
+TRAVELLING = ["configuration_hierarchical_roberta", "modeling_hierarchical_roberta", "pooling", "pipeline"]
+TRAVELLING += ["contributions", "chunking"]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -42,6 +43,10 @@ def test_files_that_travel_import_only_one_another(name):
     assert relative <= set(TRAVELLING)
 
 
+def test_data_and_models_cut_texts_alike():
+    assert (ROOT / "modeling" / "chunking.py").samefile(ROOT / "data" / "chunking.py")
+
+
 def tracked() -> set[str]:
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -71,7 +76,7 @@ def test_the_readmes_tree_is_the_project():
             drawn.add(name)
     found = {name for name in tracked() if name.endswith(".py") and not name.startswith("tests/")}
     assert {name for name in drawn if name.endswith(".py")} == found - {
-        f"{p}/__init__.py" for p in ("data", "modeling", "scripts", "scripts/benchmark")
+        f"{p}/__init__.py" for p in ("data", "modeling", "scripts", "scripts/benchmark", "scripts/evaluation")
     }
     for name in drawn:
         assert (ROOT / name).exists(), name

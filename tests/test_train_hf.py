@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,20 @@ def test_the_card_tells_what_was_run(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert f"| f1_macro | {metrics['validation']['f1_macro']:.4f} | {metrics['test']['f1_macro']:.4f} |" in card
     assert "16 documents a step" in card
+    history = json.loads((run / "training_history.json").read_text())
+    for said in ("warm-up", "clipped at norm 1", "threads of a CPU", "minutes", "balanced: General", "rated lower"):
+        assert said in card, said
+    assert f"best at epoch {history['best']['epoch']}" in card
+
+
+def test_the_training_section_has_the_best_checkpoints_numbers_and_is_latex(run):
+    text = (run / "training.tex").read_text()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert text.startswith("\\paragraph{Training.}")
+    for split in ("validation", "test"):
+        assert f"{split}: macro-F1 {metrics[split]['f1_macro']:.3f}" in text
+    assert "\\_" in text  # f1_macro, adamw_torch_fused
+    assert not re.search(r"(?<!\\)[&%#_]", text)
 
 
 def test_tensorboard_has_scalars_figure_graph_and_arguments(run):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
 
-from data.chunking import ChunkedDocuments
+from data.chunked import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.callbacks import EarlyStopping, History, StopOnSignal
 from modeling.checkpoints import find_checkpoint

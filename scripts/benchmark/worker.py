@@ -20,7 +20,8 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainerCallback
 
 import modeling.modeling_hierarchical_roberta as hierarchical
-from data.chunking import ChunkedDocuments, tokenize_batch
+from data.chunked import ChunkedDocuments
+from data.chunking import tokenize_batch
 from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import footprint, seconds_per_chunk, settle_freed_memory

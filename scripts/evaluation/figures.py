@@ -1,0 +1,102 @@
+"""The report's figures, as PNG."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import auc, precision_recall_curve, roc_curve
+
+from modeling.calibration import reliability
+
+matplotlib.use("Agg")
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
+
+
+def _axes(x: str, y: str, columns: int = 1) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(4.6 * columns, 3.8))
+    axes = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for each in axes:
+        each.set_xlabel(x)
+        each.set_ylabel(y)
+        each.grid(alpha=0.3)
+    return figure, axes
+
+
+def confusion_figure(confusion_KK: np.ndarray, names: Sequence[str]) -> bytes:
+    """Counts in the cells, their share of the true label as the shade."""
+    figure, [axes] = _axes("rated", "labelled")
+    share_KK = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(visible=False)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names)
+    for (row, column), share in np.ndenumerate(share_KK):
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, f"{confusion_KK[row, column]}\n{share:.0%}", ha="center", va="center", color=colour)
+    return _png(figure)
+
+
+def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[str]) -> bytes:
+    """Precision against recall, and true against false positives, of each class against the rest."""
+    figure, [left, right] = _axes("", "", columns=2)
+    for k, name in enumerate(names):
+        is_class = labels_B == k
+        if not 0 < is_class.sum() < len(labels_B):
+            continue
+        line = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)]}
+        precision, recall, _ = precision_recall_curve(is_class, scores_BK[:, k])
+        left.plot(recall, precision, label=name, **line)
+        false, true, _ = roc_curve(is_class, scores_BK[:, k])
+        right.plot(false, true, label=f"{name} (area {auc(false, true):.2f})", **line)
+    right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    right.set(xlabel="false positives, share", ylabel="true positives, share", xlim=(-0.01, 1), ylim=(0, 1.02))
+    left.legend()
+    right.legend()
+    return _png(figure)
+
+
+def reliability_figure(before_BK: np.ndarray, after_BK: np.ndarray, labels_B: np.ndarray) -> bytes:
+    """Accuracy against confidence, before and after the temperature; a point's size is its share of the documents."""
+    figure, [axes] = _axes("confidence", "accuracy")
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    for k, (name, scores_BK) in enumerate((("as trained", before_BK), ("with the temperature", after_BK))):
+        confidence, accuracy, share = zip(*reliability(scores_BK, labels_B), strict=True)
+        sizes = 30 + 300 * np.array(share)
+        axes.plot(confidence, accuracy, color=COLOURS[k], linestyle=STYLES[k], linewidth=1)
+        axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[k], alpha=0.7, marker="os"[k], label=name)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.05))
+    axes.legend(loc="upper left")
+    return _png(figure)
+
+
+def abstain_figure(curve: list[dict[str, float]]) -> bytes:
+    """Accuracy on what is kept, against the share that is kept."""
+    figure, [axes] = _axes("share of documents that the model rates", "accuracy on them")
+    axes.plot([row["kept_share"] for row in curve], [row["accuracy"] for row in curve], color=COLOURS[0], marker=".")
+    axes.set(xlim=(1.02, 0), ylim=(min(0.5, min(row["accuracy"] for row in curve)) - 0.02, 1.02))
+    return _png(figure)
+
+
+def faithfulness_figure(found: dict[str, Any], unit: str) -> bytes:
+    """Probability of the predicted label while the evidence is deleted, and while it alone is there."""
+    figure, axes = _axes(f"{unit} deleted", "probability of the rating", columns=2)
+    curves = found["curves"]
+    for k, kind in enumerate(("deletion", "insertion")):
+        axes[k].plot(curves["at"], curves[kind], color=COLOURS[0], label="strongest first")
+        axes[k].plot(curves["at"], curves[f"{kind}_random"], color=COLOURS[2], linestyle="--", label="at random")
+        axes[k].set(ylim=(0, 1.02))
+        axes[k].legend()
+    axes[1].set_xlabel(f"{unit} alone left")
+    return _png(figure)

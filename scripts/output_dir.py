@@ -1,0 +1,54 @@
+"""The folder of a run: an earlier run in it is gone on with or replaced, and never mixed with."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from modeling.checkpoints import checkpoints_of, find_checkpoint
+
+logger = logging.getLogger(__name__)
+
+RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md", "training.tex")
+
+
+def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
+    """The checkpoint to resume from. An earlier run in output_dir is gone on with or replaced, but never mixed with.
+
+    Raises:
+        ValueError: an earlier run is there and neither was asked for; the checkpoint named is not its newest.
+    """
+    checkpoint = find_checkpoint(output_dir, resume)
+    earlier = [path.name for path in checkpoints_of(output_dir)] or [
+        name for name in RESULTS if (Path(output_dir) / name).exists()
+    ]
+    if checkpoint is not None:
+        logger.info(f"Going on from {checkpoint}.")
+        step = int(Path(checkpoint).name.split("-")[-1]) if "-" in Path(checkpoint).name else 0
+        newer = [path.name for path in checkpoints_of(output_dir) if int(path.name.split("-")[-1]) > step]
+        if resume != "auto" and newer:
+            raise ValueError(
+                f"{output_dir} holds checkpoints that are newer than {checkpoint} ({', '.join(newer)}), which a "
+                "later resume would take for this run's: delete them, or name another output_dir."
+            )
+    elif resume == "auto":
+        logger.info("No whole checkpoint to go on from: from the start.")
+    elif earlier and not overwrite:
+        raise ValueError(
+            f"{output_dir} holds an earlier run ({', '.join(earlier[:3])}): go on with it with "
+            "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
+        )
+    return checkpoint
+
+
+def remove_if_empty(folder: str) -> None:
+    """Trainer makes its output folder, which a dry run has no use for."""
+    if not any(Path(folder).iterdir()):
+        Path(folder).rmdir()
+
+
+def clear_earlier_run(output_dir: str) -> None:
+    """Delete the checkpoints and results of an earlier run. (Its TensorBoard files stay, under their own date.)"""
+    for path in checkpoints_of(output_dir):
+        shutil.rmtree(path)
+    for path in [Path(output_dir) / name for name in RESULTS] + sorted(Path(output_dir).glob("predictions_*.csv")):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,29 @@
+"""Files of predictions: whole, or not there."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+
+def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
+    """CSV with a row a document: id, label, predicted, and one score column a class."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "predicted", *labels])
+        for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
+            writer.writerow([id_, labels[label], labels[int(row.argmax())], *(f"{score:.6f}" for score in row)])
+    partial.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON, one object a line."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)

@@ -1,0 +1,358 @@
+"""Evaluation and explanation: the figures are scikit-learn's, the explanations are what happens when text goes."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, log_loss
+from transformers import AutoTokenizer
+
+from data.chunked import ChunkedDocuments
+from data.collator import DocumentCollator
+from data.demo import demo_corpus
+from data.prepared import load_prepared
+from modeling.attribution import token_attributions
+from modeling.calibration import expected_calibration_error, fit_temperature
+from modeling.contributions import log_odds
+from modeling.metrics import classification_metrics
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from scripts.evaluation.explanation import explain_chunks, explain_sentences, read_documents
+from scripts.evaluation.report_content import headline_of
+from scripts.evaluation.statistics import (
+    abstain_curve,
+    by_group,
+    confusion,
+    difference,
+    metrics_of,
+    metrics_with_intervals,
+    operating_points,
+)
+from tests.conftest import LABELS, run_command, train
+
+SEVERITY = [0.3, 0.3, 0.4]
+
+
+def some_predictions(count=200, right=0.7, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, count, p=[0.6, 0.27, 0.13])
+    return labels, np.where(rng.random(count) < right, labels, rng.integers(0, 3, count))
+
+
+# ---- statistics ----
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_of_a_confusion_matrix_are_the_projects_own(seed):
+    labels, predicted = some_predictions(count=[1, 3, 20, 200, 200][seed], seed=seed)
+    found = metrics_of(confusion(labels, predicted, 3), LABELS, SEVERITY, absent=0.0)
+    expected = classification_metrics(predicted.tolist(), labels.tolist(), LABELS, SEVERITY)
+    for name, value in expected.items():
+        if not name.startswith("support"):
+            assert found[name][0] == pytest.approx(value), name
+    assert found["mean_distance"][0] == pytest.approx(np.abs(labels - predicted).mean())
+    if (labels == 2).any():
+        assert found["missed_Mature"][0] == pytest.approx((predicted[labels == 2] < 2).mean())
+
+
+def test_intervals_hold_the_value_and_narrow_with_more_documents():
+    widths = []
+    for count in (50, 500):
+        labels, predicted = some_predictions(count)
+        found = metrics_with_intervals(labels, predicted, LABELS, SEVERITY)
+        for entry in found.values():
+            assert entry["low"] <= entry["high"]
+        assert found["accuracy"]["low"] < found["accuracy"]["value"] < found["accuracy"]["high"]
+        widths.append(found["accuracy"]["high"] - found["accuracy"]["low"])
+    # Standard error of a share: 1.96 × 2 × √(p (1 − p) / n)
+    p = found["accuracy"]["value"]
+    assert widths[1] == pytest.approx(3.92 * np.sqrt(p * (1 - p) / 500), rel=0.15)
+    assert widths[1] < widths[0]
+
+
+def test_a_rare_class_that_a_resample_lacks_does_not_pull_the_interval_down():
+    labels = np.array([0] * 50 + [1] * 7 + [2] * 3)
+    found = metrics_with_intervals(labels, labels, LABELS, SEVERITY)
+    for name in ("recall_Mature", "f1_macro", "severity_f1"):
+        assert found[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    [group] = by_group({"mild": labels == 0}, labels, labels, LABELS)
+    assert group["f1_macro"] == 1.0
+    assert np.isnan(group["missed_Mature"])  # nobody can tell
+
+
+def test_a_difference_is_paired():
+    labels, predicted = some_predictions(400)
+    same = difference(labels, predicted, predicted, LABELS)
+    assert same == {"value": 0.0, "low": 0.0, "high": 0.0}
+    by_hand = []
+    rng = np.random.default_rng(1)
+    worse = np.where(np.arange(400) % 4 == 0, 0, predicted)
+    for _ in range(300):
+        drawn = rng.integers(400, size=400)
+        values = [f1_score(labels[drawn], each[drawn], average="macro") for each in (predicted, worse)]
+        by_hand.append(values[0] - values[1])
+    gap = difference(labels, predicted, worse, LABELS)
+    assert gap["high"] - gap["low"] == pytest.approx(np.diff(np.quantile(by_hand, [0.025, 0.975]))[0], rel=0.2)
+    assert 0 < gap["low"] < gap["value"] < gap["high"]
+
+
+def test_operating_points_are_chosen_on_validation():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(3, 2000, p=[0.6, 0.27, 0.13])
+    severe = np.clip(rng.normal(0.25 + 0.4 * (labels == 2), 0.15), 0, 1)
+    scores = np.stack([1 - severe, np.zeros(2000), severe], axis=1)
+    first, second = slice(0, 1000), slice(1000, None)
+    points = operating_points(scores[first], labels[first], scores[second], labels[second])
+    on_validation = [(severe[first][labels[first] == 2] >= point["threshold"]).mean() for point in points]
+    for point, recall in zip(points, on_validation, strict=True):
+        assert recall >= point["target_recall"]
+        assert recall == pytest.approx(point["target_recall"], abs=0.02)
+        flagged = severe[second] >= point["threshold"]
+        assert point["flagged_share"] == pytest.approx(flagged.mean())
+        assert point["recall"] == pytest.approx(flagged[labels[second] == 2].mean())
+        assert point["precision"] == pytest.approx((labels[second][flagged] == 2).mean())
+
+
+def test_a_temperature_mends_what_is_too_sure():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3000, 3)) * 1.5
+    labels = np.array([rng.choice(3, p=row) for row in np.exp(logits) / np.exp(logits).sum(1, keepdims=True)])
+    assert fit_temperature(3.0 * logits, labels) == pytest.approx(3.0, rel=0.1)
+
+    def scores(given):
+        return np.exp(given) / np.exp(given).sum(axis=1, keepdims=True)
+
+    sure, mended = scores(3 * logits), scores(3 * logits / fit_temperature(3 * logits, labels))
+    assert expected_calibration_error(mended, labels) < 0.03 < expected_calibration_error(sure, labels)
+    assert log_loss(labels, mended) < log_loss(labels, sure)
+    assert 0.05 <= fit_temperature(np.eye(3) * 100, np.arange(3)) <= 20  # all right: no bound of its own
+
+
+def test_the_abstain_curve_keeps_the_surest():
+    scores = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.45, 0.55]])
+    curve = abstain_curve(scores, np.array([0, 1, 0, 1]))
+    assert curve[0] == {"kept_share": 1.0, "confidence": 0.55, "accuracy": 0.75}
+    assert {row["accuracy"] for row in curve if row["kept_share"] <= 0.5} == {1.0}
+
+
+def test_the_first_line_says_when_tfidf_is_not_beaten():
+    def entry(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    def headline(gap):
+        tfidf = {"f1_macro": entry(0.5, 0.4, 0.6), "difference_f1_macro": gap}
+        return headline_of({"model": {"f1_macro": entry(0.6, 0.5, 0.7)}, "baselines": {"tfidf": tfidf}}, "test", 90)
+
+    assert headline(entry(0.1, 0.05, 0.15)) == (
+        "Macro-F1 0.600 (0.500 to 0.700) on 90 test documents; TF-IDF + logistic regression reaches 0.500.",
+        False,
+    )
+    text, warns = headline(entry(-0.1, -0.2, 0.0))
+    assert warns
+    assert text.startswith("This model does not beat TF-IDF")
+    text, warns = headline(entry(0.1, -0.05, 0.2))
+    assert warns
+    assert "may be chance" in text
+
+
+# ---- explanation ----
+
+
+@pytest.fixture
+def read(roberta_model, roberta_folder, splits):
+    """The tiny model, the chunks of the test documents, and what it read in them."""
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    roberta_model.eval()
+    config = roberta_model.config
+    chunked = ChunkedDocuments(
+        splits["test"], tokenizer, chunk_length=config.chunk_length, max_chunks=config.max_chunks
+    )
+    readings = list(read_documents(roberta_model, chunked, DocumentCollator(tokenizer.pad_token_id)))
+    explain_chunks(roberta_model, readings)
+    return roberta_model, tokenizer, chunked, readings
+
+
+def test_a_reading_is_the_document_by_itself(read, splits):
+    model, tokenizer, chunked, readings = read
+    for reading in readings:
+        batch = DocumentCollator(tokenizer.pad_token_id)([chunked[reading.index]])
+        torch.testing.assert_close(
+            model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0], reading.logits_K
+        )
+        text = splits["test"]["text"][reading.index]
+        assert reading.spans[0][0] == 0
+        assert reading.spans[-1][1] == len(text)
+
+
+def test_contributions_are_what_happens_when_the_chunk_is_not_there(read):
+    model, tokenizer, chunked, readings = read
+    reading = max(readings, key=lambda reading: len(reading.read))
+    item = chunked[reading.index]
+    for place in range(len(reading.read)):
+        rest = {**item, "input_ids": [ids for i, ids in enumerate(item["input_ids"]) if i != place]}
+        batch = DocumentCollator(tokenizer.pad_token_id)([rest])
+        logits = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], num_chunks=batch["num_chunks"]
+        )
+        lost = log_odds(reading.logits_K[None], reading.predicted) - log_odds(logits.logits, reading.predicted)
+        assert reading.contributions[place] == pytest.approx(lost.item(), abs=1e-5)
+
+
+def test_token_attributions_sum_to_what_the_chunk_adds(read):
+    model, _, chunked, readings = read
+    reading = readings[0]
+    ids_L = torch.from_numpy(chunked[reading.index]["input_ids"][0])
+    blank_L = ids_L.clone()
+    blank_L[1:-1] = 3  # not the padding token, which RoBERTa gives a position of its own
+    attributions = token_attributions(model, ids_L, blank_L, reading.chunk_CD, 0, reading.predicted)
+    assert attributions.shape == ids_L.shape
+    changed = reading.chunk_CD.clone()
+    changed[0] = model.encode_micro_batch(blank_L[None], torch.ones_like(blank_L)[None], is_padded=False)[0]
+    logits, _ = model.classify(torch.cat([reading.chunk_CD, changed]), torch.tensor([len(changed)] * 2))
+    whole, blank = log_odds(logits, reading.predicted)
+    assert attributions.sum().item() == pytest.approx(
+        (whole - blank).item(), abs=0.02 * abs(whole - blank).item() + 1e-4
+    )
+
+
+def test_sentences_and_words_stand_where_they_say(read, splits):
+    model, tokenizer, chunked, readings = read
+    explain_sentences(model, tokenizer, chunked, readings)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for reading in readings:
+        text = splits["test"]["text"][reading.index]
+        for sentence in reading.sentences:
+            low, high = reading.span_of(sentence.chunk)
+            assert low <= sentence.start < sentence.end <= high
+            joined = "".join(text[word["start"] : word["end"]] for word in sentence.words)
+            assert joined == "".join(text[sentence.start : sentence.end].split())
+            assert sum(word["score"] for word in sentence.words) == pytest.approx(sentence.score, abs=1e-4)
+            assert all(not set(text[word["start"] : word["end"]]) & set(" \n") for word in sentence.words)
+        scores = [sentence.score for sentence in reading.sentences]
+        assert scores == sorted(scores, reverse=True)
+
+
+# ---- the command ----
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory, roberta_folder):
+    """A few of the demo's stories, whose evidence is known, prepared."""
+    folder = tmp_path_factory.mktemp("stories")
+    with open(folder / "stories.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(document) + "\n" for document in demo_corpus(60, seed=3))
+    labels, shares = ",".join(LABELS), "0.5,0.25,0.25"
+    given = {
+        "source": folder / "stories.jsonl",
+        "tokenizer": roberta_folder,
+        "labels": labels,
+        "split_fractions": shares,
+    }
+    done = run_command("scripts.prepare_dataset", **given, output_dir=folder / "data")
+    assert done.returncode == 0, done.stderr
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def evaluated(stories, roberta_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    trained = train(stories, roberta_folder, folder / "run", chunk_length=64, max_chunks=6, num_train_epochs=1)
+    assert trained.returncode == 0, trained.stderr
+    given = {"model": folder / "run", "dataset_dir": stories, "output_dir": folder / "report"}
+    done = run_command("scripts.evaluate_and_explain", **given)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_files_of_an_evaluation(evaluated):
+    folder = evaluated / "report"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"report.html", "metrics.json", "predictions.csv", "evidence.jsonl", "confusion.png"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    trained = json.loads((evaluated / "run" / "metrics.json").read_text())["test"]
+    for name, entry in metrics["model"].items():
+        assert set(entry) == {"value", "low", "high"}
+        if name in trained:
+            assert entry["value"] == pytest.approx(trained[name])
+    assert set(metrics["baselines"]) == {"tfidf", "first_chunk", "head_tail", "majority"}
+    assert set(metrics["calibration"]) == {"temperature", "ece_before", "ece_after"}
+    assert metrics["calibration"]["temperature"] == pytest.approx(
+        json.loads((evaluated / "run" / "config.json").read_text())["temperature"]
+    )
+    assert [point["target_recall"] for point in metrics["operating_points"]] == [0.9, 0.95, 0.99]
+    for unit in ("chunk", "sentence"):
+        assert set(metrics["faithfulness"][unit]) >= {"deletion", "deletion_random", "insertion", "insertion_random"}
+    assert "documents" in metrics["pointing"]
+
+
+def test_the_card_has_the_intervals_and_the_neighbours(evaluated):
+    card = (evaluated / "run" / "README.md").read_text()
+    found = json.loads((evaluated / "report" / "metrics.json").read_text())
+    own = found["model"]["f1_macro"]
+    assert f"| this model | {own['value']:.3f} ({own['low']:.3f}–{own['high']:.3f}) |" in card
+    tfidf = found["baselines"]["tfidf"]["f1_macro"]
+    assert f"| tfidf | {tfidf['value']:.3f} (" in card
+    assert f"softmax(logits / {found['calibration']['temperature']:.3f})" in card
+
+
+def test_predictions_are_those_of_training(evaluated):
+    rows = []
+    for path in (evaluated / "run" / "predictions_test.csv", evaluated / "report" / "predictions.csv"):
+        with open(path, encoding="utf-8") as file:
+            rows.append(list(csv.DictReader(file)))
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["id"] == theirs["id"]
+        for label in LABELS:
+            assert float(ours[label]) == pytest.approx(float(theirs[label]), abs=1e-5)
+
+
+def test_evidence_is_in_the_text(evaluated, stories):
+    splits, _ = load_prepared(str(stories))
+    texts = dict(zip(splits["test"]["id"], splits["test"]["text"], strict=True))
+    lines = [json.loads(line) for line in (evaluated / "report" / "evidence.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(texts)
+    for line in lines:
+        text = texts[line["id"]]
+        assert line["chunks"]
+        assert sum(chunk["attention"] for chunk in line["chunks"]) == pytest.approx(1, abs=1e-4)
+        for found in line["evidence"]:
+            assert found["text"] == text[found["start"] : found["end"]]
+            for word in found["words"]:
+                assert found["start"] <= word["start"] < word["end"] <= found["end"]
+
+
+def test_known_evidence_travels_with_the_prepared_data(stories):
+    splits, _ = load_prepared(str(stories))
+    documents = {document["id"]: document for document in demo_corpus(60, seed=3)}
+    for split in splits.values():
+        for id_, evidence in zip(split["id"], split["evidence"], strict=True):
+            assert json.loads(evidence or "[]") == documents[id_]["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "tset"}, "has no split tset; there are train, validation, test"),
+        ({"model": "no/such"}, "No tokenizer could be loaded from 'no/such'"),
+        ({"dataset_dir": "nowhere"}, "nowhere: no prepared data set there"),
+    ],
+)
+def test_mistakes_are_told_in_a_paragraph(arguments, message, evaluated, stories, tmp_path):
+    given = {"model": evaluated / "run", "dataset_dir": stories, "output_dir": tmp_path / "out"}
+    done = run_command("scripts.evaluate_and_explain", **(given | arguments))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_temperature_gets_one(evaluated, stories, tmp_path):
+    model = shutil.copytree(evaluated / "run", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "temperature": None}))
+    given = {"model": model, "dataset_dir": stories, "output_dir": tmp_path / "report"}
+    done = run_command("scripts.evaluate_and_explain", "--no_sentences", **given)
+    assert done.returncode == 0, done.stderr
+    assert Model.from_pretrained(model).config.temperature == pytest.approx(config["temperature"], rel=1e-3)
