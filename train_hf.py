@@ -8,6 +8,7 @@ a recipe gives defaults and the command line overrides them.
 """
 
 import logging
+import pickle
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,13 @@ from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
 from modeling.calibration import fit_temperature
 from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
+from modeling.checkpoints import find_checkpoint
 from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import settle_freed_memory
+from modeling.resources import settle_freed_memory, use_all_cores
 from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
@@ -43,10 +45,13 @@ from modeling.training_args import (
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import parse_with_recipe, run_main, use_all_cores
+from scripts.command_line import run_main
+from scripts.hub import claim_repo, fetch_last_checkpoint, set_timeout, take_token_off_the_command_line
+from scripts.hub_pusher import HubPusher
 from scripts.output_dir import claim_output_dir, clear_earlier_run, remove_if_empty
 from scripts.predictions import write_predictions
 from scripts.prepare_dataset import load_tokenizer
+from scripts.recipe import parse_with_recipe
 from scripts.run_plan import Documents, choose_live_chunks, describe_run
 from scripts.run_record import run_record
 
@@ -87,6 +92,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     set_up_logging(args)
     if args.device.type == "cpu":
         logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
+    pusher = None if args.dry_run else start_pushing(args)
     resume, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
     checkpoint = None if args.dry_run else claim_output_dir(args.output_dir, resume, overwrite)
     set_seed(args.seed)
@@ -127,11 +133,15 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         documents = dict(vectors)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
     history, health, stop = add_callbacks(trainer, labels, config, args)
+    if pusher is not None:
+        trainer.add_callback(pusher)
     if checkpoint is None and args.should_save:
         clear_earlier_run(args.output_dir)
     with stop.listening():
         trainer.train(resume_from_checkpoint=checkpoint)
         stop.agree(args)
+    if pusher is not None and (health.failure or stop.exit_status):
+        pusher.finish(None, seconds=args.grace_seconds, final=False)
     if health.failure:
         raise ValueError(health.failure)
     if stop.exit_status:
@@ -143,7 +153,10 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     # On the tokens, also where the encoder was frozen: kept vectors have the precision of training.
     metrics = evaluate_splits(trainer, chunked, splits, labels)
     export(trainer, history, metrics, labels)
-    return 0
+    if pusher is None:
+        return 0
+    last = find_checkpoint(args.output_dir, "auto")
+    return 0 if pusher.finish(Path(last) if last else None) else 1
 
 
 # ---- the stages ------------------------------------------------------------------------------------------------------
@@ -173,6 +186,38 @@ def set_up_logging(args: HierarchicalTrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
     logging.getLogger("transformers.trainer").setLevel(logging.INFO)
     logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
+
+
+def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
+    """What pushes the run to the hub, on the first process, once it is sure that it may; and with
+    `--resume_from_checkpoint hub` the checkpoint from there. Trainer itself is told to push nothing.
+
+    Raises:
+        ValueError: on every process, where the hub cannot be pushed to.
+    """
+    if not args.push_to_hub and args.resume_from_checkpoint != "hub":
+        return None
+    wants_push, args.push_to_hub = args.push_to_hub, False
+    repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
+    if args.process_index == 0:
+        try:
+            set_timeout(args.hub_timeout)
+            if wants_push:
+                repo_id = claim_repo(repo_id, args.hub_private_repo, args.hub_allow_public, args.hub_revision)
+            if args.resume_from_checkpoint == "hub":
+                logger.info(f"Fetched {fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))}.")
+        except ValueError as reason:
+            error = reason
+    [repo_id, error] = broadcast_object_list([repo_id, error])
+    if error is not None:
+        raise error
+    if args.resume_from_checkpoint == "hub":
+        args.resume_from_checkpoint = "auto"
+    if not wants_push or args.process_index:
+        return None
+    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+    logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
+    return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, args.hub_timeout)
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
@@ -217,7 +262,7 @@ def build_model(
             chunk_transformer_layers=model_args.chunk_transformer_layers,
             **{name: getattr(model_args, name) for name in geometry},
         )
-    except (OSError, ImportError, SafetensorError) as error:
+    except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
     model.token_budget = args.token_budget
     if args.freeze_encoder:
@@ -354,6 +399,7 @@ def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[s
 
 def command() -> int:
     """The command line → `main`."""
+    take_token_off_the_command_line()
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
     return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
 

@@ -12,10 +12,15 @@ MANIFEST = "checkpoint_manifest.json"
 
 
 def write_checkpoint_manifest(folder: str) -> None:
-    """Record size and sha256 of every file of a checkpoint, in one step, after all of them are on disk."""
+    """Record size and sha256 of every file of a checkpoint, in one step, after all of them are on disk.
+
+    Not of training_args.bin, which is not needed to go on and does not travel to the hub.
+    """
     path = Path(folder)
     files = {
-        file.name: _fingerprint(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST
+        file.name: _fingerprint(file)
+        for file in sorted(path.iterdir())
+        if file.is_file() and file.name not in (MANIFEST, "training_args.bin")
     }
     partial = path / f"{MANIFEST}.partial"
     with open(partial, "w", encoding="utf-8") as out:

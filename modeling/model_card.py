@@ -1,6 +1,10 @@
 """The model card and the training section of a publication: what was run and what came out, and nothing else."""
 
+import re
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def training_facts(record: dict[str, Any]) -> dict[str, str]:
@@ -66,9 +70,7 @@ def model_card(
     ]
     lines = [
         "---",
-        "library_name: transformers",
-        "pipeline_tag: text-classification",
-        "tags: [long-document-classification, hierarchical-roberta]",
+        yaml.safe_dump(metadata(record, metrics), sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
         f"# {config['run_name']}",
@@ -106,6 +108,51 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The card's head, which the hub reads: what the model is made of, and the best checkpoint's metrics as a
+    model-index. What is not known is left out."""
+    config = record["config"]
+    sources = [source.get("name", "") for source in config["data_sources"]]
+    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    if config.get("license"):
+        found["license"] = config["license"]
+    if _is_hub_name(config["encoder"]):
+        found["base_model"] = config["encoder"]
+    if datasets := [name for name in sources if _is_hub_name(name)]:
+        found["datasets"] = datasets
+    found["tags"] = ["text-classification", "long-document-classification", "hierarchical-roberta"]
+    found["widget"] = [
+        {"text": "The ferry was late again, and they played cards on the jetty until the lamps were lit."}
+    ]
+    names = {"f1_macro": ("f1", "Macro-F1"), "accuracy": ("accuracy", "Accuracy"), "f1_weighted": ("f1", "Weighted F1")}
+    found["model-index"] = [
+        {
+            "name": config["run_name"],
+            "results": [
+                {
+                    "task": {"type": "text-classification", "name": "Text classification"},
+                    "dataset": {"name": ", ".join(sources), "type": (datasets or ["private"])[0], "split": split},
+                    "metrics": [
+                        {"type": kind, "name": title, "value": round(float(values[key]), 6)}
+                        for key, (kind, title) in names.items()
+                    ],
+                }
+                for split, values in metrics.items()
+            ],
+        }
+    ]
+    return found
+
+
+def _is_hub_name(name: str) -> bool:
+    """ORG/NAME, and no folder or file of this machine."""
+    return (
+        bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+        and not Path(name).exists()
+        and not name.endswith((".csv", ".jsonl"))
+    )
 
 
 def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str]:

@@ -150,7 +150,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             ValueError: the encoder cannot be used, or its file lacks weights that it needs.
             OSError: there is no such encoder, or it cannot be reached.
         """
-        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
         if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
             raise ValueError(
                 f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
@@ -160,7 +160,12 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         _set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
         # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
         encoder, loading = AutoModel.from_pretrained(
-            name_or_path, config=encoder_config, revision=revision, dtype=torch.float32, output_loading_info=True
+            name_or_path,
+            config=encoder_config,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
         if missing:

@@ -1,6 +1,7 @@
 """What a training step needs: memory from what autograd keeps, time from one micro-batch; and how many chunks may live."""
 
 import ctypes
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -74,6 +75,14 @@ def set_random_state(state: list[torch.Tensor]) -> None:
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state_all(state[1:])
+
+
+def use_all_cores(num_threads: int = 0) -> int:
+    """All cores, shared among the processes of this machine, for the work on a CPU, or so many threads; how many there
+    are now. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // processes))
+    return torch.get_num_threads()
 
 
 def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> None:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -403,7 +404,10 @@ class WeightedTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
-        a patience given now.)"""
+        a patience given now.) And finds the best checkpoint where the run has moved to."""
+        if best := self.state.best_model_checkpoint:
+            here = Path(self.args.output_dir) / Path(best).name
+            self.state.best_model_checkpoint = str(here) if here.is_dir() else best
         for callback in self.callback_handler.callbacks:
             if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
                 saved = self.state.stateful_callbacks.get(type(callback).__name__, {})

@@ -21,9 +21,11 @@
 | restore_callback_states_from_checkpoint | True | False | the patience counter is part of the run |
 | ddp_broadcast_buffers | False | None (True) | the buffers are the same in every process and do not change |
 | remove_unused_columns | False | True | the collator takes what it needs |
+| hub_private_repo | None: private | None: public | what was trained on may not be anybody's to see |
 | bf16, fp16 | by device | False | see `choose_precision` |
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,10 +127,24 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Weights of the labels in severity_f1, in their order: 0.3,0.3,0.4 (the default for three)."},
     )
+    # Hub
+    hub_token: str | None = field(default=None, metadata={"help": "Better HF_TOKEN in the environment; moved there."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Of a new repo. Default: private."})
+    hub_allow_public: bool = field(default=False, metadata={"help": "Push to a repo that is public already."})
+    license: str | None = field(default=None, metadata={"help": "Of the model, on its card: apache-2.0, for example."})
+    hub_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds that one push, or one answer of the hub, may take."}
+    )
+    grace_seconds: float = field(
+        default=30.0, metadata={"help": "Seconds that a push in flight may go on when the run is stopped by a signal."}
+    )
     # Output
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir."})
 
     def __post_init__(self) -> None:
+        if self.hub_token:
+            # Nothing that is saved or logged shall have it.
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         for name, least in (
             ("head_lr_multiplier", 0),
             ("early_stopping_patience", 0),

@@ -30,9 +30,10 @@ from modeling.calibration import expected_calibration_error, fit_temperature
 from modeling.callbacks import write_json
 from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import use_all_cores
 from modeling.training_args import parse_severity_weights
 from scripts.baselines import majority_predictions, tfidf_predictions, vector_predictions
-from scripts.command_line import UserParser, run_main, use_all_cores
+from scripts.command_line import UserParser, run_main
 from scripts.evaluation.explanation import Reading, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing, sentence_curves
 from scripts.evaluation.figures import (

@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 from data.documents import clean_text
 from data.sources import read_rows
 from modeling.pipeline import HierarchicalClassificationPipeline
-from scripts.command_line import UserParser, run_main, use_all_cores
+from modeling.resources import use_all_cores
+from scripts.command_line import UserParser, run_main
 from scripts.models import load_classifier
 
 

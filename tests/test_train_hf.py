@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -96,6 +97,13 @@ def test_the_card_tells_what_was_run(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert f"| f1_macro | {metrics['validation']['f1_macro']:.4f} | {metrics['test']['f1_macro']:.4f} |" in card
     assert "16 documents a step" in card
+    head = yaml.safe_load(card.split("---")[1])
+    assert "base_model" not in head  # a folder of this machine
+    results = {result["dataset"]["split"]: result["metrics"] for result in head["model-index"][0]["results"]}
+    for split, values in metrics.items():
+        assert {m["name"]: m["value"] for m in results[split]}["Macro-F1"] == pytest.approx(
+            values["f1_macro"], abs=1e-6
+        )
     history = json.loads((run / "training_history.json").read_text())
     for said in ("warm-up", "clipped at norm 1", "threads of a CPU", "minutes", "balanced: General", "rated lower"):
         assert said in card, said

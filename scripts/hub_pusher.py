@@ -1,0 +1,147 @@
+"""Pushes a run to the hub while it trains: nothing is lost in silence, and training never dies of it nor waits for it.
+
+Each save is staged (see scripts/hub.py) and pushed by a process of its own, `python -m scripts.push_to_hub`, which a hub
+that hangs cannot keep from being ended. Trainer's own pushing is off: it drops failures and the last push.
+"""
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from scripts.hub import LAST_CHECKPOINT, stage
+
+logger = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).parent.parent
+LONGEST_WAIT = 60.0
+
+
+class HubPusher(TrainerCallback):
+    """Stages and pushes what `hub_strategy` says. On the first process only.
+
+    Args:
+        timeout: seconds that one push may take before it is ended and tried again.
+    """
+
+    def __init__(self, output_dir: Path, repo_id: str, strategy: str, revision: str | None, timeout: float):
+        self.output_dir, self.repo_id, self.strategy = output_dir, repo_id, strategy
+        self.revision, self.timeout = revision, timeout
+        self.folder = output_dir / ".hub"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.waiting: deque[tuple[Path, str]] = deque()
+        self.changed = threading.Condition()
+        self.process: subprocess.Popen | None = None
+        self.is_idle, self.is_ending = True, False
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.strategy == "end":
+            return
+        checkpoint = self.output_dir / f"checkpoint-{state.global_step}"
+        best = Path(state.best_model_checkpoint or checkpoint)
+        with_checkpoint = checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
+        name = checkpoint.name if self.strategy == "all_checkpoints" else LAST_CHECKPOINT
+        staged = self.folder / f"step-{state.global_step}"
+        stage(staged, best if best.is_dir() else checkpoint, self.output_dir, with_checkpoint, name)
+        self._submit(staged, f"Step {state.global_step}")
+
+    def _submit(self, staged: Path, message: str) -> None:
+        with self.changed:
+            # What a newer push holds too need not be pushed before it.
+            if self.strategy != "all_checkpoints":
+                for older, _ in self.waiting:
+                    shutil.rmtree(older, ignore_errors=True)
+                self.waiting.clear()
+            self.waiting.append((staged, message))
+            self.is_idle = False
+            self.changed.notify_all()
+
+    def _work(self) -> None:
+        wait = 0.0
+        while True:
+            with self.changed:
+                self.is_idle = not self.waiting
+                self.changed.notify_all()
+                while not self.waiting:
+                    self.changed.wait()
+                staged, message = self.waiting.popleft()
+            reason = self._push(staged, message)
+            with self.changed:
+                if reason is None:
+                    logger.info(f"Pushed to {self.repo_id}: {message}.")
+                if reason is None or (self.waiting and self.strategy != "all_checkpoints"):
+                    wait = 0.0
+                    shutil.rmtree(staged, ignore_errors=True)
+                else:
+                    self.waiting.appendleft((staged, message))
+                    wait = 2.0 if self.is_ending else min(max(2.0, 2 * wait), LONGEST_WAIT)
+                if reason is not None:
+                    then = f"again in {wait:.0f} s" if wait else "a newer one follows"
+                    logger.warning(f"Push to {self.repo_id} failed ({message}): {reason} Training goes on; {then}.")
+                    self.changed.wait(timeout=wait)
+
+    def _push(self, staged: Path, message: str) -> str | None:
+        """Why it failed, or None."""
+        command = [sys.executable, "-m", "scripts.push_to_hub", *self._options(), "--attempts", "1"]
+        command += ["--staged", str(staged.resolve()), "--message", message]
+        environment = {
+            key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        }
+        self.process = subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            _, said = self.process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            return f"no end after {self.timeout:.0f} s (--hub_timeout)."
+        return None if self.process.returncode == 0 else (said.strip().splitlines() or ["it ended without a word."])[-1]
+
+    def _options(self) -> list[str]:
+        options = ["--output_dir", str(self.output_dir.resolve()), "--hub_model_id", self.repo_id]
+        options += ["--hub_timeout", f"{self.timeout:g}"]
+        return options + (["--hub_revision", self.revision] if self.revision else [])
+
+    @property
+    def command(self) -> str:
+        """What a person types to end the job."""
+        extra = ["--last_checkpoint"] if self.strategy in ("checkpoint", "all_checkpoints") else []
+        return shlex.join(["python", "-m", "scripts.push_to_hub", *self._options(), "--hub_allow_public", *extra])
+
+    def finish(self, last_checkpoint: Path | None, seconds: float | None = None, final: bool = True) -> bool:
+        """Push the run's end state, wait for it, and say whether the hub has it.
+
+        Args:
+            last_checkpoint: the newest checkpoint of the run.
+            seconds: how long to wait at the most (None: for three pushes that time out).
+            final: False where the run was stopped, and what its last save staged is what there is to push.
+        """
+        if final:
+            staged = self.folder / "final"
+            with_checkpoint = last_checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
+            stage(staged, self.output_dir, self.output_dir, with_checkpoint)
+            self._submit(staged, "End of training")
+        deadline = time.monotonic() + (3 * self.timeout + 10 if seconds is None else seconds)
+        with self.changed:
+            self.is_ending = True
+            self.changed.notify_all()
+            while not self.is_idle and (left := deadline - time.monotonic()) > 0:
+                self.changed.wait(timeout=left)
+            done = self.is_idle
+        if not done and self.process is not None:
+            self.process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if not done:
+            logger.error(f"The hub does not have the end of this run. When it can be reached: {self.command}")
+        return done

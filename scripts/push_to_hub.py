@@ -1,0 +1,81 @@
+"""Push a finished run to the hub: to publish it, or to end what a push in training could not.
+
+    python -m scripts.push_to_hub --output_dir outputs/run --hub_model_id ORG/NAME
+
+What travels: weights, config, tokenizer, the model's own code, card, history, metrics, report, TensorBoard files, and the
+newest whole checkpoint under last-checkpoint/ (with --last_checkpoint). The token comes from HF_TOKEN or the login.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError
+
+from scripts.command_line import UserParser, run_main
+from scripts.hub import claim_repo, push_staged, reason_of, set_timeout, stage
+
+logger = logging.getLogger("push_to_hub")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, type=Path, help="a finished run")
+    parser.add_argument("--hub_model_id", required=True, help="ORG/NAME")
+    parser.add_argument("--hub_private_repo", default="True", choices=("True", "False"), help="of a new repo")
+    parser.add_argument("--hub_allow_public", action="store_true", help="push to a repo that is public already")
+    parser.add_argument("--hub_revision", help="branch; made where there is none")
+    parser.add_argument("--hub_timeout", type=float, default=300.0, help="seconds that any answer of the hub may take")
+    parser.add_argument("--last_checkpoint", action="store_true", help="the newest whole checkpoint too, to go on from")
+    parser.add_argument("--message", default="Model", help="of the commit")
+    parser.add_argument("--staged", type=Path, help=argparse.SUPPRESS)  # laid out by a run, which claimed the repo
+    parser.add_argument("--attempts", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    set_timeout(arguments.hub_timeout)
+    repo_id = arguments.hub_model_id
+    staged: Path | None = arguments.staged
+    if staged is None:
+        staged = arguments.output_dir / ".hub" / "by-hand"
+        private = arguments.hub_private_repo == "True"
+        if not (arguments.output_dir / "model.safetensors").is_file():
+            raise ValueError(f"{arguments.output_dir}: no finished run there (no model.safetensors).")
+        repo_id = claim_repo(repo_id, private, arguments.hub_allow_public, arguments.hub_revision)
+        stage(staged, arguments.output_dir, arguments.output_dir, newest_checkpoint(arguments))
+    for attempt in range(1, arguments.attempts + 1):
+        try:
+            push_staged(staged, repo_id, arguments.hub_revision, arguments.message)
+            break
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if attempt == arguments.attempts or status in (401, 403):
+                raise ValueError(f"{repo_id} was not pushed to: {reason_of(error)}") from None
+            logger.warning(f"Push {attempt} to {repo_id} failed ({reason_of(error)}); again in {2**attempt} s.")
+            time.sleep(2**attempt)
+    if arguments.staged is None:
+        shutil.rmtree(staged, ignore_errors=True)
+    logger.info(f"Pushed to {repo_id}.")
+
+
+def newest_checkpoint(arguments: argparse.Namespace) -> Path | None:
+    """Raises ValueError where one is wanted and none is whole."""
+    if not arguments.last_checkpoint:
+        return None
+    from modeling.checkpoints import find_checkpoint
+
+    found = find_checkpoint(str(arguments.output_dir), "auto")
+    if found is None:
+        raise ValueError(f"{arguments.output_dir} has no whole checkpoint: leave --last_checkpoint out.")
+    return Path(found)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
