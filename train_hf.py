@@ -92,7 +92,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     set_up_logging(args)
     if args.device.type == "cpu":
         logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
-    pusher = None if args.dry_run else start_pushing(args)
+    pusher = start_pushing(args)
     resume, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
     checkpoint = None if args.dry_run else claim_output_dir(args.output_dir, resume, overwrite)
     set_seed(args.seed)
@@ -195,9 +195,9 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
     Raises:
         ValueError: on every process, where the hub cannot be pushed to.
     """
-    if not args.push_to_hub and args.resume_from_checkpoint != "hub":
-        return None
     wants_push, args.push_to_hub = args.push_to_hub, False
+    if args.dry_run or (not wants_push and args.resume_from_checkpoint != "hub"):
+        return None
     repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
     if args.process_index == 0:
         try:
@@ -205,14 +205,15 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
             if wants_push:
                 repo_id = claim_repo(repo_id, args.hub_private_repo, args.hub_allow_public, args.hub_revision)
             if args.resume_from_checkpoint == "hub":
-                logger.info(f"Fetched {fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))}.")
+                args.resume_from_checkpoint = str(
+                    fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))
+                )
         except ValueError as reason:
             error = reason
-    [repo_id, error] = broadcast_object_list([repo_id, error])
+    # The very checkpoint that was fetched: one that did not arrive whole is an error, and not a new beginning.
+    [repo_id, error, args.resume_from_checkpoint] = broadcast_object_list([repo_id, error, args.resume_from_checkpoint])
     if error is not None:
         raise error
-    if args.resume_from_checkpoint == "hub":
-        args.resume_from_checkpoint = "auto"
     if not wants_push or args.process_index:
         return None
     strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ def stage(
         _link(path, target / path.name)
     for path in sorted((output_dir / "runs").glob("*/events.out.tfevents.*")):
         # Copied, since TensorBoard goes on writing to it; and without the machine's name.
-        name = path.name.replace(socket.gethostname(), "run")
+        name = re.sub(r"^(events\.out\.tfevents\.\d+)\..*?((\.\d+)*)$", r"\1.run\2", path.name)
         copy = target / "runs" / path.parent.name / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -76,13 +75,17 @@ def _link(source: Path, target: Path) -> None:
 
 def take_token_off_the_command_line() -> None:
     """Start this process anew with the value of --hub_token in HF_TOKEN, where no list of processes shows it."""
-    words, token = list(sys.orig_argv), None
-    for place, word in enumerate(words):
-        if word.startswith("--hub_token="):
-            token, rest = word.partition("=")[2], words[:place] + words[place + 1 :]
-        elif word == "--hub_token" and place + 1 < len(words):
-            token, rest = words[place + 1], words[:place] + words[place + 2 :]
-    if token is not None:
+    rest: list[str] = []
+    token, is_next = None, False
+    for word in sys.orig_argv:
+        option, sign, value = word.partition("=")
+        if is_next:
+            token, is_next = word, False
+        elif option in ("--hub_token", "--hub-token"):
+            token, is_next = value or token, not sign
+        else:
+            rest.append(word)
+    if token:
         os.environ["HF_TOKEN"] = token
         os.execv(sys.executable, [sys.executable, *rest[1:]])  # noqa: S606 (itself)
 
@@ -170,6 +173,8 @@ def push_staged(staged: Path, repo_id: str, revision: str | None, message: str) 
     """
     api = HfApi()
     paths = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
+    if not paths:
+        raise ValueError(f"There is nothing in {staged} to push.")
     there = set(api.list_repo_files(repo_id, revision=revision))
     old = {name for name in there - set(paths) if name.startswith(f"{LAST_CHECKPOINT}/")}
     if not any(name.startswith(f"{LAST_CHECKPOINT}/") for name in paths):
@@ -191,7 +196,13 @@ def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) 
     download = output_dir / ".hub" / "download"
     patterns = [f"{LAST_CHECKPOINT}/*", "*.json", "*.safetensors"]
     try:
-        huggingface_hub.snapshot_download(repo_id, revision=revision, local_dir=download, allow_patterns=patterns)
+        huggingface_hub.snapshot_download(
+            repo_id,
+            revision=revision,
+            local_dir=download,
+            allow_patterns=patterns,
+            ignore_patterns=["checkpoint-*/*", "runs/*"],
+        )
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise ValueError(f"{repo_id} cannot be gone on from: {reason_of(error)}") from None
     found = download / LAST_CHECKPOINT

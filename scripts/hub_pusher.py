@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent.parent
 LONGEST_WAIT = 60.0
+ATTEMPTS_AT_END = 5
 
 
 class HubPusher(TrainerCallback):
@@ -41,7 +42,7 @@ class HubPusher(TrainerCallback):
         self.waiting: deque[tuple[Path, str]] = deque()
         self.changed = threading.Condition()
         self.process: subprocess.Popen | None = None
-        self.is_idle, self.is_ending = True, False
+        self.is_idle, self.is_ending, self.is_closed = True, False, False
         threading.Thread(target=self._work, daemon=True).start()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -52,7 +53,11 @@ class HubPusher(TrainerCallback):
         with_checkpoint = checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
         name = checkpoint.name if self.strategy == "all_checkpoints" else LAST_CHECKPOINT
         staged = self.folder / f"step-{state.global_step}"
-        stage(staged, best if best.is_dir() else checkpoint, self.output_dir, with_checkpoint, name)
+        try:
+            stage(staged, best if best.is_dir() else checkpoint, self.output_dir, with_checkpoint, name)
+        except OSError as error:  # a full disk, say: no reason to end the training
+            logger.warning(f"Step {state.global_step} is not pushed: it could not be laid out ({error}).")
+            return
         self._submit(staged, f"Step {state.global_step}")
 
     def _submit(self, staged: Path, message: str) -> None:
@@ -67,8 +72,8 @@ class HubPusher(TrainerCallback):
             self.changed.notify_all()
 
     def _work(self) -> None:
-        wait = 0.0
-        while True:
+        wait, attempts_at_end = 0.0, 0
+        while not self.is_closed:
             with self.changed:
                 self.is_idle = not self.waiting
                 self.changed.notify_all()
@@ -77,6 +82,8 @@ class HubPusher(TrainerCallback):
                 staged, message = self.waiting.popleft()
             reason = self._push(staged, message)
             with self.changed:
+                if self.is_closed:
+                    return
                 if reason is None:
                     logger.info(f"Pushed to {self.repo_id}: {message}.")
                 if reason is None or (self.waiting and self.strategy != "all_checkpoints"):
@@ -84,11 +91,15 @@ class HubPusher(TrainerCallback):
                     shutil.rmtree(staged, ignore_errors=True)
                 else:
                     self.waiting.appendleft((staged, message))
-                    wait = 2.0 if self.is_ending else min(max(2.0, 2 * wait), LONGEST_WAIT)
+                    wait = min(max(2.0, 2 * wait), LONGEST_WAIT)
+                    attempts_at_end += self.is_ending
+                    self.is_closed = attempts_at_end >= ATTEMPTS_AT_END
                 if reason is not None:
                     then = f"again in {wait:.0f} s" if wait else "a newer one follows"
                     logger.warning(f"Push to {self.repo_id} failed ({message}): {reason} Training goes on; {then}.")
-                    self.changed.wait(timeout=wait)
+                    self.changed.notify_all()
+                    if not self.is_closed:
+                        self.changed.wait(timeout=wait)
 
     def _push(self, staged: Path, message: str) -> str | None:
         """Why it failed, or None."""
@@ -97,8 +108,15 @@ class HubPusher(TrainerCallback):
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
+        # In a session of its own, so that what ends the run, a Ctrl-C say, leaves it the time that `finish` gives.
         self.process = subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         try:
             _, said = self.process.communicate(timeout=self.timeout)
@@ -136,9 +154,9 @@ class HubPusher(TrainerCallback):
         with self.changed:
             self.is_ending = True
             self.changed.notify_all()
-            while not self.is_idle and (left := deadline - time.monotonic()) > 0:
+            while not self.is_idle and not self.is_closed and (left := deadline - time.monotonic()) > 0:
                 self.changed.wait(timeout=left)
-            done = self.is_idle
+            done, self.is_closed = self.is_idle, True
         if not done and self.process is not None:
             self.process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

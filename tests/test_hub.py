@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from scripts.hub import stage
 from tests.conftest import ROOT, TRAINING, options, tiny_rows
 from tests.hub_server import HubServer
 
@@ -311,3 +312,22 @@ def test_a_pickle_that_would_run_code_is_refused(prepared_folder, roberta_folder
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_dry_run_touches_no_hub(server, prepared_folder, roberta_folder, tmp_path):
+    done = push(server, tmp_path / "home", prepared_folder, roberta_folder, tmp_path / "run", "--dry_run")
+    assert done.returncode == 0, done.stdout
+    assert not server.requests
+
+
+def test_what_is_staged_names_no_machine_and_nothing_that_is_not_allowed(tmp_path):
+    run, events = tmp_path / "run", tmp_path / "run" / "runs" / "2026-01-01"
+    events.mkdir(parents=True)
+    for name in ("model.safetensors", "config.json", ".env", "predictions_test.csv", "training_args.bin"):
+        (run / name).write_text(name)
+    (events / "events.out.tfevents.1700000000.node-17.cluster.example.123.0").write_text("events")
+    stage(tmp_path / "staged", run, run, None)
+    found = {
+        path.relative_to(tmp_path / "staged").as_posix() for path in (tmp_path / "staged").rglob("*") if path.is_file()
+    }
+    assert found == {"model.safetensors", "config.json", "runs/2026-01-01/events.out.tfevents.1700000000.run.123.0"}
