@@ -161,5 +161,7 @@ class HubPusher(TrainerCallback):
             self.process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
         if not done:
-            logger.error(f"The hub does not have the end of this run. When it can be reached: {self.command}")
+            ended = f"When it can be reached: {self.command}"
+            stopped = "Its last save is pushed when the run goes on: --resume_from_checkpoint auto."
+            logger.error(f"The hub does not have the end of this run. {ended if final else stopped}")
         return done
