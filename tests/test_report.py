@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 
 import jinja2
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from scripts.evaluation.report import readable_number, write_report
+from tests.conftest import start_browser
 
 LABELS = ["General", "Teen", "Mature"]
 HOSTILE = (
@@ -186,24 +186,8 @@ def test_numbers_are_readable():
 
 @pytest.fixture
 def browser(tmp_path):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--force-prefers-reduced-motion",  # a page that scrolls smoothly cannot be clicked meanwhile
-        "--window-size=1400,1000",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    # A page that scrolls smoothly cannot be clicked meanwhile.
+    driver = start_browser(tmp_path / "profile", "--force-prefers-reduced-motion")
     yield driver
     said = driver.get_log("browser")
     driver.quit()
