@@ -5,52 +5,59 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint bench format encoder clean
+.PHONY: demo test lint audit faults bench format encoder lock clean
 
-demo: .venv/.encoder
+demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
 
-test: .venv/.test
+test: .venv/.installed
 	$(BIN)/python -m pytest
 
-lint: .venv/.dev
+lint: .venv/.installed audit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Known vulnerabilities of what is locked. Says so, and goes on, where the advisories cannot be reached.
+audit: .venv/.installed
+	$(BIN)/python .ci/audit.py
+
+# Training killed 200 times, at any moment: about ten minutes.
+faults: .venv/.installed
+	$(BIN)/python -m tests.faults --kills 200
+
 # Speed and memory against the padded loop, BELT and Simple Transformers: about 40 minutes on two idle cores.
-bench: .venv/.encoder .venv-bench/.neighbours
+bench: .venv/.installed .venv-bench/.neighbours
 	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark --encoder outputs/minilm --output_dir outputs/bench \
 	  --neighbours .venv-bench/bin/python
 
-format: .venv/.dev
+format: .venv/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 # The packaged MiniLM as a folder that --encoder and --tokenizer take.
-encoder: .venv/.encoder
+encoder: .venv/.installed
 	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
 
-# torch first and by itself: a looser range would fetch a build for another machine.
-.venv/.base: setup.cfg
+# torch first and by itself: a looser range would fetch a build for another machine. All else by hash, from the lock.
+.venv/.installed: setup.cfg requirements.lock scripts/packaged_encoder.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing (some minutes the first time, nothing the next)"
 	$(PIP) torch==2.13.0
-	$(PIP) --editable .
-	touch $@
-
-.venv/.encoder: .venv/.base scripts/packaged_encoder.txt
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/.test: .venv/.encoder
-	$(PIP) --editable '.[test]'
-	touch $@
-
-.venv/.dev: .venv/.test
-	$(PIP) --editable '.[test,dev]'
-	touch $@
+# requirements.lock from setup.cfg. torch is left out: its build, and so its hash, depends on the machine.
+lock:
+	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools~=7.5'
+	.venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --unsafe-package torch --strip-extras --no-header \
+	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
+	  --extra test --extra dev --output-file requirements.lock setup.cfg
+	sed -i '/^#/d' requirements.lock
 
 .venv-bench/.neighbours: scripts/benchmark/neighbours.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -59,4 +66,4 @@ encoder: .venv/.encoder
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-bench .venv-lock outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache

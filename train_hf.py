@@ -10,6 +10,7 @@ a recipe gives defaults and the command line overrides them.
 import logging
 import pickle
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,22 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from scipy.special import softmax
+from torch.distributed import DistError
 from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
 
 from data.chunked import ChunkedDocuments
 from data.chunking import chunk_sizes, coverage, special_token_frame
 from data.collator import DocumentCollator
 from data.prepared import load_prepared, num_tokens_of
-from modeling.calibration import fit_temperature
-from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal, write_json
+from data.streamed import StreamedDocuments, prepared_stream, source_stream
+from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal
 from modeling.checkpoints import find_checkpoint
 from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
-from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import settle_freed_memory, use_all_cores
 from modeling.tensorboard import TensorBoard
@@ -48,14 +47,17 @@ from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_mean
 from scripts.command_line import run_main
 from scripts.hub import claim_repo, fetch_last_checkpoint, set_timeout, take_token_off_the_command_line
 from scripts.hub_pusher import HubPusher
-from scripts.output_dir import claim_output_dir, clear_earlier_run, remove_if_empty
-from scripts.predictions import write_predictions
+from scripts.logs import set_up_logging
+from scripts.output_dir import claim_output_dir, clear_earlier_run, lock_output_dir, remove_if_empty
 from scripts.prepare_dataset import load_tokenizer
 from scripts.recipe import parse_with_recipe
 from scripts.run_plan import Documents, choose_live_chunks, describe_run
 from scripts.run_record import run_record
+from scripts.run_results import evaluate_splits, export
 
 logger = logging.getLogger("train_hf")
+# How gloo's errors, which have no type of their own, tell that another process is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo")
 
 
 @dataclass
@@ -85,14 +87,46 @@ class DataArguments:
     """The documents."""
 
     dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
+    train_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
+            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
+        },
+    )
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
-    """One run, stage by stage. Returns the exit status."""
-    set_up_logging(args)
-    if args.device.type == "cpu":
-        logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
-    pusher = start_pushing(args)
+    """One run. Returns the exit status."""
+    writes = args.process_index == 0 and not args.dry_run
+    with lock_output_dir(Path(args.output_dir)) if writes else nullcontext():
+        set_up_logging(Path(args.output_dir) if writes else None, terminal_level(args))
+        logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
+        if args.device.type == "cpu":
+            logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
+        try:
+            with start_pushing(args) or nullcontext() as pusher:
+                return run(model_args, data_args, args, pusher)
+        except RuntimeError as error:
+            if args.world_size > 1 and (isinstance(error, DistError) or any(sign in str(error) for sign in LOST)):
+                raise ValueError(lost_contact_message(args.process_index, error)) from error
+            raise
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"A file of the checkpoint {args.resume_from_checkpoint} holds more than tensors, and is not loaded, since "
+                f"it could run code ({str(error).splitlines()[0]})."
+            ) from error
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HierarchicalTrainingArguments,
+    pusher: HubPusher | None,
+) -> int:
+    """The run, stage by stage. Returns the exit status."""
+    if data_args.train_source and not args.streaming:
+        raise ValueError("--train_source is read as a stream: say --streaming too, or prepare the source.")
     resume, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
     checkpoint = None if args.dry_run else claim_output_dir(args.output_dir, resume, overwrite)
     set_seed(args.seed)
@@ -110,7 +144,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         args=args,
         class_weights=class_weights,
         head_lr_multiplier=args.head_lr_multiplier,
-        document_costs=sizes["train"].costs(model.config.hidden_size).tolist(),
+        document_costs=sizes["train"].costs(model.config.hidden_size),
+        max_loss_spike=args.max_loss_spike,
         data_collator=collator,
         train_dataset=chunked["train"],
         eval_dataset=chunked["validation"],
@@ -131,6 +166,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         vectors = cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator)
         model.standardize(document_means(vectors["train"]))
         documents = dict(vectors)
+    if args.streaming:
+        documents["train"] = stream_of(data_args.train_source, chunked["train"], labels, args)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
     history, health, stop = add_callbacks(trainer, labels, config, args)
     if pusher is not None:
@@ -139,9 +176,14 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         clear_earlier_run(args.output_dir)
     with stop.listening():
         trainer.train(resume_from_checkpoint=checkpoint)
-        stop.agree(args)
-    if pusher is not None and (health.failure or stop.exit_status):
-        pusher.finish(None, seconds=args.grace_seconds, final=False)
+        stop.agree()
+    trainer.must_give_up = None
+    if health.failure or stop.exit_status:
+        if pusher is not None:
+            left = stop.seconds_left if stop.exit_status else args.grace_seconds
+            pusher.finish(None, seconds=max(left, 1.0), final=False)
+        # A launcher ends the other processes as soon as one has failed: the first one first pushes what it has.
+        trainer.accelerator.wait_for_everyone()
     if health.failure:
         raise ValueError(health.failure)
     if stop.exit_status:
@@ -162,30 +204,19 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 # ---- the stages ------------------------------------------------------------------------------------------------------
 
 
-def set_up_logging(args: HierarchicalTrainingArguments) -> None:
-    """Everything logged, warnings included, to the terminal and, on the first process, to training.log."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setLevel(args.get_process_log_level() if args.log_level != "passive" else logging.INFO)
-    if args.should_save and not args.dry_run:
-        folder = Path(args.output_dir)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"output_dir {folder} is a file; expected a folder or a new name.")
-        folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder / "training.log", encoding="utf-8"))
+def lost_contact_message(process: int, error: RuntimeError) -> str:
+    """What a process says whose collective call failed, since another one is gone."""
+    return (
+        f"Process {process} has lost the others ({' '.join(str(error).split())[:200]}): one of them has ended, as the "
+        "launcher says below, or its machine cannot be reached. Start all of them again with --resume_from_checkpoint auto."
+    )
+
+
+def terminal_level(args: HierarchicalTrainingArguments) -> int:
+    """From which level on this process says on the terminal what it logs."""
     if args.process_index > 0:
-        handlers[0].setLevel(logging.WARNING)
-    layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
-    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-    for handler in handlers:
-        handler.setFormatter(layout)
-    for name in ("datasets", "httpx", "httpx2", "fsspec", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.captureWarnings(True)
-    transformers.logging.disable_default_handler()
-    transformers.logging.enable_propagation()
-    transformers.logging.set_verbosity_warning()
-    logging.getLogger("transformers.trainer").setLevel(logging.INFO)
-    logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
+        return logging.WARNING
+    return args.get_process_log_level() if args.log_level != "passive" else logging.INFO
 
 
 def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
@@ -203,7 +234,8 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
         try:
             set_timeout(args.hub_timeout)
             if wants_push:
-                repo_id = claim_repo(repo_id, args.hub_private_repo, args.hub_allow_public, args.hub_revision)
+                whose = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
+                repo_id = claim_repo(repo_id, *whose)
             if args.resume_from_checkpoint == "hub":
                 args.resume_from_checkpoint = str(
                     fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))
@@ -218,7 +250,10 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
         return None
     strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
     logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
-    return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, args.hub_timeout)
+    # The other processes wait for the end of it, for as long as torch lets them.
+    longest_end = args.ddp_timeout - 60 if args.world_size > 1 else float("inf")
+    times = (args.hub_timeout, args.grace_seconds, longest_end)
+    return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, *times)
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
@@ -317,6 +352,15 @@ def chunk_splits(
     return chunked, sizes
 
 
+def stream_of(
+    source: str | None, train: ChunkedDocuments, labels: list[str], args: HierarchicalTrainingArguments
+) -> StreamedDocuments:
+    """This process's training documents as a stream, from a source or from the prepared split."""
+    options = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
+    options |= {"process_index": args.process_index, "num_processes": args.world_size}
+    return prepared_stream(train, **options) if source is None else source_stream(source, train, labels, **options)
+
+
 def plan_memory(
     model: HierarchicalRobertaForSequenceClassification,
     sizes: dict[str, Documents],
@@ -340,62 +384,13 @@ def add_callbacks(
 ) -> tuple[History, HealthWatch, StopOnSignal]:
     """What watches the run. The history comes last: it takes the totals that the health watch reads."""
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
-    health, stop = HealthWatch(trainer), StopOnSignal()
+    health, stop = HealthWatch(trainer), StopOnSignal(args.grace_seconds, args.ddp_timeout)
+    trainer.must_give_up = stop.must_give_up
     history = History(trainer, early_stopping, config)
     trainer.remove_callback(ProgressCallback)
     for callback in (LogLines(), early_stopping, TensorBoard(trainer, labels, config), health, stop, history):
         trainer.add_callback(callback)
     return history, health, stop
-
-
-def evaluate_splits(
-    trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
-) -> dict[str, dict[str, float]]:
-    """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
-
-    The temperature of the scores is fitted on validation, and saved with the model."""
-    metrics: dict[str, dict[str, float]] = {}
-    config = trainer.accelerator.unwrap_model(trainer.model).config
-    for split in ("validation", "test"):
-        if split not in documents:
-            continue
-        output = trainer.predict(documents[split], metric_key_prefix=split)
-        timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-        named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
-        metrics[split] = {name: value for name, value in named.items() if name not in timing}
-        logits = np.asarray(output.predictions, dtype=np.float64)
-        if split == "validation":
-            config.temperature = fit_temperature(logits, np.asarray(output.label_ids))
-            logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
-        if trainer.is_world_process_zero():
-            scores = softmax(logits / config.temperature, axis=1)
-            write_predictions(Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores)
-        logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
-    return metrics
-
-
-def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
-    """The best model, complete, at the top of output_dir, with its metrics and its card."""
-    args = trainer.args
-    folder = Path(args.output_dir)
-    partial = folder / ".export"
-    trainer.save_model(str(partial))
-    if not trainer.is_world_process_zero():
-        return
-    # The weights last: where they are, everything that they need is.
-    for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-        path.replace(folder / path.name)
-    partial.rmdir()
-    write_json(folder / "metrics.json", metrics)
-    record = history.record(args, trainer.state)
-    (folder / "README.md").write_text(model_card(record, metrics, labels), encoding="utf-8")
-    (folder / "training.tex").write_text(latex_paragraph(record, metrics, labels), encoding="utf-8")
-    best = (record["best"] or {}).get("epoch")
-    chosen = f"Best epoch {best}" if args.load_best_model_at_end else "Last epoch"
-    logger.info(
-        f"{chosen}: the model, its metrics and its card are in {folder}. "
-        f"Watch the curves with: tensorboard --logdir {folder}/runs"
-    )
 
 
 def command() -> int:

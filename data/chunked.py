@@ -35,7 +35,7 @@ class ChunkedDocuments(Dataset):
         seed: int = 42,
     ):
         self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
-        self.chunker = Chunker(tokenizer, chunk_length, chunk_overlap)
+        self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap)
         self.max_chunks, self.chunk_policy = max_chunks, chunk_policy
         self.training, self.seed, self.epoch = training, seed, 0
 
@@ -57,7 +57,10 @@ class ChunkedDocuments(Dataset):
         return select_chunks(num_chunks, self.max_chunks, self.chunk_policy, rng)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        document = self.documents[index]
+        return self.item(index, self.documents[index])
+
+    def item(self, index: int, document: dict[str, Any]) -> dict[str, Any]:
+        """A document's tokens, wherever they come from, as a training item; `index` is its number among all."""
         tokens = document["input_ids"]
         bounds = self.chunker.bounds(len(tokens), document["token_break"])
         chunks = [self.chunker.framed(tokens[slice(*bounds[i])]) for i in self.selection(index, len(bounds))]
@@ -75,6 +78,7 @@ class ChunkVectorDocuments(Dataset):
     def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int):
         self.chunked, self.hidden_size = chunked, hidden_size
         self.labels = np.asarray(chunked.documents["label"], dtype=np.int64).tolist()
+        self.ids = [str(id_) for id_ in chunked.documents["id"]]
         # Views of the memory-mapped file, since an epoch on kept vectors is so short that to decode row by row would be
         # a third of it: the numbers of each part, and where in which part a document's begin and end.
         parts = vectors.data.table["chunk_vectors"].chunks
@@ -100,4 +104,8 @@ class ChunkVectorDocuments(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         vectors = self._all_of(index)
         chosen = self.chunked.selection(index, len(vectors))
-        return {"labels": self.labels[index], "chunk_vectors": torch.from_numpy(vectors[chosen])}
+        return {
+            "labels": self.labels[index],
+            "id": self.ids[index],
+            "chunk_vectors": torch.from_numpy(vectors[chosen]),
+        }

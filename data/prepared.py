@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -98,23 +99,32 @@ def num_tokens_of(part: datasets.Dataset) -> np.ndarray:
     return pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Every file of a folder but its manifest: relative path → bytes."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in files
-        if not path.relative_to(folder).parts[0].startswith(".")
-    }
+def files_of(folder: Path) -> list[Path]:
+    """Every file of a folder but its manifest and what is hidden."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(path for path in files if not path.relative_to(folder).parts[0].startswith("."))
 
 
-def _sha256_of(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        if path.is_file():
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _joint_sha256(digests: Iterable[str]) -> str:
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def beside(folder: Path, role: str) -> Path:
+    """A name for a hidden folder of this process's beside `folder`."""
+    return folder.with_name(f".{folder.name}.{role}-{os.getpid()}")
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed left beside `folder`."""
+    for leftover in folder.parent.glob(f".{folder.name}.*-*"):
+        owner = leftover.name.rpartition("-")[2]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
@@ -122,22 +132,31 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
 
     What stood in `folder` goes only then; the caller has made sure that it may.
     """
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial = beside(folder, "partial")
     try:
         splits.save_to_disk(str(partial))
-        sizes = file_sizes(partial)
-        fingerprint = _sha256_of(partial / name for name in sizes if name.endswith(".arrow"))
-        manifest = {**manifest, "data_fingerprint": fingerprint, "files": sizes}
+        files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files_of(partial)}
+        fingerprint = _joint_sha256(digest for name, digest in files.items() if name.endswith(".arrow"))
+        manifest = {**manifest, "data_fingerprint": fingerprint, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for path in partial.rglob("*"):
+            _sync_to_disk(path)
         if folder.exists():
-            before = folder.with_name(f".{folder.name}.before-{os.getpid()}")
+            before = beside(folder, "before")
             folder.rename(before)
             partial.rename(folder)
             shutil.rmtree(before)
         else:
             partial.rename(folder)
+        _sync_to_disk(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def load_prepared(
@@ -149,13 +168,14 @@ def load_prepared(
         tokenizer: the one that the model will use; it must be the one that the data was tokenized with.
 
     Raises:
-        ValueError: no prepared data there, files missing or changed in size, another tokenizer.
+        ValueError: no prepared data there, files missing or changed, another tokenizer.
     """
     path = Path(folder)
     if not (path / MANIFEST).is_file():
         if (path / LEGACY_FILES["train"]).is_file() and tokenizer is not None:
             splits = read_legacy(path, tokenizer)
-            fingerprint = _sha256_of(path / name for name in LEGACY_FILES.values())
+            found = [path / name for name in LEGACY_FILES.values() if (path / name).is_file()]
+            fingerprint = _joint_sha256(sha256_of(file) for file in found)
             return splits, {"sources": [{"name": folder}], "data_fingerprint": fingerprint}
         raise ValueError(
             f"{folder}: no prepared data set there ({'no ' + MANIFEST + ' in it' if path.is_dir() else 'no folder'}). "
@@ -168,12 +188,14 @@ def load_prepared(
         absent = ["all of it (it is not JSON)"]
     if absent:
         raise ValueError(f"{path / MANIFEST} lacks {', '.join(absent)}: prepare the data set again.")
-    found = file_sizes(path)
-    wrong = [name for name, size in manifest["files"].items() if found.get(name) != size]
+    wrong = [
+        f"{name} is {'not what it was' if (path / name).is_file() else 'missing'}"
+        for name, digest in manifest["files"].items()
+        if not (path / name).is_file() or sha256_of(path / name) != digest
+    ]
     if wrong:
         raise ValueError(
-            f"{folder}: {', '.join(wrong[:3])} {'is' if len(wrong) == 1 else 'are'} missing or of another size than "
-            "when the data set was prepared: prepare it again."
+            f"{folder} has changed since the data set was prepared: {', '.join(wrong[:3])}. Prepare it again."
         )
     if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer_fingerprint(tokenizer):
         raise ValueError(

@@ -1,13 +1,13 @@
 """What watches a run: early stopping, the history file, log lines, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
 unhealthy training: health.py.)"""
 
-import json
 import logging
 import math
-import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +16,8 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from .files import write_json
+from .resources import peak_memory
 from .trainer import COUNTED, WeightedTrainer
 
 logger = logging.getLogger(__name__)
@@ -106,12 +108,14 @@ class History(TrainerCallback, ExportableState):
                 **{name: value for name, value in metrics.items() if name not in timing},
                 "learning_rate": self.trainer.learning_rates(),
                 "grad_norm": None if grad_norm is None else float(grad_norm),
+                "skipped_steps": round(totals["skipped"]),
                 "seconds": totals["seconds"],
                 "eval_seconds": metrics.get("eval_runtime"),
                 "documents_per_second": totals["documents"] / seconds,
                 "chunks_per_second": totals["chunks"] / seconds,
                 "data_wait_share": totals["data_seconds"] / seconds,
                 "padding_share": self.trainer.padding_share(),
+                "peak_memory_gib": peak_memory() / 2**30,
             }
         )
         self.trainer.totals = dict.fromkeys(COUNTED, 0.0)
@@ -140,16 +144,27 @@ class History(TrainerCallback, ExportableState):
 
 class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
-    A second Ctrl-C stops at once.
+    A step or an evaluation that takes longer than half the grace period is given up (see resumable_trainer.py). A second
+    Ctrl-C stops at once. With several processes, made on all of them at once.
+
+    Args:
+        grace_seconds: from the signal to the exit.
+        timeout: seconds that one process waits for the others (`ddp_timeout`).
 
     Attributes:
         received: the signal that this process was sent.
         agreed: the one that all processes stop for, after the same step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = 30.0, timeout: float = 1800.0) -> None:
+        self.grace_seconds = grace_seconds
         self.received: int | None = None
+        self.received_at = 0.0
         self.agreed: int | None = None
+        # On the CPU, so that to agree does not wait for a GPU.
+        self.group = None
+        if torch.distributed.is_initialized():
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -165,17 +180,30 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
 
-    def agree(self, args: TrainingArguments) -> int | None:
+    def agree(self) -> int | None:
         """The signal that any process has received, on all of them. Every process must call it."""
-        received = self.received or 0
-        if args.world_size > 1:
-            number = torch.tensor(received, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            received = int(number)
-        self.agreed = self.agreed or received or None
+        self.agreed = self.agreed or self._greatest(self.received or 0) or None
         return self.agreed
+
+    def must_give_up(self) -> bool:
+        """Whether half the grace period is over, on any process. Every process must call it."""
+        late = self.received is not None and self.seconds_left <= self.grace_seconds / 2
+        return bool(self._greatest(int(late))) and self.agree() is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of the grace period."""
+        return self.grace_seconds - (time.monotonic() - self.received_at)
+
+    def _greatest(self, number: int) -> int:
+        if self.group is None:
+            return number
+        greatest = torch.tensor(number)
+        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group)
+        return int(greatest)
 
     @property
     def exit_status(self) -> int | None:
@@ -183,7 +211,7 @@ class StopOnSignal(TrainerCallback):
         return None if self.agreed is None else 128 + self.agreed
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.agree(args):
+        if self.agree():
             control.should_training_stop = True
             # At the end of an epoch its evaluation and saving come by themselves, as they would without the signal.
             if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
@@ -221,22 +249,3 @@ class LogLines(ProgressCallback):
             f"{name} {value:.4g}" for name, value in shown.items() if name not in left_out and "support" not in name
         )
         logger.info(f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that is whole or not there; NaN and infinity become null."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(_finite(content), file, indent=2, ensure_ascii=False, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

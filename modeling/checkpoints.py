@@ -1,40 +1,54 @@
-"""Which checkpoints are whole, and the newest of them."""
+"""Checkpoints that are whole: how they come to be, which they are, and the newest of them."""
 
 import hashlib
 import json
 import logging
-import os
+import shutil
+from collections.abc import Container
 from pathlib import Path
+
+from .files import sync_to_disk, write_text
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
 
 
-def write_checkpoint_manifest(folder: str) -> None:
-    """Record size and sha256 of every file of a checkpoint, in one step, after all of them are on disk.
+def put_in_place(partial: Path, folder: Path) -> None:
+    """Give a checkpoint that was written elsewhere its name, when every byte of it is on disk, with a manifest of sizes
+    and sha256. What had that name goes.
 
-    Not of training_args.bin, which is not needed to go on and does not travel to the hub.
+    The manifest leaves training_args.bin out, which is not needed to go on and does not travel to the hub.
     """
-    path = Path(folder)
-    files = {
-        file.name: _fingerprint(file)
-        for file in sorted(path.iterdir())
-        if file.is_file() and file.name not in (MANIFEST, "training_args.bin")
-    }
-    partial = path / f"{MANIFEST}.partial"
-    with open(partial, "w", encoding="utf-8") as out:
-        json.dump(files, out, indent=1)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(path / MANIFEST)
+    files = {}
+    for path in sorted(partial.rglob("*")):
+        sync_to_disk(path)
+        if path.is_file() and path.name not in (MANIFEST, "training_args.bin"):
+            files[path.relative_to(partial).as_posix()] = _fingerprint(path)
+    write_text(partial / MANIFEST, json.dumps(files, indent=1))
+    before = partial.with_name(f"{folder.name}-before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    partial.rename(folder)
+    sync_to_disk(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def rotate(output_dir: Path, limit: int | None, kept: Container[Path]) -> None:
+    """Delete the oldest checkpoints beyond `limit` (None or 0: none), but those in `kept` never.
+
+    transformers' own function keeps the one with the highest number, which may be torn.
+    """
+    found = checkpoints_of(str(output_dir))
+    too_many = len(found) - limit if limit else 0
+    for folder in [folder for folder in found[::-1] if folder not in kept][: max(too_many, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fingerprint(file: Path) -> dict[str, int | str]:
     with open(file, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-        os.fsync(content.fileno())
-    return {"bytes": file.stat().st_size, "sha256": digest}
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 
 
 def what_is_wrong(folder: Path) -> str | None:
@@ -42,7 +56,7 @@ def what_is_wrong(folder: Path) -> str | None:
     try:
         recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return "its saving never ended (no manifest)"
+        return "its saving never ended (no manifest)" if folder.is_dir() else "there is no such folder"
     except (ValueError, UnicodeDecodeError):
         return "its manifest cannot be read"
     for name, fingerprint in recorded.items():
@@ -71,8 +85,7 @@ def find_checkpoint(output_dir: str, which: str | None) -> str | None:
     if which is None or which.lower() in ("false", "none", ""):
         return None
     if which.lower() not in ("auto", "true"):
-        reason = what_is_wrong(Path(which)) if Path(which).is_dir() else "there is no such folder"
-        if reason:
+        if reason := what_is_wrong(Path(which)):
             raise ValueError(
                 f"--resume_from_checkpoint {which}: {reason}. Give a whole checkpoint folder, or auto for the newest."
             )

@@ -8,16 +8,19 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from .resumable_trainer import shown
 from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
 
+# Steps in a row that are not taken before the run is ended. Under fp16 the scaler looks for its scale that way.
+MOST_SKIPPED, MOST_SKIPPED_FP16 = 3, 50
 # Sign → what it means and what helps. docs/guide.md explains each at more length.
 REMEDIES = {
     "frozen_model": "no parameter is trained. Leave --freeze_encoder out, or unfreeze the head.",
     "extreme_class_weights": "one document of a rare class outweighs many others and makes training jumpy. Gather more "
     "of that class, or give softer --class_weights.",
-    "nan_loss": "the arithmetic broke down. Lower --learning_rate, use --bf16 (or fp32: --bf16 False --fp16 False) in "
+    "nan_loss": "The arithmetic broke down, or the loss leapt. Lower --learning_rate, use --bf16 (or fp32: --bf16 False --fp16 False) in "
     "place of fp16, look for broken documents.",
     "exploding_loss": "the loss is far above where it began. Lower --learning_rate, lengthen --warmup_steps, lower "
     "--max_grad_norm.",
@@ -31,7 +34,7 @@ REMEDIES = {
 
 
 class HealthWatch(TrainerCallback, ExportableState):
-    """Warns of each sign once, and ends a run whose loss is no number before it can be saved.
+    """Warns of each sign once, and ends a run whose steps cannot be taken.
 
     Attributes:
         signs: the signs seen, in order.
@@ -62,39 +65,29 @@ class HealthWatch(TrainerCallback, ExportableState):
         loss = logs.get("loss")
         if loss is None:
             return
-        if not math.isfinite(loss):
-            self.fail(args, state, control, f"the loss is {loss}")
-            return
         self.losses.append(loss)
         start = sum(self.losses[:3]) / len(self.losses[:3])
         if len(self.losses) > 3 and min(self.losses[-2:]) > 3 * max(start, 0.1):
             self.warn("exploding_loss", f"it was {start:.3f} at first and is {loss:.3f} at step {state.global_step}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # Looking at the norm waits for the device: only where something is about to be logged or saved. Under fp16 an
-        # infinite norm is the scaler's business, which skips the step.
-        norm = self.trainer.last_grad_norm
-        looks = control.should_save or control.should_evaluate or control.should_log
-        if looks and norm is not None and not args.fp16 and not math.isfinite(float(norm)):
-            self.fail(args, state, control, f"the gradient norm is {float(norm)}")
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        norm = self.trainer.last_grad_norm
-        if self.failure is None and norm is not None and not args.fp16 and not math.isfinite(float(norm)):
-            self.fail(args, state, control, f"the gradient norm is {float(norm)}")
-        if self.failure is not None:
-            control.should_save, control.should_evaluate = False, False
-
-    def fail(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, detail: str) -> None:
-        """End the run without saving or evaluating what it has become."""
-        if self.failure is None:
+        skipped = self.trainer.carried.skipped
+        if len(skipped) >= (MOST_SKIPPED_FP16 if args.fp16 else MOST_SKIPPED) and self.failure is None:
+            ids = list(dict.fromkeys(id_ for _, _, of_step in skipped for id_ in of_step))
             self.signs.append("nan_loss")
             self.failure = (
-                f"health: nan_loss: {detail} at step {state.global_step}: {REMEDIES['nan_loss']} The checkpoints saved "
-                f"before it in {args.output_dir} are good: go on from them with --resume_from_checkpoint auto."
+                f"health: nan_loss: {len(skipped)} steps in a row could not be taken, the last of them step "
+                f"{skipped[-1][0]} ({skipped[-1][1]}). Their documents: {shown(ids)}. {REMEDIES['nan_loss']} The "
+                f"checkpoints in {args.output_dir} are from before it: go on with --resume_from_checkpoint auto."
             )
-        control.should_training_stop = True
-        control.should_save, control.should_evaluate = False, False
+        if self.failure is not None:
+            # Without saving or evaluating what it has become.
+            control.should_training_stop = True
+            control.should_save = control.should_evaluate = False
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.failure is not None:
+            control.should_save = control.should_evaluate = False
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -107,6 +108,13 @@ def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> 
     library.mallopt(mmap_max, 0)
     library.mallopt(trim_threshold, -1)
     library.mallopt(top_pad, 64 * 2**20)
+
+
+def peak_memory() -> int:
+    """The most memory used so far, in bytes: the device's, or the process's on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def free_memory(device: torch.device) -> int:

@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -30,7 +31,7 @@ class EpochSampler(Sampler[int]):
         num_processes: int = 1,
         batch_size: int = 1,
         accumulation_steps: int = 1,
-        costs: Sequence[float] | None = None,
+        costs: Sequence[float] | np.ndarray | None = None,
     ):
         self.num_documents, self.seed, self.epoch = num_documents, seed, 0
         self.num_processes, self.batch_size, self.accumulation_steps = num_processes, batch_size, accumulation_steps
@@ -45,15 +46,14 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.num_documents, generator=generator).tolist() + [BLANK] * self.num_blanks
-        if self.num_processes == 1 or self.costs is None:
-            yield from order
-            return
-        costs = [0.0 if index == BLANK else float(self.costs[index]) for index in order]
-        step = self.num_processes * self.batch_size * self.accumulation_steps
-        for start in range(0, len(order), step):
-            for place in deal_out(costs[start : start + step], self.num_processes, self.batch_size):
-                yield order[start + place]
+        order = torch.randperm(self.num_documents, generator=generator)
+        order = torch.cat([order, torch.full((self.num_blanks,), BLANK)])
+        for part in order.split(self.num_processes * self.batch_size * self.accumulation_steps):
+            indices = part.tolist()
+            if self.num_processes > 1 and self.costs is not None:
+                costs = [0.0 if index == BLANK else float(self.costs[index]) for index in indices]
+                indices = [indices[place] for place in deal_out(costs, self.num_processes, self.batch_size)]
+            yield from indices
 
 
 def deal_out(costs: Sequence[float], num_processes: int, batch_size: int) -> list[int]:
@@ -87,4 +87,4 @@ class WithBlanks(Dataset):
         return len(self.documents)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.documents[0], "labels": -100} if index == BLANK else self.documents[index]
+        return {**self.documents[0], "labels": -100, "id": ""} if index == BLANK else self.documents[index]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import resource
 import time
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .resources import peak_memory
 from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
@@ -88,13 +88,6 @@ class TensorBoard(TrainerCallback):
 def scalar_name(name: str) -> str:
     """Tag of a logged value: evaluation under eval/, learning rates and training under train/."""
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-
-
-def peak_memory() -> int:
-    """The most memory used so far, in bytes: the device's, or the process's on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:

@@ -4,39 +4,35 @@ trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_w
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
-from torch.utils.data import Dataset, Sampler
-from transformers import Trainer
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from transformers.trainer_utils import EvalLoopOutput
 
-from .checkpoints import write_checkpoint_manifest
 from .losses import weight_sum, weighted_loss_sum
+from .parameter_groups import parameter_groups
 from .resources import random_state, set_random_state, split_documents
+from .resumable_trainer import ResumableTrainer, shown
 from .sampling import EpochSampler, WithBlanks
 
 logger = logging.getLogger(__name__)
 
-# Where a parameter belongs, by the first part of its name, in the order of the optimizer's groups.
-PARTS = {
-    "encoder": ("encoder",),
-    "chunk_attention": ("pooling", "chunk_transformer"),
-    "head": ("classifier",),
-}
 # What is counted between two evaluations: summed loss of the steps, steps, documents, chunks, and seconds: of training
 # in all, and waiting for data. Everything but the loss and the seconds is a number of things.
-COUNTED = ("loss", "steps", "documents", "chunks", "seconds", "data_seconds")
+COUNTED = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
+LOSSES_LOOKED_AT = 20
 
 
-class WeightedTrainer(Trainer):
+class WeightedTrainer(ResumableTrainer):
     """`Trainer` with class weights, learning rates a part, and exact bookkeeping.
 
     The loss of an optimizer step is `cross_entropy(weight=class_weights)` over all its documents, over every
@@ -45,6 +41,7 @@ class WeightedTrainer(Trainer):
     Args:
         class_weights: (K,) or None for none.
         head_lr_multiplier: the head's learning rate in multiples of `args.learning_rate`.
+        max_loss_spike: a step whose loss is above so many times the mean of the last 20 is not taken; None: any is.
         document_costs: what each training document takes to encode, in any unit: with several processes those of a step
             are dealt out so that the processes finish together.
         kwargs: as for `Trainer`.
@@ -55,7 +52,8 @@ class WeightedTrainer(Trainer):
         *args: Any,
         class_weights: torch.Tensor | None = None,
         head_lr_multiplier: float = 2.0,
-        document_costs: Sequence[float] | None = None,
+        document_costs: Sequence[float] | np.ndarray | None = None,
+        max_loss_spike: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -69,10 +67,12 @@ class WeightedTrainer(Trainer):
             raise ValueError(f"class_weights has the shape {tuple(class_weights.shape)}, expected ({num_labels},).")
         self.class_weights = None if class_weights is None else class_weights.float().to(self.args.device)
         self.head_lr_multiplier, self.document_costs = head_lr_multiplier, document_costs
+        if max_loss_spike is not None and self.args.fp16:
+            raise ValueError("max_loss_spike is for bf16 and fp32: under fp16 the scaler decides which step is taken.")
+        self.max_loss_spike = max_loss_spike
         # The loss is divided by the weights of the whole step: Trainer must not divide by the accumulation steps again.
         self.loss_is_scaled_for_ga = True
         self.optimizer: torch.optim.Optimizer | None
-        self.sampler: EpochSampler | None = None
         self.last_grad_norm: torch.Tensor | float | None = None
         # The last evaluation's logits (documents, K) and labels, for whoever draws them.
         self.last_evaluation: EvalLoopOutput | None = None
@@ -85,9 +85,13 @@ class WeightedTrainer(Trainer):
         self.document_parts = {True: 1, False: 1}
         self._eval_live_chunks = 0
         self._full_precision = False
-        # The micro-batches of the present optimizer step so far, and the random state that it began with.
+        # Of the present optimizer step: its micro-batches so far with their losses and their documents' ids, the random
+        # state that it began with, and what was counted before it.
         self._step_batches: list[dict[str, Any]] = []
+        self._step_losses: list[torch.Tensor] = []
+        self._step_ids: list[list[str]] = []
         self._step_random: list[torch.Tensor] = []
+        self._passed_before: dict[str, torch.Tensor] = {}
 
     # ---- the loss ----
 
@@ -129,27 +133,34 @@ class WeightedTrainer(Trainer):
         batch or the schedule.
 
         Gradients are reduced over the processes when the step's last micro-batch is through, so that one process may
-        begin again without the others.
+        begin again without the others. (Where the weights are sharded they meet in every layer, and none may.)
         """
+        self.give_up_if_asked()
         if not self._step_batches:
             self._step_random = random_state()
         self._step_batches.append(inputs)
         again = [inputs]
-        with self.accelerator.no_sync(model):
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with nullcontext() if is_sharded else self.accelerator.no_sync(model):
             while True:
                 try:
                     losses = [self._training_step_in_parts(model, batch, num_items_in_batch) for batch in again]
                     break
                 except (RuntimeError, MemoryError) as error:
                     reason = self._out_of_memory(error)
+                if is_sharded:
+                    raise ValueError(
+                        f"Out of memory ({reason}): lower --live_chunks, or --per_device_train_batch_size."
+                    )
                 self._make_room(inputs, reason, training=True)
                 model.zero_grad()
                 set_random_state(self._step_random)
                 again = self._step_batches
-        if self.accelerator.sync_gradients and self.args.world_size > 1:
+        if self.accelerator.sync_gradients and self.args.world_size > 1 and not is_sharded:
             for parameter in model.parameters():
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        self._step_losses[len(self._step_batches) - len(losses) :] = losses
         # Added up without waiting for the device.
         self._passed["loss"] += losses[-1] / self.accelerator.num_processes
         return losses[-1]
@@ -195,16 +206,25 @@ class WeightedTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """As Trainer's, counting what goes through and how long training waits for it."""
-        self._step_batches = []
+        self._step_batches, self._step_losses = [], []
+        self._passed_before = {name: value.clone() for name, value in self._passed.items()}
+        self._passed_before["logged"] = self._tr_loss.clone()
         started = time.perf_counter()
         self._clock = started if self._clock is None else self._clock
         batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._passed["data_seconds"] += (time.perf_counter() - started) / self.accelerator.num_processes
         self._passed["steps"] += 1 / self.accelerator.num_processes
+        self._step_ids = [batch.pop("ids", []) for batch in batches]
         for batch in batches:
             self._passed["documents"] += (batch["labels"] != -100).sum()
             self._passed["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
         return batches, weights
+
+    def uncount_step(self) -> None:
+        """As if nothing of the present step had gone through; the seconds were spent all the same."""
+        for name in ("loss", "steps", "documents", "chunks"):
+            self._passed[name] = self._passed_before[name]
+        self._tr_loss.copy_(self._passed_before["logged"])
 
     def count_totals(self) -> dict[str, float]:
         """Stop the clock and add what went through, on all processes, to `totals`. Every process must call it."""
@@ -250,7 +270,9 @@ class WeightedTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Logits and labels alone: the split's loss is computed from them at the end, and chunk vectors stay here."""
+        self.give_up_if_asked()
         inputs = self._prepare_inputs(inputs)
+        inputs.pop("ids", None)
         labels = inputs.pop("labels", None)
         bare = self.accelerator.unwrap_model(self.model)
         live_chunks = bare.live_chunks
@@ -292,7 +314,10 @@ class WeightedTrainer(Trainer):
         """
         if self.optimizer is None:
             model = self.model if model is None else model
-            groups = self.parameter_groups(model)
+            decayed = set(self.get_decay_parameter_names(model))
+            rates = {"encoder": self.args.learning_rate, "chunk_attention": self.args.learning_rate}
+            rates["head"] = self.args.learning_rate * self.head_lr_multiplier
+            groups = parameter_groups(model, rates, self.args.weight_decay, decayed)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
             for group in groups:
@@ -303,42 +328,49 @@ class WeightedTrainer(Trainer):
                 )
         return self.optimizer
 
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups `encoder`, `chunk_attention`, `head`, each with decay and (`_no_decay`) without: biases and norms."""
-        trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        if not trainable:
-            raise ValueError(
-                "The model has no trainable parameters (frozen_model): unfreeze the head, or leave --freeze_encoder out."
-            )
-        decayed = set(self.get_decay_parameter_names(model))
-        part_of = {name: [part for part, heads in PARTS.items() if name.split(".")[0] in heads] for name in trainable}
-        if strays := [name for name, parts in part_of.items() if len(parts) != 1]:
-            raise ValueError(f"These parameters are in no optimizer group or in two: {', '.join(strays)}.")
-        groups = []
-        for part, heads in PARTS.items():
-            of_part = [name for name in trainable if part_of[name] == [part]]
-            owned = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
-            if not of_part and (part == "head" or (part == "chunk_attention" and owned)):
-                raise ValueError(f"The optimizer group {part} is empty: all its parameters are frozen.")
-            rate = self.args.learning_rate * (self.head_lr_multiplier if part == "head" else 1.0)
-            for suffix, names, decay in (
-                ("", [name for name in of_part if name in decayed], self.args.weight_decay),
-                ("_no_decay", [name for name in of_part if name not in decayed], 0.0),
-            ):
-                if names:
-                    parameters = [trainable[name] for name in names]
-                    groups.append({"name": part + suffix, "params": parameters, "lr": rate, "weight_decay": decay})
-        return groups
-
     def learning_rates(self) -> dict[str, float]:
         """The present rate of every group, by name."""
         if self.optimizer is None:
             return {}
         return {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
+    # ---- steps that are not taken ----
+
+    # The last that Trainer does before the optimizer's step.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        self.last_grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        return self.last_grad_norm
+        """As Trainer's; a step whose loss or gradients are no numbers changes no weight: its gradients go. (Under fp16 the
+        scaler sees to that.) It waits for the device, once a step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss = torch.stack(self._step_losses).sum() / self.accelerator.num_processes
+        loss = float(self.accelerator.reduce(loss) if self.args.world_size > 1 else loss)
+        if (wrong := self._what_is_wrong(loss, float(norm))) is None:
+            self.last_grad_norm = norm
+            self.carried.skipped = []
+            self.carried.losses = [*self.carried.losses, loss][-LOSSES_LOOKED_AT:]
+            return norm
+        broken = [ids for ids, loss in zip(self._step_ids, self._step_losses, strict=True) if not loss.isfinite()]
+        ids = self._of_all_processes(broken) or self._of_all_processes(self._step_ids)
+        step = self.state.global_step + 1
+        self.carried.skipped = [*self.carried.skipped, (step, wrong, ids)]
+        logger.warning(f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
+        self.uncount_step()
+        self._passed["skipped"] += 1 / self.accelerator.num_processes
+        if not self.args.fp16:
+            model.zero_grad()
+        return norm
+
+    def _of_all_processes(self, batches: list[list[str]]) -> list[str]:
+        ids = [id_ for batch in batches for id_ in batch if id_]
+        return gather_object(ids) if self.args.world_size > 1 else ids
+
+    def _what_is_wrong(self, loss: float, norm: float) -> str | None:
+        """Why the present step must not be taken, or None."""
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return f"its loss is {loss:g}, its gradients' norm {norm:g}"
+        past = self.carried.losses
+        if self.max_loss_spike is not None and len(past) >= 5 and loss > self.max_loss_spike * sum(past) / len(past):
+            return f"its loss is {loss:.3g}, {loss * len(past) / sum(past):.1f} times the mean of the last {len(past)}"
+        return None
 
     # Trainer logs the rate of the first group only, which would hide the head's.
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -364,9 +396,14 @@ class WeightedTrainer(Trainer):
         return self.sampler
 
     def get_train_dataloader(self) -> Any:
-        """As Trainer's; with several processes the last batches are filled up with documents that count for nothing."""
+        """As Trainer's; with several processes the last batches are filled up with documents that count for nothing.
+
+        A stream must give each process documents of its own, without end (data/streamed.py): accelerate's sharding would
+        read some of them twice, and tear documents from their chunks."""
         documents = self.train_dataset
-        if self.args.world_size > 1 and not isinstance(documents, torch.utils.data.IterableDataset):
+        if isinstance(documents, IterableDataset):
+            return DataLoader(documents, self._train_batch_size, collate_fn=self.data_collator)
+        if self.args.world_size > 1:
             documents = WithBlanks(documents)
         return self._get_dataloader(
             dataset=documents,
@@ -376,40 +413,7 @@ class WeightedTrainer(Trainer):
             is_training=True,
         )
 
-    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
-        """As Trainer's, with two mends: accelerate's loader does not tell the epoch to every sampler and data set that
-        it wraps, and a run that had stopped early would train one step more when it is resumed."""
-        for part in (self.sampler, self.train_dataset):
-            if part is not None and hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        if not self.control.should_training_stop:
-            super()._run_epoch(epoch=epoch, **kwargs)
-
-    # ---- checkpoints ----
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As Trainer's, with a manifest written last: a checkpoint without it, or unlike it, is not whole. Older ones
-        are deleted only when it stands."""
+        """As ResumableTrainer's, with what was counted until now."""
         self.count_totals()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            run_dir = self._get_output_dir(trial)
-            write_checkpoint_manifest(f"{run_dir}/checkpoint-{self.state.global_step}")
-            rotate_checkpoints(run_dir, save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint)
-
-    def _load_callback_state(self) -> None:
-        """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
-        a patience given now.) And finds the best checkpoint where the run has moved to."""
-        if best := self.state.best_model_checkpoint:
-            here = Path(self.args.output_dir) / Path(best).name
-            self.state.best_model_checkpoint = str(here) if here.is_dir() else best
-        for callback in self.callback_handler.callbacks:
-            if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
-                saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
-                for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
-                    setattr(callback, name, value)
+        super()._save_checkpoint(model, trial)

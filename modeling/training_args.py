@@ -95,6 +95,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
     freeze_layers: int = field(
         default=0, metadata={"help": "Freeze the embeddings and the encoder's first layers, so many of them."}
     )
+    max_loss_spike: float | None = field(
+        default=None,
+        metadata={"help": "A step whose loss is above so many times the mean of the last 20 is not taken (5, say)."},
+    )
     # Stopping
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Evaluations without improvement; 0: never stop."}
@@ -122,6 +126,12 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=0,
         metadata={"help": "Threads on a CPU. 0: the machine's cores, shared among its processes."},
     )
+    # Data
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the training documents as a stream, for --max_steps: see --train_source."},
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Documents of a stream that the next is drawn from."})
     # Metrics
     severity_weights: str | None = field(
         default=None,
@@ -136,7 +146,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=600.0, metadata={"help": "Seconds that one push, or one answer of the hub, may take."}
     )
     grace_seconds: float = field(
-        default=30.0, metadata={"help": "Seconds that a push in flight may go on when the run is stopped by a signal."}
+        default=30.0,
+        metadata={
+            "help": "Seconds that a run which is stopped by a signal takes for its checkpoint, and its push, at most."
+        },
     )
     # Output
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an earlier run in output_dir."})
@@ -154,9 +167,19 @@ class HierarchicalTrainingArguments(TrainingArguments):
             ("cpu_threads", 0),
             ("learning_rate", 0),
             ("num_train_epochs", 0),
+            ("grace_seconds", 0),
+            ("hub_timeout", 1),
+            ("shuffle_buffer", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        if self.max_loss_spike is not None and self.max_loss_spike <= 1:
+            raise ValueError(f"max_loss_spike must be above 1, and is {self.max_loss_spike}.")
+        if self.streaming and (self.max_steps <= 0 or self.freeze_encoder or self.eval_strategy == "epoch"):
+            raise ValueError(
+                "A stream has no end and no epochs: --streaming needs --max_steps, --eval_strategy steps with --eval_steps, "
+                "--save_strategy steps with --save_steps, and cannot keep chunk vectors (--freeze_encoder)."
+            )
         self.live_chunks = str(self.live_chunks)
         if self.live_chunks != "auto" and not self.live_chunks.isdecimal():
             raise ValueError(f"live_chunks must be auto or a number, 0 for no bound, and is {self.live_chunks}.")

@@ -8,26 +8,26 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from data.chunked import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
+from modeling.files import sync_to_disk
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 
 logger = logging.getLogger(__name__)
 
 FEATURES = datasets.Features({"chunk_vectors": datasets.List(datasets.Value("float32"))})
 DOCUMENTS_AT_ONCE = 4  # so that chunks of like length are found among several documents
+FEWEST_IN_A_FILE, MOST_FILES = 16, 256
 
 
 def cache_key(model: HierarchicalRobertaForSequenceClassification, data_fingerprint: str, precision: str) -> str:
@@ -54,31 +54,27 @@ def cached_chunk_vectors(
 ) -> dict[str, ChunkVectorDocuments]:
     """The splits with vectors in place of tokens, encoded now where the cache does not have them.
 
-    Each process encodes a contiguous share of the documents. A folder gets its name when it is whole.
+    The documents stand in files of a few, dealt out over the processes; each gets its name when it is whole, so that a run
+    which was killed goes on from there, with another number of processes too.
     """
-    size = model.config.hidden_size
     result = {}
     for name, chunked in splits.items():
         folder = cache_dir / name
-        if not folder.is_dir():
-            # Named after the first process: another run may be filling the same cache.
-            [pid] = broadcast_object_list([os.getpid()])
-            partial = cache_dir / f"{name}.partial-{pid}"
-            partial.mkdir(parents=True, exist_ok=True)
-            accelerator.wait_for_everyone()
-            encode_share(model, chunked, collator, partial, accelerator, name)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                if folder.is_dir():
-                    shutil.rmtree(partial)
-                else:
-                    partial.rename(folder)
-            accelerator.wait_for_everyone()
+        folder.mkdir(parents=True, exist_ok=True)
+        size = max(FEWEST_IN_A_FILE, -(-len(chunked) // MOST_FILES))
+        files = {range(i, min(i + size, len(chunked))): folder / f"{i:09d}.arrow" for i in range(0, len(chunked), size)}
+        missing = {rows: path for rows, path in files.items() if not path.is_file()}
+        accelerator.wait_for_everyone()  # all have looked before any writes
+        if missing:
+            mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
+            encode_files(model, chunked, collator, dict(mine), accelerator, name)
         else:
             logger.info(f"Chunk vectors of {name} are taken from {folder}.")
-        parts = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
-        vectors: Any = datasets.concatenate_datasets(parts)
-        result[name] = ChunkVectorDocuments(chunked, vectors, size)
+        accelerator.wait_for_everyone()
+        vectors: Any = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files.values()])
+        if len(vectors) != len(chunked):
+            raise ValueError(f"{folder} has {len(vectors)} of {len(chunked)} documents: delete it, and run again.")
+        result[name] = ChunkVectorDocuments(chunked, vectors, model.config.hidden_size)
     return result
 
 
@@ -87,33 +83,34 @@ def document_means(documents: ChunkVectorDocuments) -> torch.Tensor:
     return torch.stack([documents.document_mean(index) for index in range(len(documents))])
 
 
-def encode_share(
+def encode_files(
     model: HierarchicalRobertaForSequenceClassification,
     chunked: ChunkedDocuments,
     collator: DocumentCollator,
-    folder: Path,
+    files: dict[range, Path],
     accelerator: Accelerator,
     name: str,
 ) -> None:
-    """Encode this process's share of a split's documents into an Arrow file of its own."""
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    share = range(rank * len(chunked) // processes, (rank + 1) * len(chunked) // processes)
+    """Encode documents, by their rows, into an Arrow file each of so many."""
     max_chunks = chunked.max_chunks
     if chunked.chunk_policy == "random":
         chunked.max_chunks = 2**31  # every epoch draws among all of a document's chunks
-    loader = DataLoader(Subset(chunked, share), DOCUMENTS_AT_ONCE, collate_fn=collator)
     model = model.eval().to(accelerator.device)
     progress = tqdm(
-        total=len(share), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process
+        total=sum(map(len, files)), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process
     )
-    with ArrowWriter(path=str(folder / f"{rank:05d}.arrow"), features=FEATURES, writer_batch_size=16) as writer:
-        for batch in loader:
-            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-            with torch.no_grad(), accelerator.autocast():
-                chunk_ND = model.encode_chunks(batch["input_ids"], batch["attention_mask"]).float().cpu()
-            for chunk_CD in chunk_ND.split(batch["num_chunks"].tolist()):
-                writer.write({"chunk_vectors": chunk_CD.numpy().ravel()})
-                progress.update()
-        writer.finalize()
+    for rows, path in files.items():
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
+            for batch in DataLoader(Subset(chunked, rows), DOCUMENTS_AT_ONCE, collate_fn=collator):
+                ids_NL, mask_NL = (batch[key].to(accelerator.device) for key in ("input_ids", "attention_mask"))
+                with torch.no_grad(), accelerator.autocast():
+                    chunk_ND = model.encode_chunks(ids_NL, mask_NL).float().cpu()
+                for chunk_CD in chunk_ND.split(batch["num_chunks"].tolist()):
+                    writer.write({"chunk_vectors": chunk_CD.numpy().ravel()})
+                    progress.update()
+            writer.finalize()
+        sync_to_disk(partial)
+        partial.replace(path)
     progress.close()
     chunked.max_chunks = max_chunks

@@ -4,9 +4,12 @@
 """
 
 import argparse
+import errno
 import logging
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 # What a person can mend: wrong values, missing or unreadable files, a full disk. Anything else is a defect of ours.
@@ -20,10 +23,22 @@ class UserParser(argparse.ArgumentParser):
         raise ValueError(f"{message[0].upper()}{message[1:]}. ({self.prog} --help lists every option.)")
 
 
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; its exit status. A traceback is shown for a defect, or with `--log_level debug`."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return main() or 0
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except USER_ERRORS as error:
         if is_debugging():
             raise
@@ -45,4 +60,9 @@ def is_debugging() -> bool:
 
 
 def one_paragraph(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said += (
+            ". The disk is full: make room, and run the command again (a training with --resume_from_checkpoint auto)."
+        )
+    return said

@@ -27,7 +27,7 @@ from data.chunked import ChunkedDocuments
 from data.collator import DocumentCollator
 from data.prepared import load_prepared
 from modeling.calibration import expected_calibration_error, fit_temperature
-from modeling.callbacks import write_json
+from modeling.files import write_json, write_text
 from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import use_all_cores
@@ -297,12 +297,8 @@ def rewrite_card(folder: Path, evaluation: dict[str, Any], subject: Subject) -> 
         if record["config"].get("data_fingerprint") != subject.manifest["data_fingerprint"]:
             print(f"These are not the data that {folder} was trained on: its card stays as it was.")
             return
-        partial = folder / ".README.md.partial"
-        partial.write_text(model_card(record, trained, subject.names, evaluation), encoding="utf-8")
-        partial.replace(folder / "README.md")
-        (folder / "training.tex").write_text(
-            latex_paragraph(record, trained, subject.names, evaluation), encoding="utf-8"
-        )
+        write_text(folder / "README.md", model_card(record, trained, subject.names, evaluation))
+        write_text(folder / "training.tex", latex_paragraph(record, trained, subject.names, evaluation))
         print(f"{folder / 'README.md'} and training.tex now have these figures too.")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx2
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory  # not exported, and it keeps the client offline
 
@@ -32,22 +33,21 @@ CHECKPOINT_FILES = re.compile(
 )
 
 
-def files_of(folder: Path, names: re.Pattern[str]) -> Iterator[Path]:
+def files_of(folder: Path | None, names: re.Pattern[str]) -> Iterator[Path]:
     """The files right in a folder whose whole names are allowed."""
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
         if path.is_file() and names.fullmatch(path.name):
             yield path
 
 
-def stage(
-    target: Path, model: Path, output_dir: Path, checkpoint: Path | None, checkpoint_name: str = LAST_CHECKPOINT
-) -> None:
+def stage(target: Path, model: Path, output_dir: Path, checkpoint: Path | None, keeps_checkpoint: bool = False) -> None:
     """Lay out in `target` what one commit shall hold, by hard links: what is deleted or replaced afterwards stays here.
 
     Args:
         model: the folder with the weights for the repo's root (the best checkpoint, or output_dir when the run is over).
         output_dir: the run's, for its records and its TensorBoard files.
-        checkpoint: the newest one; None where the strategy pushes none.
+        checkpoint: the newest one, for last-checkpoint/; None where the strategy pushes none.
+        keeps_checkpoint: it goes under its own name too, where the next push leaves it.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -61,9 +61,10 @@ def stage(
         copy = target / "runs" / path.parent.name / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    for path in files_of(checkpoint, CHECKPOINT_FILES) if checkpoint else ():
-        (target / checkpoint_name).mkdir(exist_ok=True)
-        _link(path, target / checkpoint_name / path.name)
+    for name in [LAST_CHECKPOINT, *([checkpoint.name] if keeps_checkpoint else [])] if checkpoint else []:
+        (target / name).mkdir()
+        for path in files_of(checkpoint, CHECKPOINT_FILES):
+            _link(path, target / name / path.name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -101,21 +102,27 @@ def set_timeout(seconds: float) -> None:
     huggingface_hub.set_client_factory(factory)
 
 
-def claim_repo(repo_id: str, private: bool | None, allow_public: bool, revision: str | None) -> str:
+def claim_repo(
+    repo_id: str, private: bool | None, allow_public: bool, revision: str | None, license: str | None = None
+) -> str:
     """See, before anything is trained, that the repo can be pushed to; it and its branch are made where they are not.
 
     Args:
         private: of a new repo (None: private).
+        license: the card's; the hub would refuse every push with a name that it does not know.
 
     Returns:
         The repo's whole id, namespace included.
 
     Raises:
-        ValueError: no token, a refused one, no right to write, a public repo without `allow_public`, no hub in reach.
+        ValueError: no token, a refused one, no right to write, a public repo without `allow_public`, an unknown licence,
+            no hub in reach.
     """
     api = HfApi()
     try:
         user = api.whoami()["name"]
+        if license is not None:
+            check_license(license)
         if "/" not in repo_id:
             repo_id = f"{user}/{repo_id}"
         info = _info_of(api, repo_id)
@@ -142,6 +149,17 @@ def claim_repo(repo_id: str, private: bool | None, allow_public: bool, revision:
     return repo_id
 
 
+def check_license(license: str) -> None:
+    """Raises ValueError where the hub does not take a card with this licence."""
+    try:
+        RepoCard(f"---\n{yaml.safe_dump({'license': license})}---\n").validate(repo_type="model")
+    except ValueError as error:
+        raise ValueError(
+            f"The hub does not take --license {license}: {' '.join(str(error).split())} Give one of its identifiers, "
+            "apache-2.0 or other for example."
+        ) from None
+
+
 def _info_of(api: HfApi, repo_id: str) -> ModelInfo | None:
     try:
         return api.model_info(repo_id)
@@ -162,7 +180,8 @@ def reason_of(error: BaseException) -> str:
     if status == 403:
         return "the token has no right to write there (403). Name a namespace of yours, or take a token that may write."
     if status is not None:
-        return f"the hub answered {status}."
+        said = getattr(error, "server_message", None)
+        return f"the hub answered {status}{f' ({said})' if said else ''}."
     return f"the hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})."
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from scripts.hub import LAST_CHECKPOINT, stage
+from scripts.hub import stage
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,23 @@ class HubPusher(TrainerCallback):
 
     Args:
         timeout: seconds that one push may take before it is ended and tried again.
+        grace_seconds: how long pushes may go on when the run was stopped.
+        longest_end: how long they may go on at the run's end, at the most; three pushes that time out are enough.
     """
 
-    def __init__(self, output_dir: Path, repo_id: str, strategy: str, revision: str | None, timeout: float):
+    def __init__(
+        self,
+        output_dir: Path,
+        repo_id: str,
+        strategy: str,
+        revision: str | None,
+        timeout: float,
+        grace_seconds: float,
+        longest_end: float,
+    ):
         self.output_dir, self.repo_id, self.strategy = output_dir, repo_id, strategy
-        self.revision, self.timeout = revision, timeout
+        self.revision, self.timeout, self.grace_seconds = revision, timeout, grace_seconds
+        self.longest_end = min(longest_end, 3 * timeout + 10)
         self.folder = output_dir / ".hub"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.waiting: deque[tuple[Path, str]] = deque()
@@ -45,16 +57,25 @@ class HubPusher(TrainerCallback):
         self.is_idle, self.is_ending, self.is_closed = True, False, False
         threading.Thread(target=self._work, daemon=True).start()
 
+    def __enter__(self) -> "HubPusher":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Where an error ended the run, what was saved before it is still pushed, for so long as a signal would leave;
+        a second Ctrl-C waits for nothing. Either way it is said what the hub lacks."""
+        if not self.is_closed:
+            self.finish(None, seconds=0.0 if kind is KeyboardInterrupt else self.grace_seconds, final=False)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.strategy == "end":
             return
         checkpoint = self.output_dir / f"checkpoint-{state.global_step}"
         best = Path(state.best_model_checkpoint or checkpoint)
         with_checkpoint = checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
-        name = checkpoint.name if self.strategy == "all_checkpoints" else LAST_CHECKPOINT
         staged = self.folder / f"step-{state.global_step}"
         try:
-            stage(staged, best if best.is_dir() else checkpoint, self.output_dir, with_checkpoint, name)
+            model = best if best.is_dir() else checkpoint
+            stage(staged, model, self.output_dir, with_checkpoint, self.strategy == "all_checkpoints")
         except OSError as error:  # a full disk, say: no reason to end the training
             logger.warning(f"Step {state.global_step} is not pushed: it could not be laid out ({error}).")
             return
@@ -142,7 +163,7 @@ class HubPusher(TrainerCallback):
 
         Args:
             last_checkpoint: the newest checkpoint of the run.
-            seconds: how long to wait at the most (None: for three pushes that time out).
+            seconds: how long to wait at the most (None: `longest_end`).
             final: False where the run was stopped, and what its last save staged is what there is to push.
         """
         if final:
@@ -150,7 +171,7 @@ class HubPusher(TrainerCallback):
             with_checkpoint = last_checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
             stage(staged, self.output_dir, self.output_dir, with_checkpoint)
             self._submit(staged, "End of training")
-        deadline = time.monotonic() + (3 * self.timeout + 10 if seconds is None else seconds)
+        deadline = time.monotonic() + (self.longest_end if seconds is None else seconds)
         with self.changed:
             self.is_ending = True
             self.changed.notify_all()

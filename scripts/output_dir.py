@@ -1,14 +1,50 @@
-"""The folder of a run: an earlier run in it is gone on with or replaced, and never mixed with."""
+"""The folder of a run: one run at a time; an earlier one in it is gone on with or replaced, and never mixed with."""
 
+import fcntl
 import logging
+import os
+import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from modeling.checkpoints import checkpoints_of, find_checkpoint
+from modeling.resumable_trainer import SAVING
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md", "training.tex")
+
+
+@contextmanager
+def lock_output_dir(folder: Path) -> Iterator[None]:
+    """Nobody else trains in this folder meanwhile. The lock goes with the process, however it ends, and is not handed on
+    to its loader's workers (fcntl's locks are a process's own).
+
+    Raises:
+        ValueError: somebody does, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (for as long as the run)
+    except OSError as error:
+        reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
+        raise ValueError(f"output_dir {folder} {reason}: expected a folder of your own, or a new name.") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"Another run is at work in {folder} ({file.read().strip() or 'it has just begun'}): wait for its end, or "
+                "name another output_dir."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        shutil.rmtree(folder / SAVING, ignore_errors=True)  # a checkpoint that was being written when a run was killed
+        yield
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:

@@ -10,7 +10,6 @@ With --output the documents are shared out over the processes, and a run that wa
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from data.documents import clean_text
 from data.sources import read_rows
+from modeling.files import whole_file, write_text
 from modeling.pipeline import HierarchicalClassificationPipeline
 from modeling.resources import use_all_cores
 from scripts.command_line import UserParser, run_main
@@ -126,9 +126,7 @@ class Parts:
             if not path.is_file():
                 for leftover in self.folder.iterdir():
                     leftover.unlink()
-                partial = path.with_suffix(".partial")
-                partial.write_text(json.dumps(about), encoding="utf-8")
-                partial.replace(path)
+                write_text(path, json.dumps(about))
         state.wait_for_everyone()
         found = json.loads(path.read_text(encoding="utf-8"))
         if different := [key for key in about if found.get(key) != about[key]]:
@@ -155,16 +153,11 @@ class Parts:
         """The output from all processes' parts, in the source's order; then the parts go."""
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            partial = self.folder / "whole.partial"
-            with ExitStack() as stack:
+            with whole_file(self.output) as out, ExitStack() as stack:
                 names = [self.folder / f"{rank}.jsonl" for rank in range(self.state.num_processes)]
                 files = [stack.enter_context(open(name, encoding="utf-8")) for name in names]
-                out = stack.enter_context(open(partial, "w", encoding="utf-8"))
                 while lines := [line for file in files if (line := file.readline())]:
                     out.writelines(lines)
-                out.flush()
-                os.fsync(out.fileno())
-            partial.replace(self.output)
             (self.folder / "about.json").unlink()  # first: without it, what is left is nothing to go on with
             shutil.rmtree(self.folder)
         self.state.wait_for_everyone()

@@ -5,11 +5,9 @@
 """
 
 import argparse
-import hashlib
 import platform
 import shutil
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,13 @@ from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, Findings, read_d
 from data.prepared import (
     LEGACY_FILES,
     MANIFEST,
+    beside,
+    clear_leftovers,
     describe,
-    file_sizes,
+    files_of,
     read_legacy,
     save_prepared,
+    sha256_of,
     tokenize_documents,
     tokenizer_fingerprint,
 )
@@ -119,7 +120,9 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     fingerprint = tokenizer_fingerprint(tokenizer)
     body_length = check_geometry(arguments, tokenizer)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    workspace = tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent)
+    clear_leftovers(output_dir)
+    workspace = beside(output_dir, "documents")
+    workspace.mkdir()
     try:
         findings = Findings()
         if (Path(arguments.source) / LEGACY_FILES["train"]).is_file():
@@ -159,13 +162,13 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 
 def prepare_documents(
-    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, workspace: str
+    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, workspace: Path
 ) -> tuple[datasets.DatasetDict, Findings]:
     """Read the source, decide the splits, tokenize each."""
     columns = Columns(**{kind: getattr(arguments, f"{kind}_column") for kind in COLUMN_KINDS})
     labels = arguments.labels or label_names_of(arguments.source, arguments.label_column)
     documents, findings = read_documents(
-        arguments.source, columns, labels, arguments.encoding_errors, arguments.drop, arguments.keep, workspace
+        arguments.source, columns, labels, arguments.encoding_errors, arguments.drop, arguments.keep, str(workspace)
     )
     if labels is None:
         labels = sorted(
@@ -220,13 +223,10 @@ def describe_source(source: str) -> dict[str, Any]:
     """Name and, for a file, size and sha256: enough to see later whether it is still the same."""
     path = Path(source)
     if path.is_file():
-        with open(path, "rb") as file:
-            return {
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-    return {"name": source, "bytes": sum(file_sizes(path).values())} if path.is_dir() else {"name": source}
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    if path.is_dir():
+        return {"name": source, "bytes": sum(file.stat().st_size for file in files_of(path))}
+    return {"name": source}
 
 
 def report(manifest: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def main() -> None:
             break
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            if attempt == arguments.attempts or status in (401, 403):
+            if attempt == arguments.attempts or status in (400, 401, 403):
                 raise ValueError(f"{repo_id} was not pushed to: {reason_of(error)}") from None
             logger.warning(f"Push {attempt} to {repo_id} failed ({reason_of(error)}); again in {2**attempt} s.")
             time.sleep(2**attempt)

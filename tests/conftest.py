@@ -80,10 +80,8 @@ def _save_tokenizer(folder: Path, template: processors.PostProcessor, special: l
     ).save_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_roberta(folder: Path) -> Path:
     """A RoBERTa encoder of random weights with its tokenizer: 2 layers of 32, chunks of up to 64 tokens."""
-    folder = tmp_path_factory.mktemp("roberta")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
     RobertaModel(RobertaConfig(vocab_size=400, max_position_embeddings=66, **sizes)).save_pretrained(folder)
@@ -91,6 +89,11 @@ def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), ["<s>", "<pad>", "</s>", "<unk>"], [0, 1, 2, 3]
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_roberta(tmp_path_factory.mktemp("roberta"))
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +189,14 @@ TRAINING = {
 }
 
 
+def launcher(processes: int) -> list[str]:
+    """What starts a program in so many processes."""
+    if processes == 1:
+        return [sys.executable]
+    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "nproc_per_node": processes}
+    return [sys.executable, "-m", "torch.distributed.run", *options(**meeting)]
+
+
 def train(
     _folder: Path,
     _encoder: Path,
@@ -198,21 +209,7 @@ def train(
 ):
     """Run train_hf.py on a tiny encoder, in fp32; `extra` and `arguments` override."""
     given = {"dataset_dir": _folder, "encoder": _encoder, "output_dir": _output_dir, **TRAINING, **arguments}
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_port",
-            "0",
-            "--rdzv_backend",
-            "c10d",
-            "--rdzv_endpoint",
-            "127.0.0.1:0",
-        ]
-    command = [*launcher, "train_hf.py", *options(**given), *extra]
+    command = [*launcher(processes), "train_hf.py", *options(**given), *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
 

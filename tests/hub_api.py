@@ -30,6 +30,9 @@ def whoami(call: Call) -> dict:
 
 
 def validate_yaml(call: Call) -> dict:
+    licence = re.search(r"^license: (.*)$", call.json()["content"], re.MULTILINE)
+    if licence and licence[1] not in ("apache-2.0", "mit", "other"):
+        raise Refusal(400, '"license" must be one of [apache-2.0, mit, other]')
     return {"errors": [], "warnings": []}
 
 

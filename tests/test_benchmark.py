@@ -16,7 +16,7 @@ from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
 from scripts.benchmark.ranks import evenness
 from scripts.benchmark.table import draw, markdown
 from tests.conftest import SENTENCES
-from tests.test_trainer import Documents
+from tests.tiny_training import Documents
 
 
 def test_the_padded_loop_is_the_same_mathematics(roberta_model):

@@ -1,13 +1,16 @@
 """Early stopping's rule, the health watch's signs, the files that are written whole."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from modeling.callbacks import EarlyStopping, write_json
-from modeling.checkpoints import find_checkpoint, what_is_wrong, write_checkpoint_manifest
+from modeling.callbacks import EarlyStopping, StopOnSignal
+from modeling.checkpoints import find_checkpoint, put_in_place, rotate, what_is_wrong
+from modeling.files import write_json
 from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
 from modeling.tensorboard import confusion_figure, scalar_name
 
@@ -85,19 +88,14 @@ def test_a_loss_that_explodes_or_is_no_number():
         health.on_log(ARGS, TrainerState(global_step=step), control, logs={"loss": loss})
     assert health.signs == ["exploding_loss"]
     assert not control.should_training_stop
-    control.should_save = True
-    health.on_log(ARGS, TrainerState(global_step=7), control, logs={"loss": float("nan")})
-    assert control.should_training_stop
-    assert not control.should_save
-    assert "nan_loss" in (health.failure or "")
 
 
 def make_checkpoint(folder, step: int):
-    path = folder / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(b"weights" * step)
-    write_checkpoint_manifest(str(path))
-    return path
+    partial = folder / ".saving" / f"checkpoint-{step}"
+    partial.mkdir(parents=True)
+    (partial / "model.safetensors").write_bytes(b"weights" * step)
+    put_in_place(partial, folder / partial.name)
+    return folder / partial.name
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path, caplog):
@@ -130,3 +128,31 @@ def test_the_confusion_matrix_shows_counts_and_shares():
     assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75%", "1\n25%", "0\n0%", "0\n0%"]
     assert scalar_name("eval_f1_macro") == "eval/f1_macro"
     assert scalar_name("learning_rate/head") == "train/learning_rate/head"
+
+
+def test_rotation_never_takes_the_last_whole_checkpoint_nor_the_best(tmp_path):
+    best, old, last, torn = (make_checkpoint(tmp_path, step) for step in (2, 4, 6, 8))
+    (torn / "checkpoint_manifest.json").unlink()
+    rotate(tmp_path, 1, {best, last})
+    assert best.is_dir()
+    assert last.is_dir()
+    assert not old.exists()
+
+
+def test_a_checkpoint_replaces_the_one_of_its_name(tmp_path):
+    first = make_checkpoint(tmp_path, 4)
+    (first / "model.safetensors").write_bytes(b"torn")
+    again = make_checkpoint(tmp_path, 4)
+    assert first == again
+    assert what_is_wrong(again) is None
+    assert [path.name for path in (tmp_path / ".saving").iterdir()] == []
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    stop = StopOnSignal()
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        assert stop.agree() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert stop.exit_status == 130

@@ -4,18 +4,25 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
+from modeling.checkpoints import put_in_place
 from scripts.hub import stage
-from tests.conftest import ROOT, TRAINING, options, tiny_rows
+from scripts.hub_pusher import HubPusher
+from tests.conftest import ROOT, TRAINING, launcher, options, tiny_rows, train
+from tests.hub_repos import Repo
 from tests.hub_server import HubServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.hub]
@@ -32,10 +39,12 @@ def server():
         yield server
 
 
-def push(server, home, data, encoder, output_dir, /, *extra, xet=False, token=TOKEN, wait=True, **arguments):
+def push(
+    server, home, data, encoder, output_dir, /, *extra, xet=False, token=TOKEN, wait=True, processes=1, **arguments
+):
     """Train with --push_to_hub; the finished process, or the running one."""
     given = {"dataset_dir": data, "encoder": encoder, "output_dir": output_dir, **TRAINING, "hub_model_id": "org/model"}
-    command = [sys.executable, "train_hf.py", *options(**(given | arguments)), "--push_to_hub", *extra]
+    command = [*launcher(processes), "train_hf.py", *options(**(given | arguments)), "--push_to_hub", *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **server.environment(home, token=token, xet=xet)}
     environment |= {"HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
     process = subprocess.Popen(
@@ -133,6 +142,9 @@ def test_every_strategy_leaves_what_it_says(server, prepared_folder, roberta_fol
     commit = last(server)
     steps = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*"))
     holds_the_end_of(commit, tmp_path / "run", checkpoint=strategy == "all_checkpoints")
+    if strategy == "all_checkpoints":  # each push can be gone on from, not the last one only
+        for earlier in server.repos["org/model"].commits("main")[1:]:
+            assert "last-checkpoint/trainer_state.json" in earlier.files
     found = {name.split("/")[0] for name in commit.files if name.startswith("checkpoint-")}
     assert found == ({f"checkpoint-{step}" for step in steps} if folders else set())
     if strategy == "end":
@@ -237,6 +249,41 @@ def test_a_slow_hub_gets_the_end_though_saves_are_faster(server, prepared_folder
             assert sha256(commit.read(f"last-checkpoint/{name}")) == entry["sha256"]
 
 
+def test_an_error_in_mid_run_leaves_what_was_saved_before_it_on_the_hub(server, tmp_path, monkeypatch, caplog):
+    for name, value in server.environment(tmp_path / "home", token=TOKEN, xet=False).items():
+        monkeypatch.setenv(name, value)
+    run, state = tmp_path / "run", SimpleNamespace(global_step=4, best_model_checkpoint=None)
+    for name in ("model.safetensors", "config.json", "trainer_state.json", "checkpoint_manifest.json"):
+        (run / "checkpoint-4").mkdir(parents=True, exist_ok=True)
+        (run / "checkpoint-4" / name).write_text(json.dumps({"global_step": 4}))
+    server.repos["org/model"] = Repo("org/model", True, "alice")
+
+    def stopped_by(error: BaseException, grace_seconds: float) -> None:
+        with suppress(type(error)), HubPusher(run, "org/model", "checkpoint", None, 60, grace_seconds, 60) as pusher:
+            pusher.on_save(None, state, None)
+            raise error
+
+    server.faults.add("commit", delay=1.0)
+    stopped_by(KeyboardInterrupt(), 60)  # the second Ctrl-C: nothing is waited for
+    assert "does not have the end of this run" in caplog.text
+    stopped_by(ValueError("anything"), 60)
+    assert json.loads(last(server).read("last-checkpoint/trainer_state.json"))["global_step"] == 4
+
+
+@pytest.mark.distributed
+def test_two_processes_that_are_stopped_push_what_they_saved(server, prepared_folder, roberta_folder, tmp_path):
+    server.faults.add("commit", delay=2.0)
+    given = {"hub_strategy": "checkpoint", "num_train_epochs": 200, "early_stopping_patience": 0}
+    given |= {"wait": False, "processes": 2}
+    process = push(server, tmp_path / "home", prepared_folder, roberta_folder, tmp_path / "run", **given)
+    server.wait_for("commit", timeout=120)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    [step] = re.findall(r"Stopped by a signal after step (\d+)", said)[:1]
+    state = json.loads(last(server).read("last-checkpoint/trainer_state.json"))
+    assert state["global_step"] == int(step), said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_stopped_in_a_push_leaves_the_hub_whole(server, prepared_folder, roberta_folder, tmp_path, number):
     server.faults.add("commit", delay=2.0)
@@ -262,6 +309,7 @@ def test_a_run_stopped_in_a_push_leaves_the_hub_whole(server, prepared_folder, r
         ({"hub_model_id": "strangers/model"}, "no right to write there (403)"),
         ({"hub_model_id": "org/public"}, "is public, and everybody would see"),
         ({"hub_model_id": "bad name!"}, "--hub_model_id alice/bad name!"),
+        ({"license": "apache"}, "does not take --license apache"),
         ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached"),
     ],
 )
@@ -314,6 +362,23 @@ def test_a_pickle_that_would_run_code_is_refused(prepared_folder, roberta_folder
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_checkpoint_with_such_a_pickle_is_refused_though_its_manifest_fits(prepared_folder, roberta_folder, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+    [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
+    (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Evil()))
+    put_in_place(checkpoint.rename(tmp_path / checkpoint.name), checkpoint)
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", resume_from_checkpoint="auto")
+    assert done.returncode == 1
+    assert "holds more than tensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_dry_run_touches_no_hub(server, prepared_folder, roberta_folder, tmp_path):
     done = push(server, tmp_path / "home", prepared_folder, roberta_folder, tmp_path / "run", "--dry_run")
     assert done.returncode == 0, done.stdout
@@ -331,3 +396,22 @@ def test_what_is_staged_names_no_machine_and_nothing_that_is_not_allowed(tmp_pat
         path.relative_to(tmp_path / "staged").as_posix() for path in (tmp_path / "staged").rglob("*") if path.is_file()
     }
     assert found == {"model.safetensors", "config.json", "runs/2026-01-01/events.out.tfevents.1700000000.run.123.0"}
+
+
+@pytest.mark.skipif("HUB_TEST_TOKEN" not in os.environ, reason="HUB_TEST_TOKEN, a token that may write, is not set")
+def test_the_real_hub_takes_a_run_and_gives_it_back(prepared_folder, roberta_folder, tmp_path, monkeypatch):
+    """Opt-in: makes a private repo under the token's name, and deletes it again."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    api = HfApi(token=os.environ["HUB_TEST_TOKEN"])
+    repo_id = f"{api.whoami()['name']}/hierarchical-roberta-test-{os.getpid()}"
+    environment = {"HF_TOKEN": os.environ["HUB_TEST_TOKEN"], "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    real = SimpleNamespace(environment=lambda *_, **__: environment)
+    given = {"hub_model_id": repo_id, "hub_strategy": "checkpoint"}
+    try:
+        done = push(real, None, prepared_folder, roberta_folder, tmp_path / "run", **given)
+        assert done.returncode == 0, done.stdout
+        assert api.model_info(repo_id).private
+        found = api.hf_hub_download(repo_id, "model.safetensors", local_dir=tmp_path / "back")
+        assert sha256(Path(found).read_bytes()) == sha256((tmp_path / "run" / "model.safetensors").read_bytes())
+    finally:
+        api.delete_repo(repo_id, missing_ok=True)

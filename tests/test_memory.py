@@ -11,7 +11,7 @@ from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenc
 from modeling.resources import GAPS, Footprint, footprint, free_memory, settle_freed_memory, split_documents
 from modeling.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
-from tests.test_trainer import Documents, trainer_for
+from tests.tiny_training import Documents, trainer_for
 
 
 def out_of_memory(*_) -> None:

@@ -1,21 +1,14 @@
 """WeightedTrainer: the same mathematics under any batching, learning rates a part, exact evaluation."""
 
 import copy
-import json
-import os
-import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, TrainingArguments
 
 from data.chunked import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.callbacks import EarlyStopping, History, StopOnSignal
-from modeling.checkpoints import find_checkpoint
 from modeling.losses import balanced_class_weights
-from modeling.metrics import compute_metrics_fn
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from modeling.sampling import BLANK, EpochSampler, deal_out
 from modeling.trainer import WeightedTrainer
@@ -26,55 +19,7 @@ from modeling.training_args import (
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cached_chunk_vectors
-
-WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
-
-
-class Documents(torch.utils.data.Dataset):
-    """Random documents of 1-4 chunks; 50 of them, so that the last step of an epoch has 2."""
-
-    def __init__(self, count: int = 50):
-        generator = torch.Generator().manual_seed(3)
-
-        def number(low: int, high: int) -> int:
-            return int(torch.randint(low, high, (1,), generator=generator))
-
-        self.items = [
-            {
-                "input_ids": [torch.randint(5, 99, (number(4, 16),), generator=generator) for _ in range(number(1, 5))],
-                "labels": number(0, 3),
-            }
-            for _ in range(count)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.items[index]
-
-
-def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **arguments) -> WeightedTrainer:
-    given = {
-        "learning_rate": 1e-3,
-        "num_train_epochs": 1,
-        "dataloader_num_workers": 0,
-        "bf16": False,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        **arguments,
-    }
-    documents = documents or Documents()
-    return WeightedTrainer(
-        model=model,
-        args=HierarchicalTrainingArguments(output_dir=str(folder), **given),
-        class_weights=class_weights,
-        data_collator=DocumentCollator(model.config.encoder_config.pad_token_id),
-        train_dataset=documents,
-        eval_dataset=documents,
-        compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4]),
-    )
+from tests.tiny_training import WEIGHTS, Documents, trainer_for
 
 
 def trained(model, folder, batch: int, accumulation: int, **arguments) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -217,54 +162,6 @@ def test_it_works_with_plain_training_arguments_too(roberta_model, tmp_path):
 def test_class_weights_of_another_length_are_refused(roberta_model, tmp_path):
     with pytest.raises(ValueError, match=r"has the shape \(2,\), expected \(3,\)"):
         trainer_for(roberta_model, tmp_path, class_weights=torch.ones(2))
-
-
-class KillAt(TrainerCallback):
-    """Sends this process a signal when a step begins."""
-
-    def __init__(self, step: int, number: int):
-        self.step, self.number = step, number
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize("step", [3, 4, 8])  # in mid-epoch, in an epoch's last step, in the last step of all
-def test_a_signal_in_any_step_changes_nothing_once_resumed(step, roberta_folder, tmp_path):
-    def run(folder, kill_at: int | None = None, resume: bool = False) -> tuple[StopOnSignal, WeightedTrainer]:
-        torch.manual_seed(5)
-        model = Model.from_encoder(
-            str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.1
-        )
-        trainer = trainer_for(
-            model,
-            folder,
-            num_train_epochs=2,
-            eval_strategy="epoch",
-            save_strategy="epoch",
-            metric_for_best_model="loss",
-            save_total_limit=9,
-        )
-        stop, early = StopOnSignal(), EarlyStopping(5, 0.0)
-        history = History(trainer, early, {})
-        for callback in (early, *([KillAt(kill_at, signal.SIGTERM)] if kill_at else []), stop, history):
-            trainer.add_callback(callback)
-        with stop.listening():
-            trainer.train(resume_from_checkpoint=find_checkpoint(str(folder), "auto") if resume else None)
-        return stop, trainer
-
-    assert run(tmp_path / "whole")[0].exit_status is None
-    stop, trainer = run(tmp_path / "cut", kill_at=step)
-    assert stop.exit_status == 143
-    assert trainer.state.global_step == step
-    run(tmp_path / "cut", resume=True)
-    whole, cut = (load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    histories = [json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("whole", "cut")]
-    assert [epoch["eval_loss"] for epoch in histories[0]["epochs"]] == [
-        epoch["eval_loss"] for epoch in histories[1]["epochs"]
-    ]
 
 
 def test_smaller_is_better_for_a_loss(tmp_path):

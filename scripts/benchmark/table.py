@@ -94,6 +94,10 @@ def draw(results: Results, path: Path) -> None:
     for axis, title in zip(axes, ("seconds a training pass", "peak MiB over the loaded model"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="chunks of a document (256 tokens each)", title=title)
         axis.grid(visible=True, alpha=0.3)
+        for each in (axis.xaxis, axis.yaxis):
+            each.set_major_formatter("{x:,g}")
+    axes[1].yaxis.set_minor_formatter("{x:,g}")
+    axes[1].tick_params(which="minor", labelsize=8)
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

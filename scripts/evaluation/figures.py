@@ -100,3 +100,18 @@ def faithfulness_figure(found: dict[str, Any], unit: str) -> bytes:
         axes[k].legend()
     axes[1].set_xlabel(f"{unit} alone left")
     return _png(figure)
+
+
+def learning_curves_figure(epochs_of: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Training loss (thin), validation loss and validation macro-F1 of each run, by epoch."""
+    figure, [left, right] = _axes("epoch", "loss", columns=2)
+    right.set_ylabel("validation macro-F1")
+    for k, (name, epochs) in enumerate(epochs_of.items()):
+        line = {"color": COLOURS[k % len(COLOURS)], "marker": "."}
+        at = [epoch["epoch"] for epoch in epochs]
+        left.plot(at, [epoch["train_loss"] for epoch in epochs], linewidth=0.8, linestyle=":", **line)
+        left.plot(at, [epoch["eval_loss"] for epoch in epochs], label=name, **line)
+        right.plot(at, [epoch.get("eval_f1_macro") for epoch in epochs], label=name, **line)
+    left.set_title("validation loss; dotted: training", fontsize=10)
+    right.legend(fontsize=8)
+    return _png(figure)

@@ -13,6 +13,8 @@ from typing import Any
 
 import jinja2
 
+from modeling.files import whole_file
+
 # What the table of documents shows; the rest of a document is read when it is opened.
 SUMMARY = ("id", "label", "predicted", "confidence", "truncated", "num_chunks", "review")
 
@@ -58,10 +60,8 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         "documents": [{name: document[name] for name in SUMMARY} for document in report["documents"]],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.writelines(environment.get_template("report_template.html").generate(**report, summary=summary))
-    partial.replace(path)
 
 
 def readable_number(value: str | float | int | None, sign: bool = False) -> str:

@@ -1,0 +1,223 @@
+"""A Trainer whose run can be stopped anywhere and gone on with as if it had not been.
+
+Checkpoints are whole or not there; a step, or an evaluation, for which there is no time is given up, and is what a resumed
+run begins with. Used through WeightedTrainer.
+"""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+
+from .checkpoints import put_in_place, rotate, what_is_wrong
+from .resources import random_state, set_random_state
+
+logger = logging.getLogger(__name__)
+
+SAVING = ".saving"  # in output_dir: the checkpoint that is being written
+
+
+class GivenUp(Exception):
+    """A step or an evaluation is not ended, since the run has to stop."""
+
+
+class CarriedOver(TrainerCallback, ExportableState):
+    """What a checkpoint tells the run that goes on from it, beside Trainer's own state.
+
+    Attributes:
+        evaluation_is_due: the evaluation after its step was given up, and comes first.
+        skipped: the steps in a row, up to this one, that were not taken: (step, what was wrong, ids of documents).
+        losses: of the last steps that were taken.
+    """
+
+    def __init__(self) -> None:
+        self.evaluation_is_due = False
+        self.skipped: list[tuple[int, str, list[str]]] = []
+        self.losses: list[float] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": vars(self).copy()}
+
+
+class ResumableTrainer(Trainer):
+    """`Trainer` with whole checkpoints and exact resuming, wherever the run was stopped.
+
+    Attributes:
+        must_give_up: asked before each micro-batch, on every process: whether there is no time left to end the step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.must_give_up: Callable[[], bool] | None = None
+        self.sampler: Sampler | None = None
+        self.carried = CarriedOver()
+        self.add_callback(self.carried)
+        self.control: TrainerControl
+        self._is_saving = self._has_given_up = self._epoch_begins = False
+        self._random_before: list[torch.Tensor] = []
+        self._resumed_from: str | None = None
+
+    # ---- stopping within a step or an evaluation ----
+
+    def give_up_if_asked(self) -> None:
+        """Raises GivenUp where the run has to stop now, on every process alike."""
+        if self.must_give_up is not None and self.must_give_up():
+            raise GivenUp
+
+    def uncount_step(self) -> None:
+        """Forget what was counted of the present step. (Nothing is, here.)"""
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, after keeping the random state: what a checkpoint must hold if this step is given up."""
+        if not self._epoch_begins:
+            self._random_before = random_state()
+        self._epoch_begins = False
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _run_epoch(self, *, epoch: int, model: nn.Module, trial: Any, **kwargs: Any) -> None:
+        """As Trainer's, with mends: accelerate's loader does not tell the epoch to every sampler and data set that it
+        wraps; a run that had stopped early would train one step more when it is resumed; and a step may be given up."""
+        for part in (self.sampler, self.train_dataset):
+            if part is not None and hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        self._evaluate_what_is_due(model, trial, epoch)
+        if self.control.should_training_stop:
+            return
+        # The loader draws a number when it begins: a checkpoint before an epoch's first step has the state before that.
+        self._random_before, self._epoch_begins = random_state(), True
+        try:
+            super()._run_epoch(epoch=epoch, model=model, trial=trial, **kwargs)
+        except GivenUp:
+            self.uncount_step()
+            self._leave_checkpoint(model, trial)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
+    ) -> None:
+        """As Trainer's; an evaluation that is given up is due when the run is resumed."""
+        if self._has_given_up:
+            return
+        if self.control.should_evaluate:
+            self._random_before = random_state()
+        try:
+            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
+        except GivenUp:
+            self.carried.evaluation_is_due = True
+            self._leave_checkpoint(model, trial)
+
+    def _leave_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save the state after the last whole step, unless it is saved, and end the training."""
+        self._has_given_up = self.control.should_training_stop = True
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step and (self.carried.evaluation_is_due or what_is_wrong(folder)):
+            set_random_state(self._random_before)
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
+        self._resumed_from = checkpoint
+        return super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+
+    def _evaluate_what_is_due(self, model: nn.Module, trial: Any, epoch: int) -> None:
+        """The evaluation that was given up; the checkpoint then is what it would have been without the stop."""
+        if not self.carried.evaluation_is_due:
+            return
+        logger.info(f"Evaluating after step {self.state.global_step} first: the run was stopped in that evaluation.")
+        self.carried.evaluation_is_due = False
+        self._load_rng_state(self._resumed_from)
+        self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
+        self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, None, 0.0)
+        self.control.should_evaluate = self.control.should_save = False
+
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, but the last checkpoint stays, whatever `save_total_limit`: what a stopped run goes on from, and
+        what the hub is given. (transformers 5.23 deletes it where only one may be kept and another is the best.)"""
+        self._evaluate_what_is_due(self.model_wrapped, trial, int(self.args.num_train_epochs))
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    # ---- checkpoints ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return f"{folder}/{SAVING}" if self._is_saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer's, in a folder beside; it gets its name, with a manifest, when every byte is on disk. Older ones
+        are deleted only then.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        run_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
+        folder, partial = (place / f"checkpoint-{step}" for place in (run_dir, run_dir / SAVING))
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == step:
+                self.state.best_model_checkpoint = str(folder)
+            if self.args.should_save:
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))  # with the name that the folder will have
+                put_in_place(partial, folder)
+                best = self.state.best_model_checkpoint
+                rotate(run_dir, limit, {folder, Path(best)} if best else {folder})
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ValueError(_why_not_saved(error, folder)) from error
+        finally:
+            self._is_saving, self.args.save_total_limit = False, limit
+        self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        """As Trainer's, of a checkpoint that is whole."""
+        if reason := what_is_wrong(Path(self.state.best_model_checkpoint or "")):
+            raise ValueError(
+                f"The best checkpoint, {self.state.best_model_checkpoint}, cannot be used: {reason}. The last one can: "
+                "--resume_from_checkpoint auto --load_best_model_at_end False."
+            )
+        super()._load_best_model()
+
+    def _load_callback_state(self) -> None:
+        """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
+        a patience given now.) And finds the best checkpoint where the run has moved to."""
+        if best := self.state.best_model_checkpoint:
+            here = Path(self.args.output_dir) / Path(best).name
+            self.state.best_model_checkpoint = str(here) if here.is_dir() else best
+        for callback in self.callback_handler.callbacks:
+            if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
+                saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
+                for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
+                    setattr(callback, name, value)
+
+
+def _why_not_saved(error: Exception, folder: Path) -> str:
+    """For people, where a checkpoint could not be written; any other error is raised again."""
+    said = str(error)
+    torch_writes = "PytorchStreamWriter" in said or "inline_container" in said  # torch.save says no more than that
+    if not torch_writes and not isinstance(error, OSError | SafetensorError):
+        raise error
+    full = torch_writes or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in said
+    mend = "Make room on the disk" if full else "See that the folder can be written to"
+    return (
+        f"{folder} could not be saved ({' '.join(said.split())[:200]}). The checkpoints saved before it are as they were. "
+        f"{mend}, and go on with --resume_from_checkpoint auto."
+    )
+
+
+def shown(ids: list[str], most: int = 10) -> str:
+    """The first ids of a list, and how many more there are."""
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return (", ".join(ids[:most]) or "without ids") + more

@@ -1,0 +1,211 @@
+"""Runs side by side: what differs in what they were given, what they reached, and what it cost.
+
+    python -m scripts.compare_runs outputs/one outputs/other [--split validation] [--output_dir outputs/comparison]
+
+Prints Markdown; with --output_dir writes comparison.md, comparison.html (one self-contained page) and curves.png. Differences
+are to the first run, on the documents that both predicted, with paired 95 % bootstrap intervals.
+"""
+
+import argparse
+import base64
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from modeling.files import write_text
+from scripts.command_line import UserParser, run_main
+from scripts.evaluation.figures import learning_curves_figure
+from scripts.evaluation.statistics import difference, metrics_with_intervals
+
+# Arguments that differ between any two runs and say nothing.
+TELLS_NOTHING = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
+SHOWN = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa")
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>{{ title }}</title>
+<style>
+body { margin: 0 auto; max-width: 78rem; padding: 1.5rem clamp(1rem, 4vw, 3rem) 4rem; font: 1rem/1.55 system-ui, sans-serif; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .45rem .9rem; text-align: right; border-bottom: 1px solid #8884; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } img { max-width: 100%; background: #fff; border-radius: 6px; }
+p { color: GrayText; max-width: 50rem; }
+</style></head><body><h1>{{ title }}</h1>
+{% for table in tables %}<h2>{{ table.title }}</h2><p>{{ table.note }}</p>
+<div class="scroll"><table><thead><tr>{% for cell in table.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>{% endfor %}
+<h2>Curves</h2><img alt="Loss and macro-F1 of each run by epoch" src="data:image/png;base64,{{ curves }}"></body></html>
+"""
+
+
+@dataclass
+class Run:
+    """A run as its folder tells it.
+
+    Attributes:
+        predictions: id → (label, predicted) on the split compared; empty where the run did not write them.
+    """
+
+    name: str
+    history: dict[str, Any]
+    metrics: dict[str, float]
+    predictions: dict[str, tuple[str, str]]
+    labels: list[str]
+
+
+@dataclass
+class Table:
+    """A title, a line about it, a head and rows of text."""
+
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", self.note, "", self.head, ["---"] * len(self.head), *self.rows]
+        return "\n".join(line if isinstance(line, str) else f"| {' | '.join(line)} |" for line in lines)
+
+
+def read_run(folder: Path, name: str, split: str) -> Run:
+    """Raises ValueError where the folder is no run's."""
+    path = folder / "training_history.json"
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))
+        labels = history["config"]["labels"]
+        history["epochs"][0]["train_loss"]
+    except OSError:
+        raise ValueError(f"{folder}: no run there (no training_history.json).") from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise ValueError(f"{path} is not a history of a run that was evaluated once at least.") from None
+    predictions, metrics = {}, {}
+    if (folder / f"predictions_{split}.csv").is_file():
+        with open(folder / f"predictions_{split}.csv", encoding="utf-8", newline="") as file:
+            predictions = {row["id"]: (row["label"], row["predicted"]) for row in csv.DictReader(file)}
+    if (folder / "metrics.json").is_file():
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(split, {})
+    return Run(name, history, metrics, predictions, labels)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names; whole paths where two are alike."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def differences_table(runs: Sequence[Run]) -> Table:
+    """What the runs were not given alike."""
+    configs = [{key: value for key, value in run.history["config"].items() if key not in TELLS_NOTHING} for run in runs]
+    keys = sorted({key for config in configs for key in config})
+    differ = [key for key in keys if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
+    rows = [[key, *(short(config.get(key, "–")) for config in configs)] for key in differ]
+    note = f"{len(keys) - len(differ)} other arguments and facts are the same in all."
+    return Table("What differs", note, ["", *(run.name for run in runs)], rows)
+
+
+def short(value: Any, most: int = 60) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = text.replace("|", "/")
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def results_table(runs: Sequence[Run], split: str) -> Table:
+    """Metrics of the best model of each run, with intervals, and the difference to the first."""
+    severest = runs[0].labels[-1]
+    metrics = [*SHOWN, f"recall_{severest}"]
+    head = ["", *(metric.replace("_", " ") for metric in metrics), f"macro-F1 less {runs[0].name}'s"]
+    rows = []
+    for run in runs:
+        cells = [number(run.metrics.get(metric)) for metric in metrics]
+        if run.predictions:
+            ids = list(run.predictions)
+            intervals = metrics_with_intervals(*codes(run, ids), run.labels, [1.0] * len(run.labels))
+            cells = [
+                cell if metric == "severity_f1" else f"{cell} ({number(found['low'])}–{number(found['high'])})"
+                for cell, metric in zip(cells, metrics, strict=True)
+                for found in [intervals[metric]]
+            ]
+        rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0])])
+    note = f"The best model of each run on the {split} split, with 95 % bootstrap intervals over its documents."
+    return Table("What they reached", note, head, rows)
+
+
+def codes(run: Run, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions of some documents as class ids."""
+    number_of = {label: k for k, label in enumerate(run.labels)}
+    pairs = np.array([[number_of[name] for name in run.predictions[id_]] for id_ in ids])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def difference_cell(run: Run, first: Run) -> str:
+    ids = [id_ for id_ in run.predictions if first.predictions.get(id_, ("",))[0] == run.predictions[id_][0]]
+    if not ids or run.labels != first.labels:
+        return "no documents in common"
+    labels, predicted = codes(run, ids)
+    found = difference(labels, predicted, codes(first, ids)[1], run.labels)
+    count = "" if len(ids) == len(run.predictions) == len(first.predictions) else f", {len(ids)} in common"
+    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}{count})"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def cost_table(runs: Sequence[Run]) -> Table:
+    """Epochs, time, memory and speed."""
+    rows = []
+    for run in runs:
+        epochs, best = run.history["epochs"], run.history.get("best") or {}
+        seconds = sum((epoch.get("seconds") or 0) + (epoch.get("eval_seconds") or 0) for epoch in epochs)
+        memory = [epoch["peak_memory_gib"] for epoch in epochs if epoch.get("peak_memory_gib")]
+        speeds = [epoch["documents_per_second"] for epoch in epochs if epoch.get("documents_per_second")]
+        rows.append(
+            [
+                run.name,
+                f"{epochs[-1]['epoch']:g}{' (stopped early)' if run.history.get('stopped_early') else ''}",
+                f"{best.get('epoch', '–')}",
+                f"{seconds / 60:.1f}",
+                f"{max(memory):.2f}" if memory else "–",
+                f"{np.median(speeds):.2f}" if speeds else "–",
+                str(run.history["config"].get("hardware", "–")),
+            ]
+        )
+    head = ["", "epochs", "best epoch", "minutes", "peak GiB", "documents/s", "on"]
+    return Table("What it cost", "Training and validation, without encoding that was kept from before.", head, rows)
+
+
+def main() -> None:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="output_dir of a run")
+    parser.add_argument("--split", default="validation", choices=("validation", "test"))
+    parser.add_argument("--output_dir", type=Path)
+    arguments = parser.parse_args()
+    runs = [
+        read_run(folder, name, arguments.split)
+        for folder, name in zip(arguments.runs, names_of(arguments.runs), strict=True)
+    ]
+    tables = [results_table(runs, arguments.split), differences_table(runs), cost_table(runs)]
+    title = f"{len(runs)} runs side by side" if len(runs) > 1 else runs[0].name
+    text = f"# {title}\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
+    print(text)
+    if arguments.output_dir is not None:
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        curves = learning_curves_figure({run.name: run.history["epochs"] for run in runs})
+        (arguments.output_dir / "curves.png").write_bytes(curves)
+        page = jinja2.Environment(autoescape=True).from_string(PAGE)
+        html = page.render(title=title, tables=tables, curves=base64.b64encode(curves).decode("ascii"))
+        write_text(arguments.output_dir / "comparison.md", text + "\n![Curves](curves.png)\n")
+        write_text(arguments.output_dir / "comparison.html", html)
+        print(f"Written to {arguments.output_dir}.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

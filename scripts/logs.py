@@ -1,0 +1,41 @@
+"""Where what is logged goes: to the terminal and, on the first process, to training.log."""
+
+import logging
+import sys
+from pathlib import Path
+
+import transformers
+
+NOISY = ("datasets", "httpx", "httpx2", "fsspec", "matplotlib")
+
+
+class LogFile(logging.FileHandler):
+    """A file that is given up when it cannot be written to (a full disk): that shall not fill the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.root.removeHandler(self)
+        logging.getLogger(__name__).warning(f"{self.baseFilename} is not written on: {sys.exc_info()[1]}")
+
+
+def set_up_logging(folder: Path | None, level: int) -> None:
+    """Everything that is logged, warnings and transformers' messages included, with its time.
+
+    Args:
+        folder: where training.log goes on (None: no file).
+        level: from which on the terminal shows it.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers[0].setLevel(level)
+    if folder is not None:
+        handlers.append(LogFile(folder / "training.log", encoding="utf-8"))
+    layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for handler in handlers:
+        handler.setFormatter(layout)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    transformers.logging.set_verbosity_warning()
+    logging.getLogger("transformers.trainer").setLevel(logging.INFO)

@@ -1,0 +1,109 @@
+"""A full disk, a folder that cannot be written to, two runs in one folder: a clear error, and nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modeling.checkpoints import checkpoints_of, what_is_wrong
+from tests.conftest import ROOT, TRAINING, options, run_command, train
+
+pytestmark = pytest.mark.slow
+
+EACH_STEP = {
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "save_total_limit": 99,
+    "early_stopping_patience": 0,
+}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MiB, and a way to mount it anew."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> int:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=False).returncode
+
+    if mount("size=2m") != 0:
+        pytest.skip("this machine does not permit mounting a tmpfs")
+    yield disk, mount
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_is_said_and_the_checkpoints_before_are_gone_on_from(small_disk, prepared_folder, roberta_folder):
+    disk, mount = small_disk
+    run = disk / "run"
+    done = train(prepared_folder, roberta_folder, run, num_train_epochs=9, **EACH_STEP)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Make room" in done.stderr or "make room" in done.stderr, done.stderr
+    whole = checkpoints_of(str(run))
+    assert whole
+    assert [what_is_wrong(folder) for folder in whole] == [None] * len(whole)
+    assert mount("remount,size=200m") == 0
+    done = train(prepared_folder, roberta_folder, run, num_train_epochs=9, resume_from_checkpoint="auto", **EACH_STEP)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from {whole[0]}" in done.stderr
+    epochs = json.loads((run / "training_history.json").read_text())["epochs"]
+    assert [epoch["step"] for epoch in epochs] == list(range(1, 28))
+
+
+def test_a_data_set_that_does_not_fit_leaves_nothing_and_is_said(small_disk, csv_file, roberta_folder):
+    disk, _ = small_disk
+    (disk / "ballast").write_bytes(bytes(int(1.95 * 2**20)))
+    done = run_command("scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=disk / "data")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "The disk is full" in done.stderr, done.stderr
+    assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_training(small_disk, prepared_folder, roberta_folder):
+    disk, mount = small_disk
+    (disk / "run").mkdir()
+    assert mount("remount,ro") == 0
+    for folder in ("run", "new"):
+        done = train(prepared_folder, roberta_folder, disk / folder)
+        assert done.returncode == 1
+        assert "cannot be written to (Read-only file system)" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_two_runs_in_one_folder_and_a_lock_that_a_kill_does_not_leave_behind(prepared_folder, roberta_folder, tmp_path):
+    run = tmp_path / "run"
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": run, **TRAINING}
+    given |= {"num_train_epochs": 500, "early_stopping_patience": 0, "dataloader_num_workers": 2, "save_total_limit": 2}
+    first = subprocess.Popen(
+        [sys.executable, "train_hf.py", *options(**given)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for(run, "checkpoint-*")
+    log = (run / "training.log").read_text()
+    second = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
+    assert second.returncode == 1
+    assert f"Another run is at work in {run} (process {first.pid} on" in second.stderr
+    assert log in (run / "training.log").read_text()
+    assert str(first.pid + 1) not in (run / ".lock").read_text()
+    first.kill()
+    first.wait()
+    step = int(checkpoints_of(str(run))[0].name.split("-")[1])
+    third = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", max_steps=step + 1)
+    assert third.returncode == 0, third.stderr
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

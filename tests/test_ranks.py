@@ -1,0 +1,158 @@
+"""Several processes agree: on stopping, on failing, on who writes; and one that dies ends the others."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling.checkpoints import find_checkpoint
+from tests.conftest import ROOT, TRAINING, launcher, options
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+ENDLESS = {"num_train_epochs": 500, "early_stopping_patience": 0, "save_total_limit": 2}
+
+
+class Ranks:
+    """Two processes of train_hf.py, started without a launcher, so that each one's own exit status can be seen."""
+
+    def __init__(self, data, encoder, output_dir, **arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        given = {"dataset_dir": data, "encoder": encoder, "output_dir": output_dir, **TRAINING, **arguments}
+        self.processes = []
+        for rank in (0, 1):
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "train_hf.py", *options(**given)],
+                    cwd=ROOT,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env={**os.environ, **{name: str(value) for name, value in places.items()}},
+                )
+            )
+
+    def wait(self, timeout: float = 180) -> tuple[list[int], list[str]]:
+        said = [process.communicate(timeout=timeout)[0] for process in self.processes]
+        return [process.returncode for process in self.processes], said
+
+
+def wait_for(folder, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_early_stopping_is_agreed_on_and_only_the_first_process_writes(prepared_folder, roberta_folder, tmp_path):
+    rule = {"early_stopping_patience": 1, "early_stopping_min_delta": 1, "num_train_epochs": 9}
+    ranks = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **rule)
+    statuses, said = ranks.wait()
+    assert statuses == [0, 0], said
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
+    assert history["stopped_early"]
+    log = (tmp_path / "run" / "training.log").read_text()
+    assert log.count("epoch 2.00: evaluation") == 1
+    assert len(list((tmp_path / "run" / "runs").iterdir())) == 1
+    for name in ("rng_state_0.pth", "rng_state_1.pth"):
+        assert len(list((tmp_path / "run").glob(f"checkpoint-*/{name}"))) == 2
+
+
+def test_a_loss_that_is_no_number_ends_all_with_the_same_status(prepared_folder, roberta_folder, tmp_path):
+    broken = {"learning_rate": "1e30", "warmup_steps": 0, "max_grad_norm": 0, "num_train_epochs": 9}
+    broken |= {"gradient_accumulation_steps": 1}
+    statuses, said = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **broken).wait()
+    assert statuses == [1, 1], said
+    assert "3 steps in a row could not be taken" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_to_one_stops_all_after_the_same_step(which, prepared_folder, roberta_folder, tmp_path):
+    ranks = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **ENDLESS)
+    wait_for(tmp_path / "run", "checkpoint-*")
+    ranks.processes[which].send_signal(signal.SIGINT)
+    statuses, said = ranks.wait()
+    assert statuses == [130, 130], said
+    step = int(said[0].partition("Stopped by a signal after step ")[2].split(";")[0])
+    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run" / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_dies_ends_the_other_with_a_message(which, prepared_folder, roberta_folder, tmp_path):
+    ranks = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **ENDLESS)
+    wait_for(tmp_path / "run", "checkpoint-*")
+    ranks.processes[which].kill()
+    statuses, said = ranks.wait(timeout=60)
+    assert statuses == ([-9, 1] if which == 0 else [1, -9]), said
+    assert f"Process {1 - which} has lost the others" in said[1 - which]
+    assert "Traceback" not in said[1 - which]
+    assert find_checkpoint(str(tmp_path / "run"), "auto")
+
+
+def test_the_launcher_names_the_one_that_died(prepared_folder, roberta_folder, tmp_path):
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "run", **TRAINING}
+    config = "scripts/recipes/accelerate/ddp.yaml"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", "0",
+         "train_hf.py", *options(**given | {**ENDLESS, "use_cpu": True})],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_for(tmp_path / "run", "checkpoint-*")
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "train_hf.py"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    ranks = {}
+    for pid in children:
+        with open(f"/proc/{pid}/environ", encoding="utf-8") as file:
+            ranks[dict(line.split("=", 1) for line in file.read().split("\0") if "=" in line)["RANK"]] = int(pid)
+    assert set(ranks) == {"0", "1"}
+    os.kill(ranks["1"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"(pid: {ranks['1']})" in said
+    assert "rank      : 1" in said
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_run_is_gone_on_with_by_another_number_of_processes(first, then, prepared_folder, roberta_folder, tmp_path):
+    """With the same effective batch, and without dropout: random numbers belong to a process."""
+    exact = {"dropout": 0.0, "attention_dropout": 0.0, "max_grad_norm": 0, "num_train_epochs": 3}
+
+    def run(output_dir, processes: int, **more) -> None:
+        given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": output_dir, **TRAINING}
+        given |= exact | {"per_device_train_batch_size": 10 // processes, "gradient_accumulation_steps": 2, **more}
+        done = subprocess.run(
+            [*launcher(processes), "train_hf.py", *options(**given), "--resume_from_checkpoint", "auto"],
+            cwd=ROOT, capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    run(tmp_path / "whole", 1)
+    run(tmp_path / "cut", first)
+    for name in ("checkpoint-6", "checkpoint-9"):
+        for path in (tmp_path / "cut" / name).iterdir():
+            path.unlink()
+        (tmp_path / "cut" / name).rmdir()
+    run(tmp_path / "cut", then)
+    whole, cut = (load_file(tmp_path / name / "checkpoint-9" / "model.safetensors") for name in ("whole", "cut"))
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, atol=1e-5, rtol=0)
+    histories = [json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("whole", "cut")]
+    for ours, theirs in zip(*(history["epochs"] for history in histories), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], abs=1e-5)

@@ -1,0 +1,183 @@
+"""Runs that are stopped anywhere and gone on with; steps that are not taken."""
+
+import copy
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from modeling.callbacks import EarlyStopping, History, StopOnSignal
+from modeling.checkpoints import find_checkpoint
+from modeling.health import HealthWatch
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from modeling.sampling import EpochSampler
+from tests.tiny_training import Documents, trainer_for
+
+
+class SignalAt(TrainerCallback):
+    """Sends this process SIGTERM when a step begins, or in the evaluation after it."""
+
+    def __init__(self, step: int, event: str):
+        self.step, self.event = step, event
+
+    def on_step_begin(self, args, state, control, **_):
+        if self.event == "step" and state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_prediction_step(self, args, state, control, **_):
+        if self.event == "evaluation" and state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.event = "sent"
+
+
+def stoppable(encoder, folder, signal_at: SignalAt | None = None, resume=False, grace_seconds=30.0, **arguments):
+    """A run with dropout that is stopped by a signal and leaves a history."""
+    torch.manual_seed(5)
+    model = Model.from_encoder(str(encoder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.1)
+    trainer = trainer_for(
+        model,
+        folder,
+        **{
+            "num_train_epochs": 2,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "save_total_limit": 9,
+            **arguments,
+        },
+    )
+    stop, early = StopOnSignal(grace_seconds), EarlyStopping(5, 0.0)
+    trainer.must_give_up = stop.must_give_up
+    history = History(trainer, early, {})
+    for callback in (early, *([signal_at] if signal_at else []), stop, history):
+        trainer.add_callback(callback)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=find_checkpoint(str(folder), "auto") if resume else None)
+    return stop, trainer
+
+
+def ends_alike(whole, cut, last: str) -> None:
+    """Weights, optimizer and history of two runs are the same."""
+    ours, theirs = (load_file(folder / last / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = (torch.load(folder / last / "rng_state.pth", weights_only=False)["cpu"] for folder in (whole, cut))
+    assert torch.equal(ours, theirs)
+    ours, theirs = (json.loads((folder / "training_history.json").read_text()) for folder in (whole, cut))
+    for name in ("step", "epoch", "eval_loss", "train_loss"):
+        assert [epoch[name] for epoch in ours["epochs"]] == [epoch[name] for epoch in theirs["epochs"]], name
+    assert ours["best"] == theirs["best"]
+
+
+# In mid-epoch, in an epoch's last step, in an epoch's first step, in the last step of all.
+@pytest.mark.parametrize("grace_seconds", [30.0, 0.0])
+@pytest.mark.parametrize("step", [3, 4, 5, 8])
+def test_a_signal_in_any_step_changes_nothing_once_resumed(step, grace_seconds, roberta_folder, tmp_path):
+    assert stoppable(roberta_folder, tmp_path / "whole")[0].exit_status is None
+    cut = tmp_path / "cut"
+    stop, trainer = stoppable(roberta_folder, cut, SignalAt(step, "step"), grace_seconds=grace_seconds)
+    assert stop.exit_status == 143
+    done = step if grace_seconds else step - 1  # without time the step is given up
+    assert trainer.state.global_step == done
+    assert find_checkpoint(str(cut), "auto") == str(cut / f"checkpoint-{done}")
+    stoppable(roberta_folder, cut, resume=True)
+    ends_alike(tmp_path / "whole", cut, "checkpoint-8")
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+@pytest.mark.parametrize("step", [4, 8])
+def test_an_evaluation_that_is_given_up_is_made_good_once_resumed(step, strategy, roberta_folder, tmp_path):
+    given = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 2, "save_steps": 2}
+    stoppable(roberta_folder, tmp_path / "whole", **given)
+    cut = tmp_path / "cut"
+    stop, _ = stoppable(roberta_folder, cut, SignalAt(step, "evaluation"), grace_seconds=0.0, **given)
+    assert stop.exit_status == 143
+    assert find_checkpoint(str(cut), "auto") == str(cut / f"checkpoint-{step}")
+    stoppable(roberta_folder, cut, resume=True, **given)
+    ends_alike(tmp_path / "whole", cut, "checkpoint-8")
+
+
+def test_the_last_checkpoint_stays_though_only_one_may_and_another_is_the_best(roberta_model, tmp_path):
+    given = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+    given |= {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+    trainer_for(roberta_model, tmp_path, **given).train()  # the loss falls: the first is the "best"
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4"]
+
+
+class Poisoned(Documents):
+    """Some documents hold a word for which the model below has no number."""
+
+    def __init__(self, poisoned: set[int], count: int = 50):
+        super().__init__(count)
+        for index, item in enumerate(self.items):
+            item["id"] = f"d{index}"
+            if index in poisoned:
+                item["input_ids"][0][1] = 399
+
+
+def poison(model) -> None:
+    def forward(module, args, kwargs, output):
+        if (kwargs["input_ids"] == 399).any() and module.training:
+            output.logits = output.logits * float("nan")
+        return output
+
+    model.register_forward_hook(forward, with_kwargs=True)
+
+
+def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(roberta_model, tmp_path, caplog):
+    poison(roberta_model)
+    second_step = list(EpochSampler(50, 42))[16:32]
+    trainer = trainer_for(roberta_model, tmp_path, Poisoned({second_step[5]}), logging_steps=1)
+    trainer.add_callback(HealthWatch(trainer))
+    before = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            before[state.global_step] = copy.deepcopy(roberta_model.state_dict())
+
+    trainer.add_callback(Keep())
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert all(torch.equal(before[1][name], before[2][name]) for name in before[1])
+    assert not all(torch.equal(before[2][name], before[3][name]) for name in before[2])
+    # Of the micro-batch in which it stands, and no other.
+    assert "Step 2 is not taken: its loss is nan" in caplog.text
+    assert ", ".join(f"d{index}" for index in second_step[4:8]) in caplog.text
+    assert f"d{second_step[0]}," not in caplog.text
+    assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    assert trainer.count_totals()["skipped"] == 1
+    assert trainer.totals["documents"] == 34
+
+
+def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tmp_path):
+    poison(roberta_model)
+    trainer = trainer_for(
+        roberta_model, tmp_path, Poisoned(set(range(50))), num_train_epochs=2, save_strategy="steps", save_steps=1
+    )
+    health = HealthWatch(trainer)
+    trainer.add_callback(health)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert "3 steps in a row could not be taken, the last of them step 3" in health.failure
+    assert "d0" in health.failure
+    assert "Lower --learning_rate" in health.failure
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_step_whose_loss_leaps_is_not_taken_where_that_is_wanted(roberta_model, tmp_path, caplog):
+    spiked = iter([1.0] * 26 + [40.0] * 4 + [1.0] * 100)  # 13 micro-batches an epoch of four steps
+
+    def forward(module, args, kwargs, output):
+        output.logits = output.logits * next(spiked)
+        return output
+
+    roberta_model.register_forward_hook(forward, with_kwargs=True)
+    trainer = trainer_for(roberta_model, tmp_path, num_train_epochs=3, max_loss_spike=2.0)
+    trainer.train()
+    assert "Step 9 is not taken: its loss is" in caplog.text
+    assert caplog.text.count("is not taken") == 1

@@ -1,0 +1,107 @@
+"""Training on a stream: each document once a pass, on one process; resumed at the right document."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from data.chunked import ChunkedDocuments
+from data.streamed import StreamedDocuments, prepared_stream, shuffled, source_stream
+from tests.conftest import LABELS, tiny_rows, train, write_csv
+
+STREAM = {"streaming": True, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}
+STREAM |= {"save_steps": 4, "dropout": 0.0, "attention_dropout": 0.0, "shuffle_buffer": 10, "max_grad_norm": 0}
+
+
+def take(stream, count: int) -> list:
+    iterator = iter(stream)
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_every_pass_has_each_document_once_on_one_process(num_processes):
+    shares = []
+    for process in range(num_processes):
+        stream = StreamedDocuments(
+            lambda number: range(50),
+            lambda row: row,
+            seed=3,
+            buffer_size=8,
+            process_index=process,
+            num_processes=num_processes,
+        )
+        shares.append(take(stream, 150 // num_processes))
+    order = [shares[place % num_processes][place // num_processes] for place in range(150)]
+    for start in (0, 50, 100):
+        assert sorted(order[start : start + 50]) == list(range(50))
+    assert order[:50] != order[50:100]
+    alone = StreamedDocuments(lambda number: range(50), lambda row: row, seed=3, buffer_size=8)
+    assert take(alone, 150) == order
+
+
+def test_a_buffer_of_one_keeps_the_order_and_an_empty_stream_is_an_error():
+    assert list(shuffled(range(9), 1, "0")) == list(range(9))
+    assert sorted(shuffled(range(100), 30, "0")) == list(range(100)) != list(shuffled(range(100), 30, "0"))
+    with pytest.raises(ValueError, match="is empty"):
+        take(StreamedDocuments(lambda number: [], lambda row: row, seed=0), 1)
+
+
+def test_a_source_gives_the_items_that_its_prepared_form_gives(splits, csv_file, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    chunked = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=4)
+    prepared = {item["id"]: item for item in take(prepared_stream(chunked, seed=0), len(chunked))}
+    streamed = {item["id"]: item for item in take(source_stream(str(csv_file), chunked, LABELS, seed=0), 60)}
+    assert set(prepared) < set(streamed)
+    for id_, item in prepared.items():
+        assert item["labels"] == streamed[id_]["labels"]
+        assert all((a == b).all() for a, b in zip(item["input_ids"], streamed[id_]["input_ids"], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
+    prepared_folder, roberta_folder, csv_file, tmp_path
+):
+    ways = {"one": (1, 8, "whole"), "two": (2, 4, "whole"), "resumed": (1, 8, "cut")}
+    for name, (processes, batch, how) in ways.items():
+        given = {**STREAM, "train_source": csv_file, "per_device_train_batch_size": batch}
+        given |= {"gradient_accumulation_steps": 2}
+        if how == "cut":  # stopped in the second pass over the 60 documents, after step 4 of 8
+            done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
+            assert done.returncode == 0, done.stderr
+            for path in (tmp_path / name / "checkpoint-8").iterdir():
+                path.unlink()
+            (tmp_path / name / "checkpoint-8").rmdir()
+            given["resume_from_checkpoint"] = "auto"
+        done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
+        assert done.returncode == 0, done.stderr
+    weights = {name: load_file(tmp_path / name / "checkpoint-8" / "model.safetensors") for name in ways}
+    for name, value in weights["one"].items():
+        torch.testing.assert_close(weights["two"][name], value, atol=1e-5, rtol=0)
+        assert torch.equal(weights["resumed"][name], value)
+    epochs = json.loads((tmp_path / "two" / "training_history.json").read_text())["epochs"]
+    assert [epoch["step"] for epoch in epochs] == [4, 8]
+    assert sum(epoch["documents_per_second"] * epoch["seconds"] for epoch in epochs) == pytest.approx(128, abs=0.1)
+
+
+@pytest.mark.slow
+def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folder, roberta_folder, tmp_path):
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", **STREAM)
+    assert done.returncode == 0, done.stderr
+    rows = tiny_rows()
+    rows[3]["label"] = "Teens"
+    wrong = write_csv(tmp_path / "wrong.csv", rows)
+    for given, said in (
+        (
+            {**STREAM, "train_source": wrong},
+            "wrong.csv: row 4 has label 'Teens', expected one of General, Teen, Mature",
+        ),
+        ({**STREAM, "max_steps": 0}, "--streaming needs --max_steps"),
+        ({"train_source": wrong}, "say --streaming too"),
+    ):
+        done = train(prepared_folder, roberta_folder, tmp_path / "other", **given)
+        assert done.returncode == 1
+        assert said in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
