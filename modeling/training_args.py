@@ -27,9 +27,11 @@
 
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 
@@ -196,6 +198,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"num_train_epochs must be above 0, and is {self.num_train_epochs}.")
         # Without an accelerator Trainer wants to be told so before it allows bf16.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # transformers 5.23 hands ddp_timeout on to GPUs' processes only: on a CPU a lost one would be waited for for
+            # half an hour.
+            PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
         self.precision_reason = "as given"
         if self.bf16 is None and self.fp16 is None:
             precision, self.precision_reason = choose_precision(self.use_cpu)
