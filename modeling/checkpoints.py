@@ -12,6 +12,7 @@ from .files import sync_to_disk, write_text
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
+SAVING = ".saving"  # in output_dir: checkpoints that are being written, or deleted
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
@@ -43,7 +44,10 @@ def rotate(output_dir: Path, limit: int | None, kept: Container[Path]) -> None:
     found = checkpoints_of(str(output_dir))
     too_many = len(found) - limit if limit else 0
     for folder in [folder for folder in found[::-1] if folder not in kept][: max(too_many, 0)]:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Out of sight first: a kill in the middle shall not leave a torn one.
+        (output_dir / SAVING).mkdir(exist_ok=True)
+        out_of_sight = folder.rename(output_dir / SAVING / f"{folder.name}-old")
+        shutil.rmtree(out_of_sight, ignore_errors=True)
 
 
 def _fingerprint(file: Path) -> dict[str, int | str]:

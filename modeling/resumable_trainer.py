@@ -18,12 +18,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from .checkpoints import put_in_place, rotate, what_is_wrong
+from .checkpoints import SAVING, put_in_place, rotate, what_is_wrong
 from .resources import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
-
-SAVING = ".saving"  # in output_dir: the checkpoint that is being written
 
 
 class GivenUp(Exception):

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling.checkpoints import checkpoints_of, find_checkpoint
-from modeling.resumable_trainer import SAVING
+from modeling.checkpoints import SAVING, checkpoints_of, find_checkpoint
 
 logger = logging.getLogger(__name__)
 
