@@ -90,17 +90,25 @@ def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
             try:
                 before.append(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                row = number
+                where = f"row {number} (line {number})" if number > 1 else "the first line"
                 if delimiter:
                     head = "".join(before) + line[: error.start].decode("utf-8")
-                    row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
-                where = f"row {row} (line {number})" if row > 0 else "the first line"
+                    where = _place_in_table(head, delimiter, number)
                 return ValueError(
                     f"{path}: {where} is not UTF-8: byte 0x{line[error.start]:02x} at column "
                     f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or put U+FFFD in place of such "
                     "bytes with --encoding_errors replace."
                 )
     raise AssertionError("called for a file that is UTF-8")
+
+
+def _place_in_table(head: str, delimiter: str, line: int) -> str:
+    """In which row a table's text ends, where its quotes and line ends allow to count the rows."""
+    try:
+        row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
+    except csv.Error:
+        return f"line {line}"
+    return f"row {row} (line {line})" if row > 0 else "the first line"
 
 
 def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:

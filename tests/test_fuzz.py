@@ -201,7 +201,7 @@ RECIPES = st.one_of(
 )
 
 
-@cases(1000)
+@cases(1500)
 @given(recipe=RECIPES)
 def test_any_recipe_is_taken_or_refused(tmp_path, recipe):
     path = tmp_path / "recipe.yaml"
