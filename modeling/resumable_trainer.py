@@ -123,7 +123,15 @@ class ResumableTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
         self._resumed_from = checkpoint
-        return super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+        done = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
+        self._find_best(Path(self._get_output_dir(trial)))
+        return done
+
+    def _find_best(self, run_dir: Path, being_saved: Path | None = None) -> None:
+        """Where the best checkpoint is now: the run may have moved, and Trainer looks in `.saving`."""
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if best == being_saved or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
 
     def _evaluate_what_is_due(self, model: nn.Module, trial: Any, epoch: int) -> None:
         """The evaluation that was given up; the checkpoint then is what it would have been without the stop."""
@@ -166,8 +174,7 @@ class ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.state.best_global_step == step:
-                self.state.best_model_checkpoint = str(folder)
+            self._find_best(run_dir, being_saved=folder)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))  # with the name that the folder will have
                 put_in_place(partial, folder)
@@ -190,10 +197,7 @@ class ResumableTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         """Restores what callbacks counted. (Trainer builds them anew with the checkpoint's arguments, which would undo
-        a patience given now.) And finds the best checkpoint where the run has moved to."""
-        if best := self.state.best_model_checkpoint:
-            here = Path(self.args.output_dir) / Path(best).name
-            self.state.best_model_checkpoint = str(here) if here.is_dir() else best
+        a patience given now.)"""
         for callback in self.callback_handler.callbacks:
             if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
                 saved = self.state.stateful_callbacks.get(type(callback).__name__, {})

@@ -109,6 +109,16 @@ def test_the_last_checkpoint_stays_though_only_one_may_and_another_is_the_best(r
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4"]
 
 
+def test_a_run_that_has_moved_and_has_nothing_left_to_train_still_ends_with_its_best(roberta_folder, tmp_path):
+    _, first = stoppable(roberta_folder, tmp_path / "there", greater_is_better=True)  # the loss falls
+    assert first.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-4")
+    (tmp_path / "there").rename(tmp_path / "here")
+    _, second = stoppable(roberta_folder, tmp_path / "here", resume=True, greater_is_better=True)
+    best = load_file(tmp_path / "here" / "checkpoint-4" / "model.safetensors")
+    for trainer in (first, second):
+        assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+
 class Poisoned(Documents):
     """Some documents hold a word for which the model below has no number."""
 
