@@ -71,8 +71,9 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        lines = [f"## {self.title}", "", self.note, "", self.head, ["---"] * len(self.head), *self.rows]
-        return "\n".join(line if isinstance(line, str) else f"| {' | '.join(line)} |" for line in lines)
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
+        rows = [f"| {' | '.join(row)} |" for row in cells]
+        return "\n".join([f"## {self.title}", "", self.note, "", rows[0], "|---" * len(self.head) + "|", *rows[1:]])
 
 
 def read_run(folder: Path, name: str, split: str) -> Run:
@@ -113,7 +114,6 @@ def differences_table(runs: Sequence[Run]) -> Table:
 
 def short(value: Any, most: int = 60) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    text = text.replace("|", "/")
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -1,0 +1,76 @@
+"""Runs side by side: what differs, what they reached, what it cost."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import LABELS, run_command
+
+
+def make_run(folder, right: float, ids=range(60), **config):
+    """A run's folder whose predictions are right for that share of the documents."""
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    rows = []
+    for i in ids:
+        label = LABELS[i % 3]
+        rows.append((f"d{i}", label, label if rng.random() < right else LABELS[(i + 1) % 3]))
+    with open(folder / "predictions_validation.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "predicted", *LABELS])
+        writer.writerows([*row, 0.2, 0.3, 0.5] for row in rows)
+    f1 = {"f1_macro": right, "accuracy": right, "severity_f1": right, "quadratic_kappa": right, "recall_Mature": right}
+    (folder / "metrics.json").write_text(json.dumps({"validation": f1}))
+    epoch = {"epoch": 1, "step": 3, "train_loss": 1.0, "eval_loss": 0.9, "eval_f1_macro": right, "seconds": 90.0}
+    epoch |= {"eval_seconds": 30.0, "documents_per_second": 2.5, "peak_memory_gib": 1.25}
+    history = {
+        "config": {"labels": LABELS, "seed": 42, "learning_rate": 1e-4, "hardware": "a | b", **config},
+        "epochs": [epoch, {**epoch, "epoch": 2, "step": 6}],
+        "best": {"epoch": 2, "step": 6, "eval_f1_macro": right},
+        "stopped_early": True,
+    }
+    (folder / "training_history.json").write_text(json.dumps(history))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return make_run(tmp_path / "plain", 0.5, pooling="mean"), make_run(tmp_path / "better", 0.95, pooling="attention")
+
+
+def test_what_differs_what_they_reached_and_what_it_cost(runs, tmp_path):
+    done = run_command("scripts.compare_runs", *map(str, runs), "--output_dir", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "| pooling | mean | attention |" in text
+    assert "| seed |" not in text  # the same in both
+    [better] = [line for line in text.splitlines() if line.startswith("| better | 0.950 (")]
+    assert "| +0." in better  # the paired difference to the first run
+    assert "| better | 2 (stopped early) | 2 | 4.0 | 1.25 | 2.50 | a \\| b |" in text
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<table>") == 3
+    assert "data:image/png;base64," in page
+    assert "http" not in page
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_documents_in_common_are_compared(tmp_path, runs):
+    other = make_run(tmp_path / "half", 0.95, ids=range(30, 90))
+    done = run_command("scripts.compare_runs", str(runs[0]), str(other))
+    assert ", 30 in common)" in done.stdout
+    apart = make_run(tmp_path / "apart", 0.95, ids=range(100, 130))
+    assert "no documents in common" in run_command("scripts.compare_runs", str(runs[0]), str(apart)).stdout
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"config": {"labels": []}, "epochs": []}'])
+def test_what_is_no_run_is_told(tmp_path, runs, content):
+    folder = tmp_path / "no"
+    folder.mkdir()
+    if content is not None:
+        (folder / "training_history.json").write_text(content)
+    done = run_command("scripts.compare_runs", str(runs[0]), str(folder))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "training_history.json" in done.stderr
