@@ -138,7 +138,7 @@ def run(
     check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
     chunked, sizes = chunk_splits(splits, tokenizer, model, args)
-    collator = DocumentCollator(tokenizer.pad_token_id)
+    collator = DocumentCollator(tokenizer.pad_token_id, with_ids=True)
     trainer = WeightedTrainer(
         model=model,
         args=args,

@@ -20,18 +20,20 @@ class DocumentCollator:
         input_ids       [[0, 5, 2, 1], [0, 6, 7, 2], [0, 2, 1, 1]]    (N, L)
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
 
-    Documents that carry `chunk_vectors` (C, D) instead give `chunk_vectors` (N, D); those with an `id` give `ids`, a list,
-    which the trainer takes out. `labels` stands first, since Trainer takes a batch's size from its first tensor.
+    Documents that carry `chunk_vectors` (C, D) instead give `chunk_vectors` (N, D). `labels` stands first, since
+    Trainer takes a batch's size from its first tensor. `with_ids` adds `ids`, a list of the documents' ids, which
+    WeightedTrainer takes out again: it names documents whose step it cannot take.
     """
 
     pad_token_id: int
+    with_ids: bool = False
 
     def __call__(self, documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         if "labels" in documents[0]:
             batch["labels"] = torch.tensor([int(document["labels"]) for document in documents])
-        if "id" in documents[0]:
-            batch["ids"] = [document.get("id", "") for document in documents]
+        if self.with_ids:
+            batch["ids"] = [document["id"] for document in documents]
         if "chunk_vectors" in documents[0]:
             batch["num_chunks"] = torch.tensor([len(document["chunk_vectors"]) for document in documents])
             return batch | {"chunk_vectors": torch.cat([document["chunk_vectors"] for document in documents])}

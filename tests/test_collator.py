@@ -23,3 +23,9 @@ def test_documents_with_chunk_vectors():
     batch = DocumentCollator(pad_token_id=1)(documents)
     assert batch["num_chunks"].tolist() == [2, 1]
     assert batch["chunk_vectors"].shape == (3, 3)
+
+
+def test_ids_are_there_where_they_are_wanted():
+    documents = [{"input_ids": [[0, 2]], "labels": 0, "id": "a"}, {"input_ids": [[0, 2]], "labels": 1, "id": "b"}]
+    assert DocumentCollator(pad_token_id=1, with_ids=True)(documents)["ids"] == ["a", "b"]
+    assert "ids" not in DocumentCollator(pad_token_id=1)(documents)

@@ -51,7 +51,7 @@ def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **argument
         args=HierarchicalTrainingArguments(output_dir=str(folder), **given),
         class_weights=class_weights,
         max_loss_spike=given.get("max_loss_spike"),
-        data_collator=DocumentCollator(model.config.encoder_config.pad_token_id),
+        data_collator=DocumentCollator(model.config.encoder_config.pad_token_id, with_ids="id" in documents[0]),
         train_dataset=documents,
         eval_dataset=documents,
         compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4]),
