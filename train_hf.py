@@ -8,9 +8,10 @@ a recipe gives defaults and the command line overrides them.
 """
 
 import logging
+import os
 import pickle
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from modeling.losses import balanced_class_weights
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import settle_freed_memory, use_all_cores
+from modeling.resumable_trainer import GivenUp
 from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
@@ -175,9 +177,10 @@ def run(
     if checkpoint is None and args.should_save:
         clear_earlier_run(args.output_dir)
     with stop.listening():
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with suppress(GivenUp):  # in an evaluation before the first step
+            trainer.train(resume_from_checkpoint=checkpoint)
         stop.agree()
-    trainer.must_give_up = None
+    trainer.stop = None
     if health.failure or stop.exit_status:
         if pusher is not None:
             left = stop.seconds_left if stop.exit_status else args.grace_seconds
@@ -187,10 +190,13 @@ def run(
     if health.failure:
         raise ValueError(health.failure)
     if stop.exit_status:
-        logger.warning(
-            f"Stopped by a signal after step {trainer.state.global_step}; its checkpoint is saved. Go on with "
-            "--resume_from_checkpoint auto."
+        step = trainer.state.global_step
+        saved = (
+            f"after step {step}; its checkpoint is saved"
+            if step
+            else "before a step was done; there is nothing to save"
         )
+        logger.warning(f"Stopped by a signal {saved}. Go on with --resume_from_checkpoint auto.")
         return stop.exit_status
     # On the tokens, also where the encoder was frozen: kept vectors have the precision of training.
     metrics = evaluate_splits(trainer, chunked, splits, labels)
@@ -227,6 +233,12 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
         ValueError: on every process, where the hub cannot be pushed to.
     """
     wants_push, args.push_to_hub = args.push_to_hub, False
+    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+    is_sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    if wants_push and is_sharded and strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            "Sharded checkpoints cannot be gone on from by way of the hub: use --hub_strategy every_save or end."
+        )
     if args.dry_run or (not wants_push and args.resume_from_checkpoint != "hub"):
         return None
     repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
@@ -248,11 +260,8 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
         raise error
     if not wants_push or args.process_index:
         return None
-    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
     logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
-    # The other processes wait for the end of it, for as long as torch lets them.
-    longest_end = args.ddp_timeout - 60 if args.world_size > 1 else float("inf")
-    times = (args.hub_timeout, args.grace_seconds, longest_end)
+    times = (args.hub_timeout, args.grace_seconds)
     return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, *times)
 
 
@@ -385,7 +394,7 @@ def add_callbacks(
     """What watches the run. The history comes last: it takes the totals that the health watch reads."""
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
     health, stop = HealthWatch(trainer), StopOnSignal(args.grace_seconds, args.ddp_timeout)
-    trainer.must_give_up = stop.must_give_up
+    trainer.stop = stop
     history = History(trainer, early_stopping, config)
     trainer.remove_callback(ProgressCallback)
     for callback in (LogLines(), early_stopping, TensorBoard(trainer, labels, config), health, stop, history):

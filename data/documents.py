@@ -87,11 +87,11 @@ def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
     """A label, id, split or group as text: 1.0 and 1 are the same name."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -142,19 +142,19 @@ def read_documents(
     def documents() -> Iterator[dict[str, str]]:
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
-            id_ = _name(row[columns.id]) if not _is_missing(row.get(columns.id)) else f"row-{number}"
+            id_ = name_of(row[columns.id]) if not is_missing(row.get(columns.id)) else f"row-{number}"
             name = f"row {number} (id {id_})" if columns.id in row else f"row {number}"
             label, split = row[columns.label], row.get(columns.split)
             document = {
                 "id": id_,
                 "text": row[columns.text],
-                "label": "" if _is_missing(label) else _name(label),
-                "split": "" if _is_missing(split) else _name(split).lower(),
-                "group": "" if _is_missing(row.get(columns.group)) else _name(row[columns.group]),
+                "label": "" if is_missing(label) else name_of(label),
+                "split": "" if is_missing(split) else name_of(split).lower(),
+                "group": "" if is_missing(row.get(columns.group)) else name_of(row[columns.group]),
                 "evidence": _spans(row.get(columns.evidence)),
             }
             document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
-            if not _is_missing(document["text"]) and not isinstance(document["text"], str):
+            if not is_missing(document["text"]) and not isinstance(document["text"], str):
                 kind = type(document["text"]).__name__
                 raise ValueError(f"{source}: {name}: the column {columns.text!r} holds {kind}, expected text.")
             problems = _problems_of(document, known, seen)
@@ -195,7 +195,7 @@ def _write_table(
 
 def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str]) -> list[str]:
     problems = []
-    if _is_missing(document["text"]):
+    if is_missing(document["text"]):
         problems.append("missing_text")
     elif not document["text"].strip():
         problems.append("empty")

@@ -8,6 +8,7 @@ where the source says in which place the evidence stands.
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -114,16 +115,20 @@ def _joint_sha256(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def beside(folder: Path, role: str) -> Path:
+def beside(folder: Path, role: str, process: int | str = "") -> Path:
     """A name for a hidden folder of this process's beside `folder`."""
-    return folder.with_name(f".{folder.name}.{role}-{os.getpid()}")
+    return folder.with_name(f".{folder.name}.{role}-{platform.node()}-{process or os.getpid()}")
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed left beside `folder`."""
-    for leftover in folder.parent.glob(f".{folder.name}.*-*"):
-        owner = leftover.name.rpartition("-")[2]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+    """Delete what a process of this machine that was killed left beside `folder`; what it was replacing gets its name back."""
+    for role in ("before", "partial", "documents"):
+        for leftover in folder.parent.glob(beside(folder, role, "*").name):
+            owner = leftover.name.rpartition("-")[2]
+            if not owner.isdecimal() or psutil.pid_exists(int(owner)):
+                continue
+            if role == "before" and not folder.exists():
+                leftover.rename(folder)
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -49,8 +49,9 @@ def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[
     matrix = csr_matrix(
         (np.ones(len(column), np.int32), column, row_starts), shape=(len(sizes), column.max(initial=0) + 1)
     )
+    of_shingle = matrix.T.tocsr()  # once: the product would lay it out anew each time
     for start in range(0, len(sizes), 256):
-        shared = (matrix[start : start + 256] @ matrix.T).tocoo()
+        shared = (matrix[start : start + 256] @ of_shingle).tocoo()
         i, j = shared.row + start, shared.col
         alike = (i < j) & (shared.data >= threshold * (sizes[i] + sizes[j] - shared.data))
         pairs.update(zip(i[alike].tolist(), j[alike].tolist(), strict=True))

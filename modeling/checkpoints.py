@@ -96,6 +96,8 @@ def find_checkpoint(output_dir: str, which: str | None) -> str | None:
         return which
     for folder in checkpoints_of(output_dir):
         reason = what_is_wrong(folder)
+        if reason is None and not (folder / "trainer_state.json").is_file():
+            reason = "it holds a model and nothing to go on from"
         if reason is None:
             return str(folder)
         logger.warning(f"{folder} is passed over: {reason}.")

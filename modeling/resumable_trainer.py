@@ -6,9 +6,11 @@ run begins with. Used through WeightedTrainer.
 
 import errno
 import logging
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +24,21 @@ from .checkpoints import SAVING, put_in_place, rotate, what_is_wrong
 from .resources import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
+
+
+class Stop(Protocol):
+    """What ends a run on a signal: StopOnSignal.
+
+    Attributes:
+        received: the signal that this process was sent, or None.
+        agreed: the one that all processes stop for, or None.
+    """
+
+    received: int | None
+    agreed: int | None
+
+    def must_give_up(self) -> bool:
+        """Whether there is no time left to end the step. Every process asks, before each micro-batch."""
 
 
 class GivenUp(Exception):
@@ -50,12 +67,12 @@ class ResumableTrainer(Trainer):
     """`Trainer` with whole checkpoints and exact resuming, wherever the run was stopped.
 
     Attributes:
-        must_give_up: asked before each micro-batch, on every process: whether there is no time left to end the step.
+        stop: what may end the run on a signal.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.must_give_up: Callable[[], bool] | None = None
+        self.stop: Stop | None = None
         self.sampler: Sampler | None = None
         self.carried = CarriedOver()
         self.add_callback(self.carried)
@@ -68,7 +85,7 @@ class ResumableTrainer(Trainer):
 
     def give_up_if_asked(self) -> None:
         """Raises GivenUp where the run has to stop now, on every process alike."""
-        if self.must_give_up is not None and self.must_give_up():
+        if self.stop is not None and self.stop.must_give_up():
             raise GivenUp
 
     def uncount_step(self) -> None:
@@ -87,14 +104,18 @@ class ResumableTrainer(Trainer):
         for part in (self.sampler, self.train_dataset):
             if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        self._evaluate_what_is_due(model, trial, epoch)
+        if self._evaluate_what_is_due(model, trial, epoch):
+            kwargs["resume_from_checkpoint"] = self._resumed_from
         if self.control.should_training_stop:
             return
+        if epoch == kwargs["epochs_trained"]:
+            self._load_rng_state(kwargs["resume_from_checkpoint"])
         # The loader draws a number when it begins: a checkpoint before an epoch's first step has the state before that.
         self._random_before, self._epoch_begins = random_state(), True
         try:
             super()._run_epoch(epoch=epoch, model=model, trial=trial, **kwargs)
-        except GivenUp:
+        except (GivenUp, RuntimeError) as error:
+            self._raise_unless_stopped(error)
             self.uncount_step()
             self._leave_checkpoint(model, trial)
 
@@ -108,9 +129,16 @@ class ResumableTrainer(Trainer):
             self._random_before = random_state()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
-        except GivenUp:
+        except (GivenUp, RuntimeError) as error:
+            self._raise_unless_stopped(error)
             self.carried.evaluation_is_due = True
             self._leave_checkpoint(model, trial)
+
+    def _raise_unless_stopped(self, error: Exception) -> None:
+        """Any error but a step that is given up; or a loader's worker that the same signal has ended while it was starting."""
+        lost_worker = self.stop is not None and self.stop.received is not None and "DataLoader worker" in str(error)
+        if not isinstance(error, GivenUp) and not (lost_worker and self.args.world_size == 1):
+            raise error
 
     def _leave_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save the state after the last whole step, unless it is saved, and end the training."""
@@ -133,26 +161,40 @@ class ResumableTrainer(Trainer):
         if best == being_saved or best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
-    def _evaluate_what_is_due(self, model: nn.Module, trial: Any, epoch: int) -> None:
-        """The evaluation that was given up; the checkpoint then is what it would have been without the stop."""
+    def _evaluate_what_is_due(self, model: nn.Module, trial: Any, epoch: int) -> bool:
+        """The evaluation that was given up, if one was; the checkpoint then is what it would have been without the stop, and
+        what the run goes on from."""
         if not self.carried.evaluation_is_due:
-            return
+            return False
         logger.info(f"Evaluating after step {self.state.global_step} first: the run was stopped in that evaluation.")
         self.carried.evaluation_is_due = False
         self._load_rng_state(self._resumed_from)
         self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
         self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, None, 0.0)
         self.control.should_evaluate = self.control.should_save = False
+        self._resumed_from = f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}"
+        return True
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, but the last checkpoint stays, whatever `save_total_limit`: what a stopped run goes on from, and
-        what the hub is given. (transformers 5.23 deletes it where only one may be kept and another is the best.)"""
-        self._evaluate_what_is_due(self.model_wrapped, trial, int(self.args.num_train_epochs))
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        what the hub is given. (transformers 5.23 deletes it where only one may be kept and another is the best.) A run that
+        was stopped has no use for its best model."""
+        is_stopped = self._has_given_up or (self.stop is not None and self.stop.agreed is not None)
+        if not is_stopped:
+            self._evaluate_what_is_due(self.model_wrapped, trial, int(self.args.num_train_epochs))
+        limit, best = self.args.save_total_limit, self.args.load_best_model_at_end
+        self.args.save_total_limit, self.args.load_best_model_at_end = None, best and not is_stopped
         try:
             return super()._finalize_training(trial, *args, **kwargs)
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
+
+    # A signal to the whole group of processes shall not take the loader's workers from a run that is saving itself.
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, with workers that leave SIGTERM and Ctrl-C to the process that they work for."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
+        return loader
 
     # ---- checkpoints ----
 
@@ -203,6 +245,13 @@ class ResumableTrainer(Trainer):
                 saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
                 for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
                     setattr(callback, name, value)
+
+
+def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
 
 
 def _why_not_saved(error: Exception, folder: Path) -> str:

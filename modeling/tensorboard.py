@@ -37,7 +37,8 @@ class TensorBoard(TrainerCallback):
         folder = Path(args.output_dir) / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
         self.writer = SummaryWriter(str(folder))
         self.writer.add_text("arguments", f"```json\n{json.dumps(self.config, indent=2, default=str)}\n```")
-        self.add_graph()
+        if not self.trainer.is_fsdp_enabled:  # whose layers meet the other processes
+            self.add_graph()
 
     def add_graph(self) -> None:
         """The model's graph, traced on two documents of two short chunks."""

@@ -355,6 +355,7 @@ class WeightedTrainer(ResumableTrainer):
         logger.warning(f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
         self.uncount_step()
         self._passed["skipped"] += 1 / self.accelerator.num_processes
+        self._globalstep_last_logged += 1  # the mean that is logged is over the steps that were taken
         if not self.args.fp16:
             model.zero_grad()
         return norm

@@ -72,7 +72,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "f1_macro"
-    dataloader_num_workers: int = 0
+    dataloader_num_workers: int = field(default_factory=lambda: 2 if torch.cuda.is_available() else 0)
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
     logging_nan_inf_filter: bool = False
     restore_callback_states_from_checkpoint: bool = True

@@ -63,11 +63,10 @@ def cached_chunk_vectors(
         folder.mkdir(parents=True, exist_ok=True)
         size = max(FEWEST_IN_A_FILE, -(-len(chunked) // MOST_FILES))
         files = {range(i, min(i + size, len(chunked))): folder / f"{i:09d}.arrow" for i in range(0, len(chunked), size)}
-        missing = {rows: path for rows, path in files.items() if not path.is_file()}
-        accelerator.wait_for_everyone()  # all have looked before any writes
+        mine = list(files.items())[accelerator.process_index :: accelerator.num_processes]
+        missing = {rows: path for rows, path in mine if not path.is_file()}
         if missing:
-            mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
-            encode_files(model, chunked, collator, dict(mine), accelerator, name)
+            encode_files(model, chunked, collator, missing, accelerator, name)
         else:
             logger.info(f"Chunk vectors of {name} are taken from {folder}.")
         accelerator.wait_for_everyone()

@@ -129,9 +129,11 @@ def results_table(runs: Sequence[Run], split: str) -> Table:
             ids = list(run.predictions)
             intervals = metrics_with_intervals(*codes(run, ids), run.labels, [1.0] * len(run.labels))
             cells = [
-                cell if metric == "severity_f1" else f"{cell} ({number(found['low'])}–{number(found['high'])})"
+                f"{cell} ({number(found['low'])}–{number(found['high'])})"
+                if found and metric != "severity_f1"
+                else cell
                 for cell, metric in zip(cells, metrics, strict=True)
-                for found in [intervals[metric]]
+                for found in [intervals.get(metric)]
             ]
         rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0])])
     note = f"The best model of each run on the {split} split, with 95 % bootstrap intervals over its documents."

@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory  # not exported, and it keeps the client offline
 
-from modeling.checkpoints import SAVING, put_in_place
+from modeling.checkpoints import SAVING, put_in_place, what_is_wrong
 
 LAST_CHECKPOINT = "last-checkpoint"
 # Names at the top of a finished folder that travel; nothing else does.
@@ -233,14 +233,14 @@ def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) 
         )
     state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
     checkpoint = output_dir / f"checkpoint-{state['global_step']}"
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    found.rename(checkpoint)
     best = output_dir / Path(state.get("best_model_checkpoint") or checkpoint.name).name
-    if best != checkpoint:
+    if what_is_wrong(best):  # a whole one of this machine's stays
         partial = output_dir / SAVING / best.name
         partial.mkdir(parents=True, exist_ok=True)
         for path in files_of(download, MODEL_FILES):
             shutil.copyfile(path, partial / path.name)
         put_in_place(partial, best)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    found.rename(checkpoint)
     shutil.rmtree(download, ignore_errors=True)
     return checkpoint

@@ -33,7 +33,6 @@ class HubPusher(TrainerCallback):
     Args:
         timeout: seconds that one push may take before it is ended and tried again.
         grace_seconds: how long pushes may go on when the run was stopped.
-        longest_end: how long they may go on at the run's end, at the most; three pushes that time out are enough.
     """
 
     def __init__(
@@ -44,11 +43,9 @@ class HubPusher(TrainerCallback):
         revision: str | None,
         timeout: float,
         grace_seconds: float,
-        longest_end: float,
     ):
         self.output_dir, self.repo_id, self.strategy = output_dir, repo_id, strategy
         self.revision, self.timeout, self.grace_seconds = revision, timeout, grace_seconds
-        self.longest_end = min(longest_end, 3 * timeout + 10)
         self.folder = output_dir / ".hub"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.waiting: deque[tuple[Path, str]] = deque()
@@ -163,7 +160,7 @@ class HubPusher(TrainerCallback):
 
         Args:
             last_checkpoint: the newest checkpoint of the run.
-            seconds: how long to wait at the most (None: `longest_end`).
+            seconds: how long to wait at the most (None: for three pushes that time out).
             final: False where the run was stopped, and what its last save staged is what there is to push.
         """
         if final:
@@ -171,7 +168,7 @@ class HubPusher(TrainerCallback):
             with_checkpoint = last_checkpoint if self.strategy in ("checkpoint", "all_checkpoints") else None
             stage(staged, self.output_dir, self.output_dir, with_checkpoint)
             self._submit(staged, "End of training")
-        deadline = time.monotonic() + (self.longest_end if seconds is None else seconds)
+        deadline = time.monotonic() + (3 * self.timeout + 10 if seconds is None else seconds)
         with self.changed:
             self.is_ending = True
             self.changed.notify_all()

@@ -42,8 +42,16 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        shutil.rmtree(folder / SAVING, ignore_errors=True)  # a checkpoint that was being written when a run was killed
+        clear_unfinished(folder)
         yield
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what a run that was killed was writing or deleting; what it was replacing gets its name back."""
+    for before in (folder / SAVING).glob("*-before"):
+        if not (folder / before.name.removesuffix("-before")).exists():
+            before.rename(folder / before.name.removesuffix("-before"))
+    shutil.rmtree(folder / SAVING, ignore_errors=True)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
@@ -65,8 +73,13 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
                 f"{output_dir} holds checkpoints that are newer than {checkpoint} ({', '.join(newer)}), which a "
                 "later resume would take for this run's: delete them, or name another output_dir."
             )
-    elif resume == "auto":
-        logger.info("No whole checkpoint to go on from: from the start.")
+    elif resume == "auto" and not (checkpoints_of(output_dir) or (Path(output_dir) / "model.safetensors").exists()):
+        logger.info("No checkpoint to go on from: from the start.")
+    elif resume == "auto" and not overwrite:
+        raise ValueError(
+            f"{output_dir} holds {', '.join(earlier[:3])}, and no whole checkpoint to go on from: begin anew in it with "
+            "--overwrite_output_dir, or name another output_dir."
+        )
     elif earlier and not overwrite:
         raise ValueError(
             f"{output_dir} holds an earlier run ({', '.join(earlier[:3])}): go on with it with "

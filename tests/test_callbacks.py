@@ -94,6 +94,7 @@ def make_checkpoint(folder, step: int):
     partial = folder / ".saving" / f"checkpoint-{step}"
     partial.mkdir(parents=True)
     (partial / "model.safetensors").write_bytes(b"weights" * step)
+    (partial / "trainer_state.json").write_text("{}")
     put_in_place(partial, folder / partial.name)
     return folder / partial.name
 

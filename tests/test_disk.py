@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,3 +108,48 @@ def wait_for(folder: Path, pattern: str) -> None:
     while not list(folder.glob(pattern)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_auto_never_deletes_a_model_that_has_no_checkpoint_to_go_on_from(prepared_folder, roberta_folder, tmp_path):
+    run = tmp_path / "run"
+    assert train(prepared_folder, roberta_folder, run, num_train_epochs=1).returncode == 0
+    [checkpoint] = checkpoints_of(str(run))
+    (checkpoint / "trainer_state.json").write_text("{}")  # altered
+    for _ in range(2):
+        done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
+        assert done.returncode == 1
+        assert "no whole checkpoint to go on from" in done.stderr
+        assert (run / "model.safetensors").is_file()
+        if checkpoint.exists():  # and then without it
+            checkpoint.rename(tmp_path / "elsewhere")
+
+
+def test_what_a_killed_run_was_replacing_gets_its_name_back(prepared_folder, roberta_folder, tmp_path):
+    run = tmp_path / "run"
+    assert train(prepared_folder, roberta_folder, run, num_train_epochs=1).returncode == 0
+    [checkpoint] = checkpoints_of(str(run))
+    (run / ".saving").mkdir(exist_ok=True)
+    checkpoint.rename(run / ".saving" / f"{checkpoint.name}-before")
+    done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from {checkpoint}" in done.stderr
+
+
+def test_a_signal_to_the_whole_group_does_not_take_the_loaders_workers(prepared_folder, roberta_folder, tmp_path):
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "run", **TRAINING}
+    given |= {"num_train_epochs": 500, "early_stopping_patience": 0, "dataloader_num_workers": 2, "save_total_limit": 2}
+    process = subprocess.Popen(
+        [sys.executable, "train_hf.py", *options(**given)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    wait_for(tmp_path / "run", "checkpoint-*")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    step = int(said.partition("Stopped by a signal after step ")[2].split(";")[0])
+    assert (tmp_path / "run" / f"checkpoint-{step}").is_dir()

@@ -259,7 +259,7 @@ def test_an_error_in_mid_run_leaves_what_was_saved_before_it_on_the_hub(server, 
     server.repos["org/model"] = Repo("org/model", True, "alice")
 
     def stopped_by(error: BaseException, grace_seconds: float) -> None:
-        with suppress(type(error)), HubPusher(run, "org/model", "checkpoint", None, 60, grace_seconds, 60) as pusher:
+        with suppress(type(error)), HubPusher(run, "org/model", "checkpoint", None, 60, grace_seconds) as pusher:
             pusher.on_save(None, state, None)
             raise error
 

@@ -35,7 +35,7 @@ class SignalAt(TrainerCallback):
             self.event = "sent"
 
 
-def stoppable(encoder, folder, signal_at: SignalAt | None = None, resume=False, grace_seconds=30.0, **arguments):
+def stoppable(encoder, folder, signal_at: SignalAt | None = None, resume=None, grace_seconds=30.0, **arguments):
     """A run with dropout that is stopped by a signal and leaves a history."""
     torch.manual_seed(5)
     model = Model.from_encoder(str(encoder), num_labels=3, chunk_length=16, dropout=0.2, attention_dropout=0.1)
@@ -53,12 +53,12 @@ def stoppable(encoder, folder, signal_at: SignalAt | None = None, resume=False, 
         },
     )
     stop, early = StopOnSignal(grace_seconds), EarlyStopping(5, 0.0)
-    trainer.must_give_up = stop.must_give_up
+    trainer.stop = stop
     history = History(trainer, early, {})
     for callback in (early, *([signal_at] if signal_at else []), stop, history):
         trainer.add_callback(callback)
     with stop.listening():
-        trainer.train(resume_from_checkpoint=find_checkpoint(str(folder), "auto") if resume else None)
+        trainer.train(resume_from_checkpoint=find_checkpoint(str(resume), "auto") if resume else None)
     return stop, trainer
 
 
@@ -85,7 +85,7 @@ def test_a_signal_in_any_step_changes_nothing_once_resumed(step, grace_seconds, 
     done = step if grace_seconds else step - 1  # without time the step is given up
     assert trainer.state.global_step == done
     assert find_checkpoint(str(cut), "auto") == str(cut / f"checkpoint-{done}")
-    stoppable(roberta_folder, cut, resume=True)
+    stoppable(roberta_folder, cut, resume=cut)
     ends_alike(tmp_path / "whole", cut, "checkpoint-8")
 
 
@@ -98,7 +98,7 @@ def test_an_evaluation_that_is_given_up_is_made_good_once_resumed(step, strategy
     stop, _ = stoppable(roberta_folder, cut, SignalAt(step, "evaluation"), grace_seconds=0.0, **given)
     assert stop.exit_status == 143
     assert find_checkpoint(str(cut), "auto") == str(cut / f"checkpoint-{step}")
-    stoppable(roberta_folder, cut, resume=True, **given)
+    stoppable(roberta_folder, cut, resume=cut, **given)
     ends_alike(tmp_path / "whole", cut, "checkpoint-8")
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_has_moved_and_has_nothing_left_to_train_still_ends_with_its_
     _, first = stoppable(roberta_folder, tmp_path / "there", greater_is_better=True)  # the loss falls
     assert first.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-4")
     (tmp_path / "there").rename(tmp_path / "here")
-    _, second = stoppable(roberta_folder, tmp_path / "here", resume=True, greater_is_better=True)
+    _, second = stoppable(roberta_folder, tmp_path / "here", resume=tmp_path / "here", greater_is_better=True)
     best = load_file(tmp_path / "here" / "checkpoint-4" / "model.safetensors")
     for trainer in (first, second):
         assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
