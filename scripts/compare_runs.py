@@ -108,7 +108,8 @@ def differences_table(runs: Sequence[Run]) -> Table:
     keys = sorted({key for config in configs for key in config})
     differ = [key for key in keys if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
     rows = [[key, *(short(config.get(key, "–")) for config in configs)] for key in differ]
-    note = f"{len(keys) - len(differ)} other arguments and facts are the same in all."
+    same = f"{len(keys) - len(differ)} {'other ' if differ else ''}arguments and facts are the same in all."
+    note = same if differ else f"Nothing: {same}"
     return Table("What differs", note, ["", *(run.name for run in runs)], rows)
 
 
@@ -173,7 +174,7 @@ def cost_table(runs: Sequence[Run]) -> Table:
             [
                 run.name,
                 f"{epochs[-1]['epoch']:g}{' (stopped early)' if run.history.get('stopped_early') else ''}",
-                f"{best.get('epoch', '–')}",
+                f"{best['epoch']:g}" if best else "–",
                 f"{seconds / 60:.1f}",
                 f"{max(memory):.2f}" if memory else "–",
                 f"{np.median(speeds):.2f}" if speeds else "–",

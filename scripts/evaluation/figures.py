@@ -112,6 +112,7 @@ def learning_curves_figure(epochs_of: dict[str, list[dict[str, Any]]]) -> bytes:
         left.plot(at, [epoch["train_loss"] for epoch in epochs], linewidth=0.8, linestyle=":", **line)
         left.plot(at, [epoch["eval_loss"] for epoch in epochs], label=name, **line)
         right.plot(at, [epoch.get("eval_f1_macro") for epoch in epochs], label=name, **line)
+    figure.set_layout_engine("constrained")
     left.set_title("validation loss; dotted: training", fontsize=10)
     right.legend(fontsize=8)
     return _png(figure)
