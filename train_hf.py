@@ -8,7 +8,6 @@ a recipe gives defaults and the command line overrides them.
 """
 
 import logging
-import os
 import pickle
 import sys
 from contextlib import nullcontext, suppress
@@ -47,8 +46,9 @@ from modeling.training_args import (
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
 from scripts.command_line import run_main
-from scripts.hub import claim_repo, fetch_last_checkpoint, set_timeout, take_token_off_the_command_line
-from scripts.hub_pusher import HubPusher
+from scripts.hub import take_token_off_the_command_line
+from scripts.hub_pusher import HubPusher, start_pushing
+from scripts.lexical_view import fit_lexical_view
 from scripts.logs import set_up_logging
 from scripts.output_dir import claim_output_dir, clear_earlier_run, lock_output_dir, remove_if_empty
 from scripts.prepare_dataset import load_tokenizer
@@ -77,6 +77,9 @@ class ModelArguments:
     pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
+    lexical_features: int = field(
+        default=0, metadata={"help": "Tokens whose counts in the whole document weigh in beside the encoder."}
+    )
     dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
     attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
     attn_implementation: str | None = field(
@@ -160,6 +163,8 @@ def run(
             print(describe_run(model, sizes, args, trainer.accelerator.autocast))
             remove_if_empty(args.output_dir)
         return 0
+    if model.lexical is not None:
+        fit_lexical_view(model.lexical, chunked["train"], class_weights, args.process_index)
     config = run_record((model_args, data_args, args), args, manifest, splits, class_weights)
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
@@ -225,46 +230,6 @@ def terminal_level(args: HierarchicalTrainingArguments) -> int:
     return args.get_process_log_level() if args.log_level != "passive" else logging.INFO
 
 
-def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
-    """What pushes the run to the hub, on the first process, once it is sure that it may; and with
-    `--resume_from_checkpoint hub` the checkpoint from there. Trainer itself is told to push nothing.
-
-    Raises:
-        ValueError: on every process, where the hub cannot be pushed to.
-    """
-    wants_push, args.push_to_hub = args.push_to_hub, False
-    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
-    is_sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
-    if wants_push and is_sharded and strategy in ("checkpoint", "all_checkpoints"):
-        raise ValueError(
-            "Sharded checkpoints cannot be gone on from by way of the hub: use --hub_strategy every_save or end."
-        )
-    if args.dry_run or (not wants_push and args.resume_from_checkpoint != "hub"):
-        return None
-    repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
-    if args.process_index == 0:
-        try:
-            set_timeout(args.hub_timeout)
-            if wants_push:
-                whose = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
-                repo_id = claim_repo(repo_id, *whose)
-            if args.resume_from_checkpoint == "hub":
-                args.resume_from_checkpoint = str(
-                    fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))
-                )
-        except ValueError as reason:
-            error = reason
-    # The very checkpoint that was fetched: one that did not arrive whole is an error, and not a new beginning.
-    [repo_id, error, args.resume_from_checkpoint] = broadcast_object_list([repo_id, error, args.resume_from_checkpoint])
-    if error is not None:
-        raise error
-    if not wants_push or args.process_index:
-        return None
-    logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
-    times = (args.hub_timeout, args.grace_seconds)
-    return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, *times)
-
-
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
     """Class weights (K,) from the training labels, as given, or None."""
     weights = parse_class_weights(choice, labels)
@@ -294,7 +259,8 @@ def build_model(
     model_args: ModelArguments, labels: list[str], args: HierarchicalTrainingArguments
 ) -> HierarchicalRobertaForSequenceClassification:
     """Encoder and new head, with the chunk geometry in the config."""
-    geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size")
+    geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
+    parts = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
     try:
         model = HierarchicalRobertaForSequenceClassification.from_encoder(
             model_args.encoder,
@@ -304,8 +270,7 @@ def build_model(
             revision=model_args.encoder_revision,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
-            chunk_transformer_layers=model_args.chunk_transformer_layers,
-            **{name: getattr(model_args, name) for name in geometry},
+            **{name: getattr(model_args, name) for name in (*geometry, *parts)},
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error

@@ -73,10 +73,11 @@ class ChunkVectorDocuments(Dataset):
     Args:
         chunked: the documents that the vectors were made of, for their labels and their selection of chunks.
         vectors: an Arrow table with a row a document: `chunk_vectors`, flat float32 of all its C × D numbers.
+        with_tokens: give the `input_ids` too, for a lexical view.
     """
 
-    def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int):
-        self.chunked, self.hidden_size = chunked, hidden_size
+    def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int, with_tokens: bool = False):
+        self.chunked, self.hidden_size, self.with_tokens = chunked, hidden_size, with_tokens
         self.labels = np.asarray(chunked.documents["label"], dtype=np.int64).tolist()
         self.ids = [str(id_) for id_ in chunked.documents["id"]]
         # Views of the memory-mapped file, since an epoch on kept vectors is so short that to decode row by row would be
@@ -104,8 +105,7 @@ class ChunkVectorDocuments(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         vectors = self._all_of(index)
         chosen = self.chunked.selection(index, len(vectors))
-        return {
-            "labels": self.labels[index],
-            "id": self.ids[index],
-            "chunk_vectors": torch.from_numpy(vectors[chosen]),
-        }
+        item = {"labels": self.labels[index], "id": self.ids[index]}
+        if self.with_tokens:
+            item = self.chunked[index]
+        return item | {"chunk_vectors": torch.from_numpy(vectors[chosen])}

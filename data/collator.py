@@ -20,7 +20,7 @@ class DocumentCollator:
         input_ids       [[0, 5, 2, 1], [0, 6, 7, 2], [0, 2, 1, 1]]    (N, L)
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
 
-    Documents that carry `chunk_vectors` (C, D) instead give `chunk_vectors` (N, D). `labels` stands first, since
+    Documents that carry `chunk_vectors` (C, D) give `chunk_vectors` (N, D), beside token ids or instead of them. `labels` stands first, since
     Trainer takes a batch's size from its first tensor. `with_ids` adds `ids`, a list of the documents' ids, which
     WeightedTrainer takes out again: it names documents whose step it cannot take.
     """
@@ -36,7 +36,9 @@ class DocumentCollator:
             batch["ids"] = [document["id"] for document in documents]
         if "chunk_vectors" in documents[0]:
             batch["num_chunks"] = torch.tensor([len(document["chunk_vectors"]) for document in documents])
-            return batch | {"chunk_vectors": torch.cat([document["chunk_vectors"] for document in documents])}
+            batch["chunk_vectors"] = torch.cat([document["chunk_vectors"] for document in documents])
+        if "input_ids" not in documents[0]:
+            return batch
         chunks = [chunk for document in documents for chunk in document["input_ids"]]
         lengths = np.array([len(chunk) for chunk in chunks])
         mask_NL = np.arange(lengths.max()) < lengths[:, None]

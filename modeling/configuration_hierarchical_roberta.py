@@ -11,6 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 CHUNK_POLICIES = ("head", "head_tail", "uniform", "random")
 POOLINGS = ("attention", "mean", "max")
+NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
 class HierarchicalRobertaConfig(PreTrainedConfig):
@@ -27,6 +28,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
+        lexical_features: tokens whose counts over the whole document weigh in beside the encoder (modeling/lexical.py;
+            0: none).
         classifier_dropout: dropout before the classifier and in the chunk transformer.
         temperature: what logits are divided by before they become scores, fitted on the validation documents
             (None: not fitted yet).
@@ -46,6 +49,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     pooling: Literal["attention", "mean", "max"] = "attention"
     pooling_size: int | None = None
     chunk_transformer_layers: int = 0
+    lexical_features: int = 0
     classifier_dropout: float = 0.1
     initializer_range: float = 0.02
     temperature: float | None = None
@@ -60,7 +64,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         for name, choices in (("chunk_policy", CHUNK_POLICIES), ("pooling", POOLINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)!r}.")
-        for name, least in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1)):
+        for name, least in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1), *NOT_NEGATIVE):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
         if self.pooling_size is not None and self.pooling_size < 1:
@@ -70,8 +74,6 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
                 f"chunk_overlap ({self.chunk_overlap}) must be below chunk_length - 2 ({self.chunk_length - 2}): "
                 "lower it or raise chunk_length."
             )
-        if self.chunk_transformer_layers < 0:
-            raise ValueError(f"chunk_transformer_layers must be 0 or more, and is {self.chunk_transformer_layers}.")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, and is {self.temperature}.")
         if not 0 <= self.classifier_dropout < 1:

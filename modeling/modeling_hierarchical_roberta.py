@@ -2,8 +2,8 @@
 
     model = HierarchicalRobertaForSequenceClassification.from_encoder("FacebookAI/roberta-base", num_labels=3)
 
-B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, K labels. Only real chunks enter:
-there are no padding chunks. This file travels to the hub with the model and imports only its siblings.
+B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, M features of the lexical view (0
+without one), K labels. Only real chunks enter: there are no padding chunks. This file travels to the hub with the model and imports only its siblings.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from .lexical import LexicalView
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
 from .pooling import ChunkPooling, ChunkTransformer
 
@@ -36,7 +37,7 @@ class HierarchicalOutput(ModelOutput):
         loss: (), unweighted cross entropy; only where `labels` were given.
         logits: (B, K).
         chunk_weights: (N,), how much each chunk weighed in the pooling; a document's sum to 1.
-        chunk_vectors: (N, D), what the encoder made of each chunk.
+        chunk_vectors: (N, D + M), what was read of each chunk: the encoder's vector, and the lexical view's counts.
     """
 
     loss: torch.Tensor | None = None
@@ -120,6 +121,10 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.pooling = ChunkPooling(config.pooling, config.hidden_size, config.pooling_size or config.hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.lexical = None
+        if config.lexical_features:
+            vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
+            self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget = 4096
         self.live_chunks = 0
         self.encoded_tokens = [0, 0]
@@ -284,28 +289,49 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             input_ids: (N, L) token ids of the batch's chunks, documents one after the other, padded on the right.
             attention_mask: (N, L), 1 on real tokens (None: all of them are).
             num_chunks: (B,) chunks of each document; they sum to N.
-            chunk_vectors: (N, D) instead of `input_ids` and `attention_mask`: what `encode_chunks` gave before.
+            chunk_vectors: (N, D) that `encode_chunks` gave before; the encoder does not run. A lexical view still needs
+                `input_ids`.
             labels: (B,) class ids, -100 to leave a document out of the loss.
         """
-        if num_chunks is None or (chunk_vectors is None) == (input_ids is None):
-            raise ValueError("Give num_chunks, and either input_ids or chunk_vectors.")
-        chunk_ND = chunk_vectors
-        if input_ids is not None:
-            mask_NL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            chunk_ND = self.encode_chunks(input_ids, mask_NL)
-        assert chunk_ND is not None
-        logits_BK, chunk_weights_N = self.classify(chunk_ND, num_chunks)
+        needs_ids = chunk_vectors is None or self.lexical is not None
+        if num_chunks is None or needs_ids != (input_ids is not None):
+            raise ValueError(
+                "Give num_chunks, and either input_ids or chunk_vectors (with a lexical view, input_ids too)."
+            )
+        chunk_NX = self.read_chunks(input_ids, attention_mask, chunk_vectors)
+        logits_BK, chunk_weights_N = self.classify(chunk_NX, num_chunks)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
-        return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
+        return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_NX)
 
-    def classify(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chunk vectors → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and scores are read here."""
-        with torch.autocast(chunk_ND.device.type, enabled=False):
-            chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
+    def classify(self, chunk_NX: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was read of each chunk, (N, D + M) → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and
+        scores are read here."""
+        hidden_size = self.config.hidden_size
+        with torch.autocast(chunk_NX.device.type, enabled=False):
+            chunk_ND = (chunk_NX[:, :hidden_size].float() - self.vector_mean) / self.vector_scale
             if self.chunk_transformer is not None:
                 chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
             document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)
-            return self.classifier(self.dropout(document_BD)), chunk_weights_N
+            logits_BK = self.classifier(self.dropout(document_BD))
+            if self.lexical is not None:
+                logits_BK = logits_BK + self.lexical(chunk_NX[:, hidden_size:].float(), num_chunks_B)
+            return logits_BK, chunk_weights_N
+
+    def read_chunks(
+        self,
+        input_ids_NL: torch.Tensor | None,
+        attention_mask_NL: torch.Tensor | None = None,
+        chunk_ND: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What `classify` needs of each chunk, (N, D + M): its vector, from `encode_chunks` where it is not given, and the
+        counts of the lexical view where there is one."""
+        if chunk_ND is None:
+            assert input_ids_NL is not None
+            mask_NL = torch.ones_like(input_ids_NL) if attention_mask_NL is None else attention_mask_NL
+            chunk_ND = self.encode_chunks(input_ids_NL, mask_NL)
+        if self.lexical is None or input_ids_NL is None:
+            return chunk_ND
+        return torch.cat([chunk_ND.float(), self.lexical.count(input_ids_NL)], dim=1)
 
     def encode_chunks(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
         """Chunk vectors (N, D), by micro-batches of chunks of like length, each trimmed to its own longest.

@@ -186,7 +186,7 @@ class WeightedTrainer(ResumableTrainer):
         clear_device_cache(garbage_collection=True)
         model = self.accelerator.unwrap_model(self.model)
         largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.document_parts[training]))
-        live = min(model.live_chunks or largest, largest) if "input_ids" in inputs else 1
+        live = 1 if "chunk_vectors" in inputs else min(model.live_chunks or largest, largest)
         documents = -(-len(inputs["num_chunks"]) // self.document_parts[training])
         if live > 1:
             model.live_chunks = live // 2

@@ -16,9 +16,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from scripts.hub import stage
+from modeling.training_args import HierarchicalTrainingArguments
+from scripts.hub import claim_repo, fetch_last_checkpoint, set_timeout, stage
 
 logger = logging.getLogger(__name__)
 
@@ -183,3 +185,43 @@ class HubPusher(TrainerCallback):
             stopped = "Its last save is pushed when the run goes on: --resume_from_checkpoint auto."
             logger.error(f"The hub does not have the end of this run. {ended if final else stopped}")
         return done
+
+
+def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
+    """What pushes the run to the hub, on the first process, once it is sure that it may; and with
+    `--resume_from_checkpoint hub` the checkpoint from there. Trainer itself is told to push nothing.
+
+    Raises:
+        ValueError: on every process, where the hub cannot be pushed to.
+    """
+    wants_push, args.push_to_hub = args.push_to_hub, False
+    strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
+    is_sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+    if wants_push and is_sharded and strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            "Sharded checkpoints cannot be gone on from by way of the hub: use --hub_strategy every_save or end."
+        )
+    if args.dry_run or (not wants_push and args.resume_from_checkpoint != "hub"):
+        return None
+    repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
+    if args.process_index == 0:
+        try:
+            set_timeout(args.hub_timeout)
+            if wants_push:
+                whose = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
+                repo_id = claim_repo(repo_id, *whose)
+            if args.resume_from_checkpoint == "hub":
+                args.resume_from_checkpoint = str(
+                    fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))
+                )
+        except ValueError as reason:
+            error = reason
+    # The very checkpoint that was fetched: one that did not arrive whole is an error, and not a new beginning.
+    [repo_id, error, args.resume_from_checkpoint] = broadcast_object_list([repo_id, error, args.resume_from_checkpoint])
+    if error is not None:
+        raise error
+    if not wants_push or args.process_index:
+        return None
+    logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
+    times = (args.hub_timeout, args.grace_seconds)
+    return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, *times)

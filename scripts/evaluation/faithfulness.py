@@ -98,10 +98,11 @@ def _with_sentences(
             parts = [tokens[s.first_token : s.end_token] for s in sorted(sentences, key=lambda s: s.first_token)]
             body = np.concatenate(parts) if parts else tokens[:0]
             chunks.append(torch.from_numpy(chunked.chunker.framed(body)))
-    ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True)
+    padding = chunked.tokenizer.pad_token_id
+    ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=padding)
     lengths = torch.tensor([len(chunk) for chunk in chunks])
     mask_NL = (torch.arange(ids_NL.shape[1]) < lengths[:, None]).long()
-    vectors_ND = model.encode_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
+    vectors_ND = model.read_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
     chunk_SCD = reading.chunk_CD.expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
     num_chunks = torch.full((len(kept),), len(reading.chunk_CD), device=model.device)

@@ -1,0 +1,157 @@
+"""The lexical view: it counts what is read, is fitted to the training documents alone, and goes wherever the model goes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from data.chunked import ChunkedDocuments
+from modeling.attribution import token_attributions
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.contributions import chunk_contributions, log_odds
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from scripts.lexical_view import choose_tokens, fit_lexical_view, lexical_weights
+from tests.conftest import CUES, train
+from tests.test_model import DOCUMENTS, batch_of
+
+TOKENS = torch.tensor([7, 11, 23, 40])
+
+
+@pytest.fixture
+def viewing(model) -> Model:
+    """A classifier with four features, which weigh in heavily."""
+    torch.manual_seed(2)
+    config = HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})
+    viewing = Model(config).eval()
+    viewing.lexical.set_weights(TOKENS, torch.randn(3, 4), torch.randn(3))
+    return viewing
+
+
+def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return ChunkedDocuments(splits[name], tokenizer, **{"chunk_length": 16, "max_chunks": 99, **options})
+
+
+def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(viewing):
+    batch = batch_of(viewing, DOCUMENTS, seed=5)
+    counts = [
+        torch.stack([(ids == token).sum() for token in TOKENS])
+        for ids in batch["input_ids"].split([len(chunks) for chunks in DOCUMENTS])
+    ]
+    expected = torch.log1p(torch.stack(counts).float()) @ viewing.lexical.weight.T + viewing.lexical.bias
+    with_view = viewing(**batch).logits
+    viewing.lexical.weight.zero_()
+    viewing.lexical.bias.zero_()
+    torch.testing.assert_close(with_view - viewing(**batch).logits, expected, atol=1e-5, rtol=1e-4)
+    assert torch.stack(counts).sum() > 3
+
+
+def test_logits_do_not_depend_on_neighbours_or_on_where_the_vectors_come_from(viewing):
+    batch = batch_of(viewing, DOCUMENTS, seed=5)
+    together = viewing(**batch).logits
+    alone = torch.cat([viewing(**batch_of(viewing, [document], seed=5)).logits for document in DOCUMENTS])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    vectors = viewing.encode_chunks(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(viewing(**batch, chunk_vectors=vectors).logits, together, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ValueError, match="input_ids too"):
+        viewing(chunk_vectors=vectors, num_chunks=batch["num_chunks"])
+
+
+def test_until_it_is_fitted_the_view_adds_nothing(model):
+    torch.manual_seed(2)
+    viewing = Model(HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})).eval()
+    plain = Model(model.config).eval()
+    plain.load_state_dict(
+        {name: value for name, value in viewing.state_dict().items() if not name.startswith("lexical")}
+    )
+    batch = batch_of(model, DOCUMENTS)
+    assert torch.equal(viewing(**batch).logits, plain(**batch).logits)
+
+
+def test_explanations_see_the_view(viewing):
+    """Of a document that differs from another by one word of the view, and whose encoder is deaf to it."""
+    ids = torch.randint(50, 99, (3, 12), generator=torch.Generator().manual_seed(0))
+    ids[1, 5] = ids[1, 8] = 23
+    viewing.classifier.weight.data.zero_()
+    output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
+    label = int(viewing.lexical.weight[:, 2].argmax())
+    contributions = chunk_contributions(viewing, output.chunk_vectors, label)
+    whole = log_odds(output.logits, label)
+    without = log_odds(viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits, label)
+    torch.testing.assert_close(contributions[1:2], whole - without, atol=1e-5, rtol=1e-5)
+    blank = ids[1].clone().fill_(3)
+    viewing.requires_grad_(False)
+    words = token_attributions(viewing, ids[1], blank, output.chunk_vectors, 1, label)
+    torch.testing.assert_close(words[5] + words[8], (whole - without)[0], atol=1e-4, rtol=1e-4)
+    assert words[torch.arange(12) % 3 != 2].abs().max() < 1e-5
+
+
+def test_the_tokens_are_those_that_the_classes_explain_best(splits, roberta_folder):
+    documents = chunked(splits, roberta_folder, "train")
+    labels = np.asarray(documents.documents["label"])
+    tokens, share = choose_tokens(documents, labels, 3, 10, 400)
+    special = set(documents.tokenizer.all_special_ids)
+    counts = np.stack(
+        [
+            np.bincount([token for token in row["input_ids"] if token not in special], minlength=400)
+            for row in documents.documents
+        ]
+    )
+    logs = np.log1p(counts)
+    within = sum(((logs[labels == k] - logs[labels == k].mean(axis=0)) ** 2).sum(axis=0) for k in range(3))
+    total = ((logs - logs.mean(axis=0)) ** 2).sum(axis=0)
+    varies = ((counts > 0).sum(axis=0) >= 2) & (total > 1e-9)
+    expected = np.where(varies, 1 - within / np.where(varies, total, 1), 0)
+    np.testing.assert_allclose(share, np.sort(expected)[::-1][:10], rtol=1e-6)
+    np.testing.assert_allclose(expected[tokens], share, rtol=1e-6)
+    words = " ".join(documents.tokenizer.convert_ids_to_tokens(tokens[:3]))
+    assert all(cue in words for cue in CUES.values())
+
+
+def test_the_fit_reads_training_documents_as_evaluation_would(splits, roberta_folder):
+    """Without special tokens, within max_chunks, and the same however often it is done; the documents stay in training."""
+    documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="random", training=True)
+    first = lexical_weights(documents, 3, 10, 400)
+    documents.set_epoch(3)
+    for one, other in zip(first, lexical_weights(documents, 3, 10, 400), strict=True):
+        assert np.array_equal(one, other)
+    assert documents.training
+    assert not set(first[0].tolist()) & set(documents.tokenizer.all_special_ids)
+
+
+def test_class_weights_count_in_the_fit(splits, roberta_folder):
+    documents = chunked(splits, roberta_folder, "train")
+    view_of = {}
+    for name, weights in (("even", None), ("weighted", torch.tensor([0.2, 1.0, 9.0]))):
+        view_of[name] = lexical_weights(documents, 3, 1, 400, weights)
+    assert view_of["weighted"][2][2] - view_of["weighted"][2][0] > view_of["even"][2][2] - view_of["even"][2][0]
+
+
+def test_documents_without_a_word_that_tells_are_refused(roberta_folder, splits, model):
+    documents = chunked(splits, roberta_folder, "train")
+    documents.documents = documents.documents.map(
+        lambda row: row | {"input_ids": np.array([50, 51]), "token_break": np.array([0, 0])}
+    )
+    view = Model(HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})).lexical
+    with pytest.raises(ValueError, match="leave --lexical_features out"):
+        fit_lexical_view(view, documents, None)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, roberta_folder, tmp_path):
+    """Also from kept vectors, and again from its checkpoint."""
+    given = {"lexical_features": 30, "max_chunks": 99, "freeze_encoder": True, "num_train_epochs": 3}
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", **given)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["validation"]["f1_macro"] == metrics["test"]["f1_macro"] == 1.0
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    assert loaded.lexical.weight.abs().sum() > 0
+    assert "lexical.weight" not in dict(loaded.named_parameters())
+    plain = train(prepared_folder, roberta_folder, tmp_path / "plain", **{**given, "lexical_features": 0})
+    assert plain.returncode == 0, plain.stderr
+    assert json.loads((tmp_path / "plain" / "metrics.json").read_text())["test"]["f1_macro"] < 1.0
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["config"]["lexical_features"] == 30
