@@ -56,7 +56,7 @@ lock:
 	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools~=7.5'
 	.venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --unsafe-package torch --strip-extras --no-header \
 	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
-	  --extra test --extra dev --output-file requirements.lock setup.cfg
+	  --extra search --extra test --extra dev --output-file requirements.lock setup.cfg
 	sed -i '/^#/d' requirements.lock
 
 .venv-bench/.neighbours: scripts/benchmark/neighbours.txt

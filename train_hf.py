@@ -11,37 +11,24 @@ import logging
 import pickle
 import sys
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch.distributed import DistError
-from transformers import PreTrainedTokenizerBase, ProgressCallback, set_seed
+from transformers import ProgressCallback, set_seed
 
-from data.chunked import ChunkedDocuments
-from data.chunking import chunk_sizes, coverage, special_token_frame
 from data.collator import DocumentCollator
-from data.prepared import load_prepared, num_tokens_of
-from data.streamed import StreamedDocuments, prepared_stream, source_stream
+from data.prepared import load_prepared
 from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal
 from modeling.checkpoints import find_checkpoint
-from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
-from modeling.losses import balanced_class_weights
+from modeling.health import HealthWatch
 from modeling.metrics import check_metric_name, compute_metrics_fn
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import settle_freed_memory, use_all_cores
+from modeling.resources import use_all_cores
 from modeling.resumable_trainer import GivenUp
 from modeling.tensorboard import TensorBoard
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
     HierarchicalTrainingArguments,
-    parse_class_weights,
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
@@ -53,52 +40,22 @@ from scripts.logs import set_up_logging
 from scripts.output_dir import claim_output_dir, clear_earlier_run, lock_output_dir, remove_if_empty
 from scripts.prepare_dataset import load_tokenizer
 from scripts.recipe import parse_with_recipe
-from scripts.run_plan import Documents, choose_live_chunks, describe_run
+from scripts.run_plan import describe_run
 from scripts.run_record import run_record
 from scripts.run_results import evaluate_splits, export
+from scripts.run_setup import (
+    DataArguments,
+    ModelArguments,
+    build_model,
+    choose_class_weights,
+    chunk_splits,
+    plan_memory,
+    stream_of,
+)
 
 logger = logging.getLogger("train_hf")
 # How gloo's errors, which have no type of their own, tell that another process is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo")
-
-
-@dataclass
-class ModelArguments:
-    """The encoder and what is built on it."""
-
-    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
-    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
-    chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
-    chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
-    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
-    chunk_policy: str = field(
-        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
-    )
-    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
-    pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
-    chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
-    lexical_features: int = field(
-        default=0, metadata={"help": "Tokens whose counts in the whole document weigh in beside the encoder."}
-    )
-    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
-    attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}
-    )
-
-
-@dataclass
-class DataArguments:
-    """The documents."""
-
-    dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
-    train_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
-            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
-        },
-    )
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
@@ -168,11 +125,9 @@ def run(
     config = run_record((model_args, data_args, args), args, manifest, splits, class_weights)
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
-        key = cache_key(model, manifest["data_fingerprint"], args.precision)
-        folder = Path(data_args.dataset_dir) / ".chunk_vectors" / key
-        vectors = cached_chunk_vectors(model, chunked, collator, folder, trainer.accelerator)
-        model.standardize(document_means(vectors["train"]))
-        documents = dict(vectors)
+        kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
+        documents = dict(cached_chunk_vectors(model, chunked, collator, kept, trainer.accelerator))
+        model.standardize(document_means(documents["train"]))
     if args.streaming:
         documents["train"] = stream_of(data_args.train_source, chunked["train"], labels, args)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
@@ -204,7 +159,7 @@ def run(
         logger.warning(f"Stopped by a signal {saved}. Go on with --resume_from_checkpoint auto.")
         return stop.exit_status
     # On the tokens, also where the encoder was frozen: kept vectors have the precision of training.
-    metrics = evaluate_splits(trainer, chunked, splits, labels)
+    metrics = evaluate_splits(trainer, documents if args.evaluate_kept_vectors else chunked, splits, labels)
     export(trainer, history, metrics, labels)
     if pusher is None:
         return 0
@@ -228,129 +183,6 @@ def terminal_level(args: HierarchicalTrainingArguments) -> int:
     if args.process_index > 0:
         return logging.WARNING
     return args.get_process_log_level() if args.log_level != "passive" else logging.INFO
-
-
-def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
-    """Class weights (K,) from the training labels, as given, or None."""
-    weights = parse_class_weights(choice, labels)
-    counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
-    if absent := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
-        raise ValueError(
-            f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
-            "or prepare the data without that label."
-        )
-    if weights == "none":
-        return None
-    tensor = (
-        balanced_class_weights(dict(zip(labels, counts, strict=True)))
-        if weights == "balanced"
-        else torch.tensor(weights)
-    )
-    by_label = dict(zip(labels, tensor.tolist(), strict=True))
-    count_of = dict(zip(labels, counts, strict=True))
-    shown = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in by_label.items())
-    logger.info(f"Class weights: {shown}.")
-    if message := extreme_weights_message(by_label, count_of):
-        logger.warning(message)
-    return tensor
-
-
-def build_model(
-    model_args: ModelArguments, labels: list[str], args: HierarchicalTrainingArguments
-) -> HierarchicalRobertaForSequenceClassification:
-    """Encoder and new head, with the chunk geometry in the config."""
-    geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
-    parts = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
-    try:
-        model = HierarchicalRobertaForSequenceClassification.from_encoder(
-            model_args.encoder,
-            dropout=model_args.dropout,
-            attention_dropout=model_args.attention_dropout,
-            attn_implementation=model_args.attn_implementation,
-            revision=model_args.encoder_revision,
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-            **{name: getattr(model_args, name) for name in (*geometry, *parts)},
-        )
-    except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
-    model.token_budget = args.token_budget
-    if args.freeze_encoder:
-        model.freeze_encoder()
-    model.freeze_layers(args.freeze_layers)
-    if args.compile_layers:
-        model.compile_layers()
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-    if message := frozen_model_message(model):
-        raise ValueError(message)
-    logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
-    return model
-
-
-def chunk_splits(
-    splits: datasets.DatasetDict,
-    tokenizer: PreTrainedTokenizerBase,
-    model: HierarchicalRobertaForSequenceClassification,
-    args: HierarchicalTrainingArguments,
-) -> tuple[dict[str, ChunkedDocuments], dict[str, Documents]]:
-    """Each split as chunks, after saying what share of it is cut; and its documents' lengths."""
-    config = model.config
-    if args.dataloader_persistent_workers and config.chunk_policy == "random":
-        raise ValueError(
-            "Persistent loader workers would draw the same random chunks in every epoch: leave "
-            "--dataloader_persistent_workers out, or choose another --chunk_policy."
-        )
-    chunked, sizes = {}, {}
-    num_special = sum(map(len, special_token_frame(tokenizer)))
-    for name, part in splits.items():
-        chunked[name] = ChunkedDocuments(
-            part,
-            tokenizer,
-            chunk_length=config.chunk_length,
-            chunk_overlap=config.chunk_overlap,
-            max_chunks=config.max_chunks,
-            chunk_policy=config.chunk_policy,
-            training=name == "train",
-            seed=args.seed,
-        )
-        num_tokens = num_tokens_of(part)
-        geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
-        sizes[name] = Documents(*chunk_sizes(num_tokens, *geometry))
-        cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
-        logger.info(
-            f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
-            f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
-            "of tokens."
-        )
-    return chunked, sizes
-
-
-def stream_of(
-    source: str | None, train: ChunkedDocuments, labels: list[str], args: HierarchicalTrainingArguments
-) -> StreamedDocuments:
-    """This process's training documents as a stream, from a source or from the prepared split."""
-    options = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
-    options |= {"process_index": args.process_index, "num_processes": args.world_size}
-    return prepared_stream(train, **options) if source is None else source_stream(source, train, labels, **options)
-
-
-def plan_memory(
-    model: HierarchicalRobertaForSequenceClassification,
-    sizes: dict[str, Documents],
-    args: HierarchicalTrainingArguments,
-    accelerator: Accelerator,
-) -> None:
-    """Bound the live chunks; the same on every process."""
-    live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
-    [model.live_chunks] = broadcast_object_list([live_chunks])
-    if args.device.type == "cpu":
-        settle_freed_memory(model)
-    if args.live_chunks == "auto" and not model.encoder_is_frozen:
-        chosen = (
-            f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"
-        )
-        logger.info(f"Live chunks, from the free memory: {chosen}.")
 
 
 def add_callbacks(

@@ -97,13 +97,14 @@ class ChunkVectorDocuments(Dataset):
 
     def document_mean(self, index: int) -> torch.Tensor:
         """The mean (D,) of all the chunk vectors that are kept of a document."""
-        return torch.tensor(self._all_of(index)).mean(dim=0)
+        return torch.tensor(self.all_of(index)).mean(dim=0)
 
-    def _all_of(self, index: int) -> np.ndarray:
+    def all_of(self, index: int) -> np.ndarray:
+        """All the chunk vectors (C, D) that are kept of a document."""
         return self.numbers[self.part[index]][self.start[index] : self.end[index]].reshape(-1, self.hidden_size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        vectors = self._all_of(index)
+        vectors = self.all_of(index)
         chosen = self.chunked.selection(index, len(vectors))
         item = {"labels": self.labels[index], "id": self.ids[index]}
         if self.with_tokens:

@@ -85,7 +85,7 @@ def split_documents(
             )
         splits = without_leaks(documents["id"], documents["group"], list(given), duplicates, findings)
     else:
-        group_of = _join_groups(documents["group"], duplicates)
+        group_of = join_groups(documents["group"], duplicates)
         if duplicates:
             findings.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
             findings.decisions["duplicate"] = "put into the same split"
@@ -95,7 +95,7 @@ def split_documents(
     return splits
 
 
-def _join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
+def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
     """Group number of each document: those of a group, and those joined by `pairs`, get the same."""
     first: dict[str, int] = {}
     edges = list(pairs) + [(first.setdefault(group, i), i) for i, group in enumerate(groups) if group]
@@ -142,8 +142,8 @@ def without_leaks(
     none = [""] * len(ids)
     dropped = set()
     for problem, cluster_of in (
-        ("duplicate", _join_groups(none, duplicates)),
-        ("group_leak", _join_groups(groups, [])),
+        ("duplicate", join_groups(none, duplicates)),
+        ("group_leak", join_groups(groups, [])),
     ):
         clusters: dict[int, list[int]] = {}
         for index, cluster in enumerate(cluster_of):

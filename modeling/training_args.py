@@ -94,6 +94,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train pooling and head only, on chunk vectors made once."}
     )
+    evaluate_kept_vectors: bool = field(
+        default=False,
+        metadata={
+            "help": "With --freeze_encoder: the final metrics from the kept vectors too, in the precision of training, and "
+            "not from the tokens again in fp32."
+        },
+    )
     freeze_layers: int = field(
         default=0, metadata={"help": "Freeze the embeddings and the encoder's first layers, so many of them."}
     )
@@ -185,6 +192,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
         self.live_chunks = str(self.live_chunks)
         if self.live_chunks != "auto" and not self.live_chunks.isdecimal():
             raise ValueError(f"live_chunks must be auto or a number, 0 for no bound, and is {self.live_chunks}.")
+        if self.evaluate_kept_vectors and not self.freeze_encoder:
+            raise ValueError("There are no kept vectors to evaluate: evaluate_kept_vectors goes with freeze_encoder.")
         if self.freeze_encoder and self.freeze_layers:
             raise ValueError("freeze_encoder freezes all of the encoder's layers: leave freeze_layers out.")
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:

@@ -5,6 +5,7 @@ python -m scripts.baselines --dataset_dir outputs/stories
 
 import argparse
 import sys
+from typing import Any
 
 import datasets
 import numpy as np
@@ -19,13 +20,13 @@ from modeling.training_args import parse_severity_weights
 from scripts.command_line import UserParser, run_main
 
 
-def tfidf_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
-    """TF-IDF of single words over the whole text, class-balanced logistic regression: class ids of `test`, (B,)."""
+def tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
+    """TF-IDF of single words over the whole text, class-balanced logistic regression: probabilities of `test`, (B, K)."""
     model = make_pipeline(
         TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10.0)
     )
     model.fit(train["text"], np.asarray(train["label"]))
-    return model.predict(test["text"])
+    return of_all_classes(model, test["text"], train.features["label"].num_classes)
 
 
 def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
@@ -33,11 +34,18 @@ def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.
     return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
 
 
-def vector_predictions(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray) -> np.ndarray:
-    """Class-balanced logistic regression on standardised vectors of the documents: class ids of the test's, (B,)."""
+def vector_scores(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray, num_labels: int) -> np.ndarray:
+    """Class-balanced logistic regression on standardised vectors of the documents: the test's probabilities, (B, K)."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1))
     model.fit(train_BD, labels_B)
-    return model.predict(test_BD)
+    return of_all_classes(model, test_BD, num_labels)
+
+
+def of_all_classes(model: Any, documents: Any, num_labels: int) -> np.ndarray:
+    """Probabilities (B, K), 0 for a class of which there was no training document."""
+    scores_BK = np.zeros((len(documents), num_labels))
+    scores_BK[:, model.classes_] = model.predict_proba(documents)
+    return scores_BK
 
 
 def main() -> None:
@@ -47,8 +55,10 @@ def main() -> None:
     names = splits["train"].features["label"].names
     weights = parse_severity_weights(None, len(names))
     for split in [name for name in ("validation", "test") if name in splits]:
-        for name, predictions in (("tfidf", tfidf_predictions), ("majority", majority_predictions)):
-            predicted = predictions(splits["train"], splits[split])
+        for name, predicted in (
+            ("tfidf", tfidf_scores(splits["train"], splits[split]).argmax(axis=1)),
+            ("majority", majority_predictions(splits["train"], splits[split])),
+        ):
             metrics = classification_metrics(predicted.tolist(), list(splits[split]["label"]), names, weights)
             print(f"{split}: {name}: macro-F1 {metrics['f1_macro']:.4f}, accuracy {metrics['accuracy']:.4f}")
 

@@ -8,10 +8,12 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets.arrow_writer import ArrowWriter
@@ -30,7 +32,7 @@ DOCUMENTS_AT_ONCE = 4  # so that chunks of like length are found among several d
 FEWEST_IN_A_FILE, MOST_FILES = 16, 256
 
 
-def cache_key(model: HierarchicalRobertaForSequenceClassification, data_fingerprint: str, precision: str) -> str:
+def cache_key(model: HierarchicalRobertaForSequenceClassification, manifest: dict[str, Any], precision: str) -> str:
     """Names what the vectors depend on. Where all chunks are kept (policy `random`) max_chunks is not part of it."""
     digest = hashlib.sha256()
     for name, value in sorted(model.encoder.state_dict().items()):
@@ -40,7 +42,7 @@ def cache_key(model: HierarchicalRobertaForSequenceClassification, data_fingerpr
     cut = None if config.chunk_policy == "random" else (config.max_chunks, config.chunk_policy)
     geometry = [config.chunk_length, config.chunk_overlap, cut]
     encoder = config.encoder_config.to_dict()
-    rest = [data_fingerprint, precision, geometry, encoder.get("hidden_act"), encoder.get("model_type")]
+    rest = [manifest["data_fingerprint"], precision, geometry, encoder.get("hidden_act"), encoder.get("model_type")]
     digest.update(json.dumps(rest).encode())
     return digest.hexdigest()[:20]
 
@@ -61,8 +63,7 @@ def cached_chunk_vectors(
     for name, chunked in splits.items():
         folder = cache_dir / name
         folder.mkdir(parents=True, exist_ok=True)
-        size = max(FEWEST_IN_A_FILE, -(-len(chunked) // MOST_FILES))
-        files = {range(i, min(i + size, len(chunked))): folder / f"{i:09d}.arrow" for i in range(0, len(chunked), size)}
+        files = vector_files(folder, len(chunked))
         mine = list(files.items())[accelerator.process_index :: accelerator.num_processes]
         missing = {rows: path for rows, path in mine if not path.is_file()}
         if missing:
@@ -76,6 +77,24 @@ def cached_chunk_vectors(
         with_tokens = model.lexical is not None
         result[name] = ChunkVectorDocuments(chunked, vectors, model.config.hidden_size, with_tokens)
     return result
+
+
+def vector_files(folder: Path, num_documents: int) -> dict[range, Path]:
+    """The files of a split's vectors, by the documents that stand in each."""
+    size = max(FEWEST_IN_A_FILE, -(-num_documents // MOST_FILES))
+    starts = range(0, num_documents, size)
+    return {range(start, min(start + size, num_documents)): folder / f"{start:09d}.arrow" for start in starts}
+
+
+def write_vectors(path: Path, documents: Iterable[np.ndarray]) -> None:
+    """The vectors (C, D) of documents as a file, which gets its name when it is whole."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
+        for chunk_CD in documents:
+            writer.write({"chunk_vectors": chunk_CD.ravel()})
+        writer.finalize()
+    sync_to_disk(partial)
+    partial.replace(path)
 
 
 def document_means(documents: ChunkVectorDocuments) -> torch.Tensor:
@@ -99,18 +118,17 @@ def encode_files(
     progress = tqdm(
         total=sum(map(len, files)), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process
     )
+
+    def encoded(rows: range) -> Iterator[np.ndarray]:
+        for batch in DataLoader(Subset(chunked, rows), DOCUMENTS_AT_ONCE, collate_fn=collator):
+            ids_NL, mask_NL = (batch[key].to(accelerator.device) for key in ("input_ids", "attention_mask"))
+            with torch.no_grad(), accelerator.autocast():
+                chunk_ND = model.encode_chunks(ids_NL, mask_NL).float().cpu()
+            for chunk_CD in chunk_ND.split(batch["num_chunks"].tolist()):
+                yield chunk_CD.numpy()
+                progress.update()
+
     for rows, path in files.items():
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
-            for batch in DataLoader(Subset(chunked, rows), DOCUMENTS_AT_ONCE, collate_fn=collator):
-                ids_NL, mask_NL = (batch[key].to(accelerator.device) for key in ("input_ids", "attention_mask"))
-                with torch.no_grad(), accelerator.autocast():
-                    chunk_ND = model.encode_chunks(ids_NL, mask_NL).float().cpu()
-                for chunk_CD in chunk_ND.split(batch["num_chunks"].tolist()):
-                    writer.write({"chunk_vectors": chunk_CD.numpy().ravel()})
-                    progress.update()
-            writer.finalize()
-        sync_to_disk(partial)
-        partial.replace(path)
+        write_vectors(path, encoded(rows))
     progress.close()
     chunked.max_chunks = max_chunks

@@ -32,7 +32,7 @@ from modeling.model_card import latex_paragraph, model_card
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import use_all_cores
 from modeling.training_args import parse_severity_weights
-from scripts.baselines import majority_predictions, tfidf_predictions, vector_predictions
+from scripts.baselines import majority_predictions, tfidf_scores, vector_scores
 from scripts.command_line import UserParser, run_main
 from scripts.evaluation.explanation import Reading, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing, sentence_curves
@@ -122,16 +122,18 @@ def neighbours_of(subject: Subject, split: str) -> dict[str, np.ndarray]:
     """Predictions (B,) of the honest neighbours. Those that read a chunk or two are logistic regressions on this very
     encoder's vectors of the training documents."""
     train, part = subject.splits["train"], subject.splits[split]
+    size = subject.model.config.hidden_size
     vectors = {}
     for name in ("train", split):
         ends = subject.read(subject.chunked(name, max_chunks=2, chunk_policy="head_tail"))
-        vectors[name] = np.stack([torch.cat([r.chunk_CD[0], r.chunk_CD[-1]]).cpu().numpy() for r in ends])
-    size = subject.model.config.hidden_size
-    labels = subject.labels("train")
+        vectors[name] = np.stack([r.chunk_CD[[0, -1], :size].flatten().cpu().numpy() for r in ends])
+    labels, num_labels = subject.labels("train"), len(subject.names)
     return {
-        "tfidf": tfidf_predictions(train, part),
-        "first_chunk": vector_predictions(vectors["train"][:, :size], labels, vectors[split][:, :size]),
-        "head_tail": vector_predictions(vectors["train"], labels, vectors[split]),
+        "tfidf": tfidf_scores(train, part).argmax(axis=1),
+        "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(
+            axis=1
+        ),
+        "head_tail": vector_scores(vectors["train"], labels, vectors[split], num_labels).argmax(axis=1),
         "majority": majority_predictions(train, part),
     }
 

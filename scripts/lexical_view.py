@@ -88,6 +88,16 @@ def lexical_weights(
     return tokens_m, weight_Km.astype(np.float32), (bias_K - weight_Km @ mean_m).astype(np.float32)
 
 
+def lexical_logits(
+    documents: ChunkedDocuments, tokens_m: np.ndarray, weight_Km: np.ndarray, bias_K: np.ndarray, vocab_size: int
+) -> np.ndarray:
+    """What the view alone says of documents, (B, K)."""
+    weight_KV = np.zeros((len(bias_K), vocab_size), dtype=np.float32)
+    weight_KV[:, tokens_m] = weight_Km
+    counted = token_counts(documents, np.arange(len(documents)))
+    return np.stack([bias_K + weight_KV[:, tokens] @ np.log1p(counts) for tokens, counts in counted])
+
+
 def choose_tokens(
     train: ChunkedDocuments, labels_B: np.ndarray, num_labels: int, num_features: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:

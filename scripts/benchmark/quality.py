@@ -1,0 +1,338 @@
+"""Which recipe rates best, by a protocol that cannot fool itself.
+
+    python -m scripts.benchmark.quality --source films.parquet --labels General,Teen,Mature --fold_column fold \\
+        --encoder outputs/minilm --output_dir outputs/quality \\
+        --candidate films=scripts/recipes/films_cpu.yaml \\
+        --candidate no_words=scripts/recipes/films_cpu.yaml,lexical_features=0
+
+Every candidate (a recipe, with options changed) is trained by train_hf.py on each fold with each seed; it chooses its
+epoch on validation documents that are taken from the training folds, and is measured on the fold that it never saw. The
+baselines stand on the same folds, and may train on the validation documents too. What is there already is not run again: a
+protocol that was stopped goes on. Writes quality.json and quality.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+from accelerate import Accelerator
+from sklearn.model_selection import StratifiedGroupKFold
+
+from data.chunked import ChunkedDocuments, ChunkVectorDocuments
+from data.collator import DocumentCollator
+from data.documents import is_missing, name_of
+from data.prepared import load_prepared, save_prepared
+from data.sources import read_rows
+from data.splits import join_groups, make_splits, near_duplicates
+from modeling.files import write_json, write_text
+from modeling.losses import balanced_class_weights
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training_args import HierarchicalTrainingArguments
+from scripts.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.benchmark.quality_table import markdown, summary
+from scripts.chunk_vectors import cache_key, cached_chunk_vectors, vector_files, write_vectors
+from scripts.command_line import UserParser, run_main
+from scripts.lexical_view import lexical_logits, lexical_weights
+from scripts.predictions import write_predictions
+from scripts.prepare_dataset import load_tokenizer, prepare
+from scripts.prepare_dataset import parse_arguments as preparation
+
+SPLITS = ("train", "validation", "test")
+VALIDATION_SHARE = 1 / 8
+GEOMETRY: dict[str, Any] = {"chunk_length": 512, "chunk_overlap": 0, "max_chunks": 20, "chunk_policy": "uniform"}
+
+
+@dataclass
+class Candidate:
+    """A recipe with options changed."""
+
+    name: str
+    recipe: str
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """What it gives train_hf.py."""
+        return (yaml.safe_load(Path(self.recipe).read_text(encoding="utf-8")) or {}) | {
+            name: yaml.safe_load(value) for name, value in self.changed.items()
+        }
+
+
+def parse_candidate(text: str) -> Candidate:
+    """`NAME=RECIPE.yaml[,option=value…]`.
+
+    Raises:
+        ValueError: it is not of this form, or there is no such recipe.
+    """
+    name, sign, rest = text.partition("=")
+    recipe, *changes = rest.split(",")
+    changed = dict(change.partition("=")[::2] for change in changes)
+    if not sign or not name or not all(changed.values()) or set(name) & set("/\\ "):
+        raise ValueError(f"--candidate takes NAME=RECIPE.yaml[,option=value…]; got {text!r}.")
+    if not Path(recipe).is_file():
+        raise ValueError(f"--candidate {name}: there is no recipe {recipe!r}.")
+    return Candidate(name, recipe, changed)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--source", required=True, help="documents with labels: CSV, JSONL, Parquet and the like")
+    add("--encoder", required=True, help="name on the hub or folder")
+    add("--output_dir", required=True, type=Path)
+    add("--candidate", action="append", required=True, help="NAME=RECIPE.yaml[,option=value…]; may be given again")
+    add("--labels", help="in their order, mildest first")
+    add("--folds", type=int, default=5, help="made here, stratified, groups together, where --fold_column is not given")
+    add("--fold_column", help="a column of the source that tells each document's fold")
+    add("--seeds", default="1,2,3")
+    add("--drop", default="", help="as for scripts.prepare_dataset")
+    add("--cpu_threads", type=int, default=0)
+    arguments = parser.parse_args()
+    try:
+        arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds takes numbers such as 1,2,3; got {arguments.seeds!r}.") from None
+    if arguments.folds < 2:
+        raise ValueError(f"--folds must be at least 2, and is {arguments.folds}.")
+    arguments.candidate = [parse_candidate(text) for text in arguments.candidate]
+    names = [candidate.name for candidate in arguments.candidate]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two candidates have one name: {', '.join(names)}.")
+    return arguments
+
+
+# ---- the folds -------------------------------------------------------------------------------------------------------
+
+
+class Folds:
+    """The documents, prepared once, and each fold as a data set of its own: `fold-0`, `fold-1`, …
+
+    Attributes:
+        whole: all documents in one order.
+        rows: for each fold its splits, as rows of `whole`.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.folder, self.encoder = arguments.output_dir, arguments.encoder
+        self.tokenizer = load_tokenizer(arguments.encoder)
+        prepared = self.folder / "whole"
+        if not prepared.exists():
+            given = {"source": arguments.source, "tokenizer": arguments.encoder, "output_dir": prepared}
+            given |= {"labels": arguments.labels, "drop": arguments.drop, "split_column": "none"}
+            prepare(preparation([part for key, value in given.items() if value for part in (f"--{key}", str(value))]))
+        splits, self.manifest = load_prepared(str(prepared), self.tokenizer)
+        self.whole = datasets.concatenate_datasets(list(splits.values()))
+        labels = np.asarray(self.whole["label"])
+        groups = np.asarray(join_groups([""] * len(self.whole), near_duplicates(self.whole["text"])))
+        fold_of = self._folds_given(arguments) if arguments.fold_column else self._folds_made(arguments, labels, groups)
+        self.names = sorted(set(fold_of))
+        self.rows: list[dict[str, list[int]]] = []
+        for number, name in enumerate(self.names):
+            test = [row for row, fold in enumerate(fold_of) if fold == name]
+            rest = [row for row, fold in enumerate(fold_of) if fold != name]
+            shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
+            split_of = make_splits(labels[rest].tolist(), groups[rest].tolist(), shares, seed=number)
+            chosen = {split: [row for row, its in zip(rest, split_of, strict=True) if its == split] for split in SPLITS}
+            self.rows.append(chosen | {"test": test})
+
+    def _folds_given(self, arguments: argparse.Namespace) -> list[str]:
+        fold_of = {}
+        for number, row in enumerate(read_rows(arguments.source)):
+            if is_missing(row.get(arguments.fold_column)):
+                raise ValueError(f"{arguments.source}: row {number + 1} has nothing in {arguments.fold_column!r}.")
+            id_ = row.get("id")
+            fold_of[str(number) if is_missing(id_) else name_of(id_)] = name_of(row[arguments.fold_column])
+        if absent := [id_ for id_ in self.whole["id"] if id_ not in fold_of]:
+            raise ValueError(
+                f"{len(absent)} documents are in no fold, {absent[0]} for one: give the source a column id."
+            )
+        if len(set(fold_of.values())) < 2:
+            raise ValueError(f"The column {arguments.fold_column!r} names one fold only.")
+        return [fold_of[id_] for id_ in self.whole["id"]]
+
+    @staticmethod
+    def _folds_made(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
+        fold_of = [""] * len(labels)
+        split = StratifiedGroupKFold(arguments.folds, shuffle=True, random_state=0).split(labels, labels, groups)
+        for number, (_, rows) in enumerate(split):
+            for row in rows:
+                fold_of[row] = str(number)
+        return fold_of
+
+    def path(self, number: int) -> Path:
+        """The fold's data set, written now where it is not there yet."""
+        path = self.folder / f"fold-{number}"
+        if not path.exists():
+            parts = {split: self.whole.select(rows) for split, rows in self.rows[number].items()}
+            save_prepared(datasets.DatasetDict(parts), path, {**self.manifest, "fold": self.names[number]})
+        return path
+
+    def keep_vectors(self, candidate: Candidate) -> ChunkVectorDocuments | None:
+        """Encode all documents once for a candidate with a frozen encoder, and deal their vectors out to the folds."""
+        options = candidate.options()
+        if not options.get("freeze_encoder"):
+            return None
+        geometry: dict[str, Any] = {name: options.get(name, default) for name, default in GEOMETRY.items()}
+        chosen: Any = {name: options[name] for name in ("bf16", "fp16") if name in options}
+        args = HierarchicalTrainingArguments(output_dir=str(self.folder / "unused"), **chosen)
+        precision = args.precision
+        accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision, cpu=args.use_cpu)
+        num_labels = self.whole.features["label"].num_classes
+        dropouts: dict[str, Any] = {name: options.get(name) for name in ("dropout", "attention_dropout")}
+        model = HierarchicalRobertaForSequenceClassification.from_encoder(
+            self.encoder, num_labels=num_labels, **geometry, **dropouts
+        )
+        model.freeze_encoder()
+        model.token_budget = options.get("token_budget", model.token_budget)
+        documents = ChunkedDocuments(self.whole, self.tokenizer, **geometry)
+        key = cache_key(model, self.manifest, precision)
+        started = time.perf_counter()
+        collator = DocumentCollator(self.tokenizer.pad_token_id)
+        cache = self.folder / "whole" / ".chunk_vectors" / key
+        whole = cached_chunk_vectors(model, {"whole": documents}, collator, cache, accelerator)["whole"]
+        if not (cache / "seconds.json").exists():
+            write_json(cache / "seconds.json", round(time.perf_counter() - started))
+        for number in range(len(self.rows)):
+            folder = self.path(number)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            kept = folder / ".chunk_vectors" / cache_key(model, manifest, precision)
+            for split, rows in self.rows[number].items():
+                (kept / split).mkdir(parents=True, exist_ok=True)
+                for places, path in vector_files(kept / split, len(rows)).items():
+                    if not path.exists():
+                        write_vectors(path, (whole.all_of(rows[place]) for place in places))
+        return whole
+
+
+# ---- what is compared ------------------------------------------------------------------------------------------------
+
+
+def run_once(command: list[str], log: Path) -> dict[str, float]:
+    """A command in a process of its own: what it took.
+
+    Raises:
+        ValueError: it failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if status:
+        said = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
+        raise ValueError(f"{' '.join(command[1:3])} … failed: {said[-1] if said else 'see'} ({log})")
+    return {"seconds": time.perf_counter() - started, "peak_mib": used.ru_maxrss / 1024}
+
+
+def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, arguments: argparse.Namespace) -> None:
+    """One training, unless its predictions are there."""
+    folder = folds.folder / "runs" / candidate.name / f"fold-{number}-seed-{seed}"
+    if (folder / "cost.json").exists():
+        return
+    given = candidate.changed | {"dataset_dir": folds.path(number), "encoder": folds.encoder, "output_dir": folder}
+    given |= {
+        "seed": seed,
+        "cpu_threads": arguments.cpu_threads,
+        "save_total_limit": 1,
+        "resume_from_checkpoint": "auto",
+    }
+    given |= {"evaluate_kept_vectors": bool(candidate.options().get("freeze_encoder"))}
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    cost = run_once([sys.executable, "train_hf.py", "--config", candidate.recipe, *options], Path(f"{folder}.log"))
+    for path in (*folder.glob("checkpoint-*"), *folder.glob("model.safetensors")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(folder / "cost.json", cost)
+
+
+def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], np.ndarray]]:
+    """Name → what gives the scores (B, K) of a fold's test documents."""
+    labels = np.asarray(folds.whole["label"])
+    num_labels = folds.whole.features["label"].num_classes
+
+    def parts(number: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+        rows = folds.rows[number]
+        return folds.whole.select(rows["train"] + rows["validation"]), folds.whole.select(rows["test"])
+
+    def majority(number: int) -> np.ndarray:
+        return np.eye(num_labels)[majority_predictions(*parts(number))]
+
+    def words(number: int) -> np.ndarray:
+        train, test = (
+            ChunkedDocuments(part, folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6})) for part in parts(number)
+        )
+        balanced = balanced_class_weights(np.asarray(train.documents["label"]).tolist(), num_labels)
+        fitted = lexical_weights(train, num_labels, 1000, len(folds.tokenizer), balanced)
+        logits_BK = lexical_logits(test, *fitted, len(folds.tokenizer))
+        odds_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
+        return odds_BK / odds_BK.sum(axis=1, keepdims=True)
+
+    def ends(which: list[int]) -> Callable[[int], np.ndarray]:
+        assert vectors is not None
+        of_BD = np.stack([vectors.all_of(row)[which].ravel() for row in range(len(vectors))])
+
+        def scores(number: int) -> np.ndarray:
+            rows = folds.rows[number]
+            train = rows["train"] + rows["validation"]
+            return vector_scores(of_BD[train], labels[train], of_BD[rows["test"]], num_labels)
+
+        return scores
+
+    found = {"tfidf": lambda number: tfidf_scores(*parts(number)), "majority": majority, "words_alone": words}
+    return found | ({"first_chunk": ends([0]), "head_tail": ends([0, -1])} if vectors is not None else {})
+
+
+def rate_by_baselines(folds: Folds, vectors: ChunkVectorDocuments | None) -> None:
+    """Predictions of each baseline on each fold, unless they are there."""
+    names = folds.whole.features["label"].names
+    for name, scores in baseline_scores(folds, vectors).items():
+        for number, rows in enumerate(folds.rows):
+            folder = folds.folder / "runs" / name / f"fold-{number}-seed-0"
+            if (folder / "cost.json").exists():
+                continue
+            started = time.perf_counter()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_predictions(folder / "predictions_test.csv", folds.whole.select(rows["test"]), names, scores(number))
+            write_json(folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_mib": None})
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    folds = Folds(arguments)
+    sizes = ", ".join(str(len(rows["test"])) for rows in folds.rows)
+    print(f"{len(folds.whole)} documents in {len(folds.rows)} folds ({sizes})", flush=True)
+    vectors = None
+    for candidate in arguments.candidate:
+        kept = folds.keep_vectors(candidate)
+        vectors = vectors or kept
+    rate_by_baselines(folds, vectors)
+    for number in range(len(folds.rows)):
+        for candidate in arguments.candidate:
+            for seed in arguments.seeds:
+                started = time.perf_counter()
+                train_candidate(candidate, folds, number, seed, arguments)
+                took = time.perf_counter() - started
+                print(f"fold {number}, {candidate.name}, seed {seed}: {took:.0f} s", flush=True)
+        measured = summary(folds.folder / "runs", folds.whole.features["label"].names)
+        write_json(folds.folder / "quality.json", measured)
+        write_text(folds.folder / "quality.md", markdown(measured))
+    print(markdown(measured))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

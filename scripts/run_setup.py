@@ -1,0 +1,190 @@
+"""From a run's options to what is trained: labels and their weights, the model, the documents in chunks, the memory that
+they may take. Used by train_hf.py and scripts/search.py.
+"""
+
+import logging
+import pickle
+from dataclasses import dataclass, field
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from data.chunked import ChunkedDocuments
+from data.chunking import chunk_sizes, coverage, special_token_frame
+from data.prepared import num_tokens_of
+from data.streamed import StreamedDocuments, prepared_stream, source_stream
+from modeling.health import extreme_weights_message, frozen_model_message
+from modeling.losses import balanced_class_weights
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import settle_freed_memory
+from modeling.training_args import HierarchicalTrainingArguments, parse_class_weights
+from scripts.run_plan import Documents, choose_live_chunks
+
+logger = logging.getLogger("train_hf")
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and what is built on it."""
+
+    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
+    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
+    chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
+    chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
+    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
+    chunk_policy: str = field(
+        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+    )
+    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
+    pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
+    chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
+    lexical_features: int = field(
+        default=0, metadata={"help": "Tokens whose counts in the whole document weigh in beside the encoder."}
+    )
+    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
+    attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The documents."""
+
+    dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
+    train_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
+            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
+        },
+    )
+
+
+def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
+    """Class weights (K,) from the training labels, as given, or None."""
+    weights = parse_class_weights(choice, labels)
+    counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
+    if absent := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
+        raise ValueError(
+            f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
+            "or prepare the data without that label."
+        )
+    if weights == "none":
+        return None
+    tensor = (
+        balanced_class_weights(dict(zip(labels, counts, strict=True)))
+        if weights == "balanced"
+        else torch.tensor(weights)
+    )
+    by_label = dict(zip(labels, tensor.tolist(), strict=True))
+    count_of = dict(zip(labels, counts, strict=True))
+    shown = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in by_label.items())
+    logger.info(f"Class weights: {shown}.")
+    if message := extreme_weights_message(by_label, count_of):
+        logger.warning(message)
+    return tensor
+
+
+def build_model(
+    model_args: ModelArguments, labels: list[str], args: HierarchicalTrainingArguments
+) -> HierarchicalRobertaForSequenceClassification:
+    """Encoder and new head, with the chunk geometry in the config."""
+    geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
+    parts = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
+    try:
+        model = HierarchicalRobertaForSequenceClassification.from_encoder(
+            model_args.encoder,
+            dropout=model_args.dropout,
+            attention_dropout=model_args.attention_dropout,
+            attn_implementation=model_args.attn_implementation,
+            revision=model_args.encoder_revision,
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            **{name: getattr(model_args, name) for name in (*geometry, *parts)},
+        )
+    except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
+    model.token_budget = args.token_budget
+    if args.freeze_encoder:
+        model.freeze_encoder()
+    model.freeze_layers(args.freeze_layers)
+    if args.compile_layers:
+        model.compile_layers()
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+    if message := frozen_model_message(model):
+        raise ValueError(message)
+    logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
+    return model
+
+
+def chunk_splits(
+    splits: datasets.DatasetDict,
+    tokenizer: PreTrainedTokenizerBase,
+    model: HierarchicalRobertaForSequenceClassification,
+    args: HierarchicalTrainingArguments,
+) -> tuple[dict[str, ChunkedDocuments], dict[str, Documents]]:
+    """Each split as chunks, after saying what share of it is cut; and its documents' lengths."""
+    config = model.config
+    if args.dataloader_persistent_workers and config.chunk_policy == "random":
+        raise ValueError(
+            "Persistent loader workers would draw the same random chunks in every epoch: leave "
+            "--dataloader_persistent_workers out, or choose another --chunk_policy."
+        )
+    chunked, sizes = {}, {}
+    num_special = sum(map(len, special_token_frame(tokenizer)))
+    for name, part in splits.items():
+        chunked[name] = ChunkedDocuments(
+            part,
+            tokenizer,
+            chunk_length=config.chunk_length,
+            chunk_overlap=config.chunk_overlap,
+            max_chunks=config.max_chunks,
+            chunk_policy=config.chunk_policy,
+            training=name == "train",
+            seed=args.seed,
+        )
+        num_tokens = num_tokens_of(part)
+        geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
+        sizes[name] = Documents(*chunk_sizes(num_tokens, *geometry))
+        cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
+        logger.info(
+            f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
+            f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
+            "of tokens."
+        )
+    return chunked, sizes
+
+
+def stream_of(
+    source: str | None, train: ChunkedDocuments, labels: list[str], args: HierarchicalTrainingArguments
+) -> StreamedDocuments:
+    """This process's training documents as a stream, from a source or from the prepared split."""
+    options = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
+    options |= {"process_index": args.process_index, "num_processes": args.world_size}
+    return prepared_stream(train, **options) if source is None else source_stream(source, train, labels, **options)
+
+
+def plan_memory(
+    model: HierarchicalRobertaForSequenceClassification,
+    sizes: dict[str, Documents],
+    args: HierarchicalTrainingArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Bound the live chunks; the same on every process."""
+    live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
+    [model.live_chunks] = broadcast_object_list([live_chunks])
+    if args.device.type == "cpu":
+        settle_freed_memory(model)
+    if args.live_chunks == "auto" and not model.encoder_is_frozen:
+        chosen = (
+            f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"
+        )
+        logger.info(f"Live chunks, from the free memory: {chosen}.")

@@ -1,0 +1,299 @@
+"""Searches for better options of a recipe: Optuna, by way of Trainer.hyperparameter_search.
+
+    python -m scripts.search --config scripts/recipes/films_cpu.yaml --space scripts/recipes/search/head.yaml \\
+        --dataset_dir outputs/films --encoder outputs/minilm --output_dir outputs/search --num_trials 30
+
+The study is a file, study.log: a search that was stopped goes on, and several processes with one output_dir share it. A
+trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Validation documents choose;
+the test split is never read.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import yaml
+from accelerate import Accelerator
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from data.collator import DocumentCollator
+from data.prepared import load_prepared
+from modeling.callbacks import EarlyStopping
+from modeling.files import write_text
+from modeling.health import HealthWatch
+from modeling.metrics import check_metric_name, compute_metrics_fn
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import use_all_cores
+from modeling.trainer import WeightedTrainer
+from modeling.training_args import HierarchicalTrainingArguments, parse_severity_weights
+from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
+from scripts.command_line import run_main
+from scripts.lexical_view import fit_lexical_view
+from scripts.logs import set_up_logging
+from scripts.prepare_dataset import load_tokenizer
+from scripts.recipe import parse_with_recipe
+from scripts.run_setup import (
+    DataArguments,
+    ModelArguments,
+    build_model,
+    choose_class_weights,
+    chunk_splits,
+    plan_memory,
+)
+
+logger = logging.getLogger("search")
+
+# What a space may hold: nothing that changes the documents or what a frozen encoder makes of them.
+OF_THE_MODEL = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
+OF_TRAINING: tuple[str, ...] = (
+    "learning_rate",
+    "head_lr_multiplier",
+    "weight_decay",
+    "label_smoothing_factor",
+    "max_grad_norm",
+)
+OF_TRAINING += ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon")
+OF_TRAINING += ("per_device_train_batch_size", "gradient_accumulation_steps")
+# Options that say where a search stands, and not what is trained.
+NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
+NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to"}
+
+
+@dataclass
+class SearchArguments:
+    """The search."""
+
+    space: str = field(metadata={"help": "YAML: option → list of choices, or {low, high[, log, step]}."})
+    num_trials: int = field(default=30, metadata={"help": "Trials in all, those of an earlier start included."})
+
+
+def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
+    """Option → what draws its value.
+
+    Raises:
+        ValueError: not such a file; an option that cannot be searched for; a range that is none.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: expected a mapping of options to their choices.")
+    if unknown := sorted(set(map(str, content)) - set(OF_THE_MODEL) - set(OF_TRAINING)):
+        raise ValueError(
+            f"{path}: {', '.join(unknown)} cannot be searched for; these can: {', '.join((*OF_THE_MODEL, *OF_TRAINING))}."
+        )
+    return {name: _drawer(name, choices, path) for name, choices in content.items()}
+
+
+def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]:
+    if isinstance(choices, list) and choices:
+        return lambda trial: trial.suggest_categorical(name, choices)
+    bounds: list[Any] = [choices.get("low"), choices.get("high")] if isinstance(choices, dict) else [None, None]
+    is_range = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
+    if not is_range or bounds[0] >= bounds[1] or set(choices) - {"low", "high", "log", "step"}:
+        raise ValueError(
+            f"{path}: {name} must be a list of choices, or {{low: …, high: …, log: true}}; got {choices!r}."
+        )
+    low, high = bounds
+    options = {option: choices[option] for option in ("log", "step") if option in choices}
+    if isinstance(low, int) and isinstance(high, int):
+        return lambda trial: trial.suggest_int(name, low, high, **options)
+    return lambda trial: trial.suggest_float(name, low, high, **options)
+
+
+class Search:
+    """The documents, made ready once, and a trial after the other on them, each with a Trainer of its own."""
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments):
+        self.model_args, self.args = model_args, args
+        tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
+        splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
+        splits.pop("test", None)
+        self.labels = splits["train"].features["label"].names
+        self.class_weights = choose_class_weights(splits["train"], self.labels, args.class_weights)
+        self.severity = parse_severity_weights(args.severity_weights, len(self.labels))
+        check_metric_name(args.metric_for_best_model, self.labels)
+        model = build_model(model_args, self.labels, args)
+        chunked, sizes = chunk_splits(splits, tokenizer, model, args)
+        self.collator = DocumentCollator(tokenizer.pad_token_id, with_ids=True)
+        self.tokens, self.documents, self.means = chunked["train"], dict[str, Any](chunked), None
+        mixed = "no" if args.precision == "fp32" else args.precision
+        accelerator = Accelerator(mixed_precision=mixed, cpu=args.use_cpu)
+        if args.freeze_encoder:
+            kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
+            self.documents = dict(cached_chunk_vectors(model, chunked, self.collator, kept, accelerator))
+            self.means = document_means(self.documents["train"])
+        plan_memory(model, sizes, args, accelerator)
+        self.live_chunks = model.live_chunks
+        self.costs = sizes["train"].costs(model.config.hidden_size)
+        self.views: dict[int, dict[str, torch.Tensor]] = {}
+
+    def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
+        """A model with these options, its head from the same seed each time."""
+        set_seed(self.args.seed)
+        chosen = {name: value for name, value in params.items() if name in OF_THE_MODEL}
+        model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
+        model.live_chunks = self.live_chunks
+        if self.means is not None:
+            model.standardize(self.means)
+            for documents in self.documents.values():
+                documents.with_tokens = model.lexical is not None
+        if model.lexical is not None:
+            number = model.config.lexical_features
+            if number not in self.views:
+                fit_lexical_view(model.lexical, self.tokens, self.class_weights)
+                self.views[number] = {name: value.clone() for name, value in model.lexical.state_dict().items()}
+            model.lexical.load_state_dict(self.views[number])
+        return model
+
+    def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> None:
+        """One more trial of the study. Its value is the best validation metric of its epochs so far."""
+        args = copy(self.args)
+        trainer = WeightedTrainer(
+            model_init=lambda trial: self.new_model(trial.params if trial is not None else {}),
+            args=args,
+            class_weights=self.class_weights,
+            document_costs=self.costs,
+            data_collator=self.collator,
+            train_dataset=self.documents["train"],
+            eval_dataset=self.documents["validation"],
+            compute_metrics=compute_metrics_fn(self.labels, self.severity),
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta))
+        trainer.add_callback(HealthWatch(trainer))
+        name = f"eval_{(args.metric_for_best_model or 'f1_macro').removeprefix('eval_')}"
+        pick = max if args.greater_is_better else min
+        seen: list[float] = []
+
+        def draw(trial: optuna.Trial) -> dict[str, Any]:
+            drawn = {option: drawer(trial) for option, drawer in space.items()}
+            trainer.head_lr_multiplier = drawn.get("head_lr_multiplier", args.head_lr_multiplier)
+            return {option: value for option, value in drawn.items() if option not in OF_THE_MODEL}
+
+        def value_of(metrics: dict[str, float]) -> float:
+            seen.append(metrics[name])
+            return pick(seen)
+
+        trainer.hyperparameter_search(
+            hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
+        )
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: HierarchicalTrainingArguments,
+    search_args: SearchArguments,
+    given: dict[str, Any],
+) -> int:
+    """The search. Returns the exit status."""
+    if args.world_size > 1 or args.streaming:
+        raise ValueError(
+            "A trial is one process, without --streaming: start the search again beside it to share its study."
+        )
+    if search_args.num_trials < 1:
+        raise ValueError(f"num_trials must be at least 1, and is {search_args.num_trials}.")
+    space = read_space(search_args.space)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_up_logging(None, logging.INFO)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if args.device.type == "cpu":
+        use_all_cores(args.cpu_threads)
+    search = Search(model_args, data_args, args)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    direction: Any = "maximize" if args.greater_is_better else "minimize"
+    options: dict[str, Any] = {"study_name": "search", "storage": storage}
+    study = optuna.create_study(direction=direction, load_if_exists=True, **options)
+    logging.getLogger("train_hf").setLevel(logging.WARNING)
+    while len(done := finished(study)) < search_args.num_trials:
+        sampler = optuna.samplers.TPESampler(seed=args.seed + len(done))
+        search.run_trial(space, direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(), **options)
+        last = finished(study)[-1]
+        shown = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in last.params.items()
+        )
+        logger.info(f"trial {len(done) + 1} of {search_args.num_trials}: {value_shown(last)}; {shown}")
+    return write_results(study, folder, args, given)
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that are over, whatever their end."""
+    return [trial for trial in study.trials if trial.state.is_finished()]
+
+
+def value_shown(trial: optuna.trial.FrozenTrial) -> str:
+    value = (
+        trial.value
+        if trial.value is not None
+        else trial.intermediate_values and list(trial.intermediate_values.values())[-1]
+    )
+    return f"{trial.state.name.lower()}" + (f" at {value:.4f}" if isinstance(value, float) else "")
+
+
+def write_results(study: optuna.Study, folder: Path, args: HierarchicalTrainingArguments, given: dict[str, Any]) -> int:
+    """best.yaml and search.md. Returns the exit status."""
+    trials = finished(study)
+    states = [trial.state.name.lower() for trial in trials]
+    if "complete" not in states:
+        raise ValueError(f"None of {len(trials)} trials came to its end: narrow the space, or give it more trials.")
+    metric = (args.metric_for_best_model or "f1_macro").removeprefix("eval_")
+    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    chosen = f"{len(trials)} trials ({counts}); chosen by validation {metric} {study.best_value:.4f}, which is the best of so "
+    chosen += "many and so flatters: the test split was not read, and a run of this recipe tells."
+    recipe = yaml.safe_dump(given | study.best_params, sort_keys=False, allow_unicode=True)
+    write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
+    names = list(study.best_params)
+    rows = sorted(
+        trials,
+        key=lambda t: -(t.value if t.value is not None else float("-inf")) * (1 if args.greater_is_better else -1),
+    )
+    lines = ["# Search", "", chosen, "", f"| trial | {metric} | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for trial in rows:
+        cells = [
+            f"{trial.params.get(name):.4g}"
+            if isinstance(trial.params.get(name), float)
+            else str(trial.params.get(name, ""))
+            for name in names
+        ]
+        lines.append(f"| {trial.number} | {value_shown(trial)} | {' | '.join(cells)} |")
+    write_text(folder / "search.md", "\n".join(lines) + "\n")
+    logger.info(f"{chosen} {folder / 'best.yaml'} is the recipe, {folder / 'search.md'} has every trial.")
+    return 0
+
+
+def command() -> int:
+    """The command line → `main`."""
+    kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments, SearchArguments)
+    argv = [
+        *sys.argv[1:],
+        "--save_strategy=no",
+        "--load_best_model_at_end=False",
+        "--report_to=none",
+        "--log_level=warning",
+    ]
+    model_args, data_args, args, search_args = parse_with_recipe(kinds, argv, description=__doc__)
+    named = [word.split("=")[0].removeprefix("--") for word in sys.argv[1:] if word.startswith("--")]
+    recipe = next((value for word, value in zip(sys.argv, sys.argv[1:], strict=False) if word == "--config"), None)
+    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
+    parsed = {**vars(model_args), **vars(args)}
+    given = {
+        name: parsed[name] for name in [*(content or {}), *named] if name in parsed and name not in NOT_IN_A_RECIPE
+    }
+    return main(model_args, data_args, args, search_args, given)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(command))

@@ -1,0 +1,86 @@
+"""The search: a study in a file that goes on, trials that are pruned, the best one as a recipe that train_hf.py takes."""
+
+import csv
+import json
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from scripts.search import read_space
+from tests.conftest import TRAINING, run_command, train
+
+pytestmark = pytest.mark.slow
+
+
+def search(folder, encoder, output_dir, space: dict, **arguments):
+    path = output_dir.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(space))
+    given = {**TRAINING, "freeze_encoder": True, "num_train_epochs": 3, "dropout": 0.0, "max_chunks": 99}
+    given |= {"space": path, **arguments}
+    return run_command("scripts.search", dataset_dir=folder, encoder=encoder, output_dir=output_dir, **given)
+
+
+def trials_of(output_dir) -> list[optuna.trial.FrozenTrial]:
+    storage = JournalStorage(JournalFileBackend(str(output_dir / "study.log")))
+    return optuna.load_study(study_name="search", storage=storage).trials
+
+
+def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_folder, tmp_path):
+    # One choice learns, the other cannot: after the first trials those that drew it fall behind.
+    space = {"learning_rate": [1e-9, 3e-2], "lexical_features": [0, 20], "max_grad_norm": {"low": 0.5, "high": 2.0}}
+    first = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=3)
+    assert first.returncode == 0, first.stderr
+    again = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=12)
+    assert again.returncode == 0, again.stderr
+    trials = trials_of(tmp_path / "s")
+    assert [trial.number for trial in trials] == list(range(12))
+    states = [trial.state.name for trial in trials]
+    assert set(states) == {"COMPLETE", "PRUNED"}
+    recipe = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    best = max((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
+    assert {name: recipe[name] for name in space} == best.params
+    assert recipe["num_train_epochs"] == 3
+    assert not {"dataset_dir", "output_dir", "encoder", "save_strategy", "num_trials"} & set(recipe)
+    told = (tmp_path / "s" / "search.md").read_text()
+    assert f"12 trials ({states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned)" in told
+    assert "test split was not read" in told
+    # The recipe, run, is as good on validation as the trial was (without dropout, whose draws differ).
+    done = train(
+        prepared_folder,
+        roberta_folder,
+        tmp_path / "run",
+        config=tmp_path / "s" / "best.yaml",
+        **{name: recipe[name] for name in ("learning_rate", "num_train_epochs", "max_chunks")},
+    )
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "training_history.json").read_text())
+    assert history["best"]["eval_f1_macro"] == pytest.approx(best.value)
+    with open(tmp_path / "run" / "predictions_validation.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"chunk_length": [16, 32]}, "chunk_length cannot be searched for"),
+        ({"learning_rate": {"low": 1.0, "high": 0.1}}, "learning_rate must be a list of choices"),
+        ({"learning_rate": 3}, "learning_rate must be a list of choices"),
+        ([1, 2], "expected a mapping"),
+    ],
+)
+def test_a_space_that_cannot_be_is_named(tmp_path, space, said):
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    with pytest.raises(ValueError, match=said):
+        read_space(str(tmp_path / "space.yaml"))
+
+
+def test_a_missing_space_is_told_in_a_paragraph(prepared_folder, roberta_folder, tmp_path):
+    done = run_command(
+        "scripts.search", dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path, space="none.yaml"
+    )
+    assert done.returncode == 1
+    assert "none.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
