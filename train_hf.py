@@ -19,7 +19,7 @@ from transformers import ProgressCallback, set_seed
 
 from data.collator import DocumentCollator
 from data.prepared import load_prepared
-from modeling.callbacks import EarlyStopping, History, LogLines, StopOnSignal
+from modeling.callbacks import EarlyStopping, EpochLines, History, LogLines, StopOnSignal
 from modeling.checkpoints import find_checkpoint
 from modeling.health import HealthWatch
 from modeling.metrics import check_metric_name, compute_metrics_fn
@@ -62,7 +62,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     """One run. Returns the exit status."""
     writes = args.process_index == 0 and not args.dry_run
     with lock_output_dir(Path(args.output_dir)) if writes else nullcontext():
-        set_up_logging(Path(args.output_dir) if writes else None, terminal_level(args))
+        asks_for_details = args.log_level in ("debug", "info")
+        set_up_logging(Path(args.output_dir) if writes else None, terminal_level(args), asks_for_details)
         logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
         if args.device.type == "cpu":
             logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
@@ -188,13 +189,14 @@ def terminal_level(args: HierarchicalTrainingArguments) -> int:
 def add_callbacks(
     trainer: WeightedTrainer, labels: list[str], config: dict[str, Any], args: HierarchicalTrainingArguments
 ) -> tuple[History, HealthWatch, StopOnSignal]:
-    """What watches the run. The history comes last: it takes the totals that the health watch reads."""
+    """What watches the run. The history comes late: it takes the totals that the health watch reads."""
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
     health, stop = HealthWatch(trainer), StopOnSignal(args.grace_seconds, args.ddp_timeout)
     trainer.stop = stop
     history = History(trainer, early_stopping, config)
     trainer.remove_callback(ProgressCallback)
-    for callback in (LogLines(), early_stopping, TensorBoard(trainer, labels, config), health, stop, history):
+    lines, board = (LogLines(), EpochLines(history, labels)), TensorBoard(trainer, labels, config)
+    for callback in (lines[0], early_stopping, board, health, stop, history, lines[1]):
         trainer.add_callback(callback)
     return history, health, stop
 

@@ -248,4 +248,51 @@ class LogLines(ProgressCallback):
         values = ", ".join(
             f"{name} {value:.4g}" for name, value in shown.items() if name not in left_out and "support" not in name
         )
-        logger.info(f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}")
+        line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}"
+        logger.info(line, extra={"detail": True})
+
+
+class EpochLines(TrainerCallback):
+    """One line an evaluation with what a person wants to know: is it learning, is it the best yet, how long still?
+
+    Made after `history`, whose newest record it tells.
+    """
+
+    def __init__(self, history: History, labels: list[str]):
+        self.history, self.labels = history, labels
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.history.epochs:
+            return
+        records = self.history.epochs
+        new, before = records[-1], records[-2] if len(records) > 1 else {"step": 0}
+        name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        parts = [f"epoch {new['epoch']:g} of {args.num_train_epochs:g}"]
+        if args.max_steps > 0:
+            parts = [f"step {state.global_step} of {state.max_steps}"]
+        parts.append(f"loss {new['train_loss']:.3f}, on validation {new.get('eval_loss', math.nan):.3f}")
+        if f"eval_{name}" in new and name != "loss":
+            best = self.history.record(args, state)["best"]
+            is_new = best["step"] == new["step"]
+            rank = "the best yet" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
+            parts.append(f"{name} {new[f'eval_{name}']:.3f} ({rank})")
+        recalls = [(label, new.get(f"eval_recall_{label}")) for label in self.labels]
+        if len(recalls) <= 6 and all(recall is not None for _, recall in recalls):
+            parts.append("recall " + ", ".join(f"{label} {recall:.2f}" for label, recall in recalls))
+        took = new["seconds"] + (new["eval_seconds"] or 0)
+        steps = new["step"] - before["step"]
+        left = took / steps * (state.max_steps - state.global_step) if steps > 0 else 0
+        parts.append(f"{readable(took)}, {'at most ' + readable(left) + ' left' if left else 'the last'}")
+        logger.info("; ".join(parts))
+
+
+def readable(seconds: float) -> str:
+    """A time for people.
+
+    >>> [readable(seconds) for seconds in (4.21, 75, 600, 9000)]
+    ['4.2 s', '75 s', '10 min', '2.5 h']
+    """
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

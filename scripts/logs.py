@@ -17,15 +17,24 @@ class LogFile(logging.FileHandler):
         logging.getLogger(__name__).warning(f"{self.baseFilename} is not written on: {sys.exc_info()[1]}")
 
 
-def set_up_logging(folder: Path | None, level: int) -> None:
+def is_for_the_terminal(record: logging.LogRecord) -> bool:
+    """Whether a person who watches should see it: neither transformers' messages nor what a step logs."""
+    is_detail = record.name.startswith("transformers") or getattr(record, "detail", False)
+    return record.levelno >= logging.WARNING or not is_detail
+
+
+def set_up_logging(folder: Path | None, level: int, with_details: bool = False) -> None:
     """Everything that is logged, warnings and transformers' messages included, with its time.
 
     Args:
         folder: where training.log goes on (None: no file).
         level: from which on the terminal shows it.
+        with_details: show on the terminal, too, what only the file has otherwise.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setLevel(level)
+    if not with_details:
+        handlers[0].addFilter(is_for_the_terminal)
     if folder is not None:
         handlers.append(LogFile(folder / "training.log", encoding="utf-8"))
     layout = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling.callbacks import readable
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import USABLE, footprint, free_memory, seconds_per_chunk
 from modeling.training_args import HierarchicalTrainingArguments
@@ -84,13 +85,13 @@ def describe_run(
     ]
     if model.encoder_is_frozen:
         lines.append(
-            f"Time: encoding every chunk once {_time(encoding)} (kept for later runs); an epoch then a small part of that."
+            f"Time: encoding every chunk once {readable(encoding)} (kept for later runs); an epoch then a small part of that."
         )
     else:
         total = args.num_train_epochs * (epoch + checking)
         lines.append(
-            f"Time: a step ({documents} documents) {_time(epoch / steps)}, an epoch ({steps} steps) {_time(epoch)}, "
-            f"validation {_time(checking)}; {args.num_train_epochs:g} epochs {_time(total)} at the most."
+            f"Time: a step ({documents} documents) {readable(epoch / steps)}, an epoch ({steps} steps) {readable(epoch)}, "
+            f"validation {readable(checking)}; {args.num_train_epochs:g} epochs {readable(total)} at the most."
         )
     return "\n".join(lines)
 
@@ -104,10 +105,3 @@ def again_share(num_chunks: float, live_chunks: int, chunks_at_once: int) -> flo
 
 def _size(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from modeling.callbacks import EarlyStopping, StopOnSignal
+from modeling.callbacks import EarlyStopping, EpochLines, StopOnSignal
 from modeling.checkpoints import find_checkpoint, put_in_place, rotate, what_is_wrong
 from modeling.files import write_json
 from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
@@ -70,6 +70,24 @@ def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
 def test_the_signs_of_unhealthy_training(train, evaluated, signs, caplog):
     assert watch(train, evaluated).signs == signs
     assert [record.message.split(": ")[1] for record in caplog.records] == signs
+
+
+def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
+    records = [
+        {"epoch": epoch, "step": 10 * epoch, "train_loss": 0.5, "eval_loss": 0.6, "eval_f1_macro": f1, "seconds": 50.0}
+        | {"eval_seconds": 10.0, "eval_recall_Mild": 0.9, "eval_recall_Severe": 0.25}
+        for epoch, f1 in ((1, 0.7), (2, 0.65))
+    ]
+    best = {"epoch": 1, "step": 10, "eval_f1_macro": 0.7}
+    history = SimpleNamespace(epochs=records, record=lambda args, state: {"best": best})
+    args = SimpleNamespace(metric_for_best_model="f1_macro", num_train_epochs=10.0, max_steps=-1)
+    state = TrainerState(global_step=20, max_steps=100, is_world_process_zero=True)
+    with caplog.at_level("INFO"):
+        EpochLines(history, ["Mild", "Severe"]).on_evaluate(args, state, TrainerControl())
+    assert caplog.messages == [
+        "epoch 2 of 10; loss 0.500, on validation 0.600; f1_macro 0.650 (best 0.700 in epoch 1); recall Mild 0.90, "
+        "Severe 0.25; 60 s, at most 8 min left"
+    ]
 
 
 def test_extreme_class_weights_and_a_frozen_model(roberta_model):

@@ -79,6 +79,38 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_training(small_disk, 
         assert "Traceback" not in done.stderr
 
 
+def test_permission_that_is_lost_in_mid_run_is_said_and_given_back_it_goes_on(
+    prepared_folder, roberta_folder, tmp_path
+):
+    # Root may write anywhere, unless that right is taken from it.
+    bound = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if subprocess.run([*bound, "touch", closed / "file"], capture_output=True, check=False).returncode == 0:
+        pytest.skip("this machine does not let root lose the right to write")
+    run = tmp_path / "run"
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": run, **TRAINING, **EACH_STEP}
+    command = [*bound, sys.executable, "train_hf.py", *options(**{**given, "num_train_epochs": 500})]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        wait_for(run, "checkpoint-*")
+        run.chmod(0o500)
+        try:
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+            run.chmod(0o700)
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "Permission denied" in said, said
+    whole = checkpoints_of(str(run))
+    assert [what_is_wrong(folder) for folder in whole] == [None] * len(whole)
+    step = int(whole[0].name.split("-")[1])
+    done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", max_steps=step + 2, **EACH_STEP)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from {whole[0]}" in done.stderr
+
+
 def test_two_runs_in_one_folder_and_a_lock_that_a_kill_does_not_leave_behind(prepared_folder, roberta_folder, tmp_path):
     run = tmp_path / "run"
     given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": run, **TRAINING}

@@ -150,6 +150,7 @@ def test_the_log_has_the_coverage_the_weights_and_the_groups(run):
         "Optimizer group head",
         "Precision: fp32 (as given)",
         "epoch 3.00: evaluation: ",
+        "epoch 3 of 3; loss ",
     ):
         assert said in log
 

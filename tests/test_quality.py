@@ -1,0 +1,120 @@
+"""The quality protocol: no document is judged by a model that saw it, and nothing is run twice."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from data.prepared import load_prepared
+from scripts.benchmark.quality import parse_candidate
+from scripts.benchmark.quality_table import flagged, markdown, summary
+from scripts.predictions import write_predictions
+from tests.conftest import LABELS, TRAINING, run_command, tiny_rows, write_csv
+
+NAMES = ["mild", "severe"]
+
+
+@pytest.mark.slow
+def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_path):
+    rows = tiny_rows(48)
+    for number, row in enumerate(rows):
+        row["fold"] = "first" if number % 2 else "second"
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({**TRAINING, "max_chunks": 99, "freeze_encoder": True, "lexical_features": 20}))
+    given = {
+        "source": write_csv(tmp_path / "stories.csv", rows),
+        "labels": ",".join(LABELS),
+        "fold_column": "fold",
+        "encoder": roberta_folder,
+        "output_dir": tmp_path / "quality",
+        "seeds": "7",
+        "candidate": f"words={recipe}",
+    }
+    done = run_command("scripts.benchmark.quality", **given)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "quality" / "quality.json").read_text())
+    assert measured["folds"] == 2
+    assert measured["documents"] == 48
+    names = {"words", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
+    assert set(measured["contestants"]) == names
+    assert measured["contestants"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
+    assert measured["contestants"]["words"]["peak_mib"] > 100
+    fold_of = {row["id"]: row["fold"] for row in rows}
+    for number, fold in enumerate(("first", "second")):
+        splits, _ = load_prepared(str(tmp_path / "quality" / f"fold-{number}"))
+        ids = {split: set(splits[split]["id"]) for split in splits}
+        assert ids["test"] == {id_ for id_, its in fold_of.items() if its == fold}
+        assert not ids["test"] & (ids["train"] | ids["validation"])
+        assert not ids["train"] & ids["validation"]
+        assert 2 <= len(ids["validation"]) <= 5  # an eighth of 24
+
+    costs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("quality/runs/*/*/cost.json")}
+    assert len(costs) == 2 * len(names)
+    lost = tmp_path / "quality" / "runs" / "words" / "fold-1-seed-7" / "cost.json"
+    lost.unlink()
+    again = run_command("scripts.benchmark.quality", **given)
+    assert again.returncode == 0, again.stderr
+    changed = [path for path, time in costs.items() if path.stat().st_mtime_ns != time]
+    assert changed == [lost]
+    assert json.loads((tmp_path / "quality" / "quality.json").read_text())["contestants"].keys() == names
+
+
+class Part(dict):
+    """Documents by column, as write_predictions takes them."""
+
+
+def lay_out(runs, name: str, seed: int, scores: list[list[float]], labels: list[int]) -> None:
+    """Predictions of two folds, the documents dealt out in turn."""
+    for fold in range(2):
+        folder = runs / name / f"fold-{fold}-seed-{seed}"
+        folder.mkdir(parents=True)
+        ids = [f"d{i}" for i in range(fold, len(labels), 2)]
+        part = Part(id=ids, label=labels[fold::2])
+        write_predictions(folder / "predictions_test.csv", part, NAMES, np.array(scores[fold::2]))
+        (folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "peak_mib": None}))
+
+
+def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
+    labels = [0, 0, 1, 1] * 20
+    right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
+    half = [row if number % 8 < 4 else row[::-1] for number, row in enumerate(right)]
+    lay_out(tmp_path, "tfidf", 0, half, labels)
+    lay_out(tmp_path, "good", 1, right, labels)
+    lay_out(tmp_path, "good", 2, half, labels)
+    measured = summary(tmp_path, NAMES)
+    good, tfidf = measured["contestants"]["good"], measured["contestants"]["tfidf"]
+    assert tfidf["f1_macro"]["mean"] == pytest.approx(0.5)
+    assert good["f1_macro"]["mean"] == pytest.approx(0.75)
+    less = good["f1_macro_less_tfidf"]
+    assert less["value"] == pytest.approx(0.25)
+    assert 0.1 < less["low"] < 0.25 < less["high"] < 0.4
+    assert tfidf["missed_at_rate"] == pytest.approx(0.5)
+    assert good["missed_at_rate"] == pytest.approx(0.25)
+    assert tfidf["f1_macro_less_tfidf"] == {"value": 0, "low": 0, "high": 0}
+    assert markdown(measured).index("| good |") < markdown(measured).index("| tfidf |")
+
+
+def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
+    labels = [0, 1] * 8
+    right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
+    lay_out(tmp_path, "tfidf", 0, right, labels)
+    lay_out(tmp_path, "late", 1, right, labels)
+    (tmp_path / "late" / "fold-1-seed-1" / "cost.json").unlink()
+    measured = summary(tmp_path, NAMES)
+    assert measured["folds"] == 1
+    assert measured["documents"] == 8
+
+
+def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
+    assert flagged(scores, np.array([0, 0, 1, 1]), {0: 1, 1: 2}).tolist() == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("films", "NAME=RECIPE"), ("films=none.yaml", "no recipe 'none.yaml'"), ("a b=x.yaml", "NAME=RECIPE")],
+)
+def test_a_candidate_that_cannot_be_is_named(text, said):
+    with pytest.raises(ValueError, match=said):
+        parse_candidate(text)
