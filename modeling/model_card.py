@@ -7,6 +7,12 @@ from typing import Any
 import yaml
 
 
+def words_of(config: dict[str, Any]) -> str:
+    """The lexical view, in words; nothing where the run had none."""
+    count = config.get("lexical_features")
+    return f", beside a lexical view of {count:,} tokens" if count else ""
+
+
 def training_facts(record: dict[str, Any]) -> dict[str, str]:
     """What was run, in words: name → sentence, from a training history (`config`, `epochs`, `best`)."""
     config, best = record["config"], record["best"] or {}
@@ -17,7 +23,7 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     return {
         "Encoder": f"`{config['encoder']}`" + (", frozen" if config["freeze_encoder"] else ""),
         "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} a "
-        f"document ({config['chunk_policy']}), {config['pooling']} pooling",
+        f"document ({config['chunk_policy']}), {config['pooling']} pooling{words_of(config)}",
         "Data": "; ".join(
             f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
             for split, counts in config["label_counts"].items()
@@ -76,7 +82,7 @@ def model_card(
         f"# {config['run_name']}",
         "",
         f"Rates documents of any length as {', '.join(labels)}: the text is cut into chunks, an encoder reads each, "
-        f"{config['pooling']} pooling makes one vector of them, and a linear head classifies it.",
+        f"{config['pooling']} pooling makes one vector of them, and a linear head classifies it{words_of(config)}.",
         "",
         "```python",
         "from transformers import pipeline",

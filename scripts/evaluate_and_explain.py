@@ -61,6 +61,7 @@ NEIGHBOURS = {
     "first_chunk": "first chunk only",
     "head_tail": "first and last chunk",
     "majority": "always the most frequent label",
+    "words_alone": "this model's lexical view alone",
 }
 
 
@@ -118,8 +119,8 @@ def load_subject(model_name: str, dataset_dir: str, split: str) -> Subject:
     return subject
 
 
-def neighbours_of(subject: Subject, split: str) -> dict[str, np.ndarray]:
-    """Predictions (B,) of the honest neighbours. Those that read a chunk or two are logistic regressions on this very
+def neighbours_of(subject: Subject, split: str, readings: list[Reading]) -> dict[str, np.ndarray]:
+    """Predictions (B,) of the honest neighbours of what was read of a split. Those that read a chunk or two are logistic regressions on this very
     encoder's vectors of the training documents."""
     train, part = subject.splits["train"], subject.splits[split]
     size = subject.model.config.hidden_size
@@ -128,6 +129,12 @@ def neighbours_of(subject: Subject, split: str) -> dict[str, np.ndarray]:
         ends = subject.read(subject.chunked(name, max_chunks=2, chunk_policy="head_tail"))
         vectors[name] = np.stack([r.chunk_CD[[0, -1], :size].flatten().cpu().numpy() for r in ends])
     labels, num_labels = subject.labels("train"), len(subject.names)
+    view = subject.model.lexical
+    alone = (
+        []
+        if view is None
+        else [view(r.chunk_CD[:, size:], torch.tensor([len(r.chunk_CD)], device=r.chunk_CD.device)) for r in readings]
+    )
     return {
         "tfidf": tfidf_scores(train, part).argmax(axis=1),
         "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(
@@ -135,7 +142,7 @@ def neighbours_of(subject: Subject, split: str) -> dict[str, np.ndarray]:
         ),
         "head_tail": vector_scores(vectors["train"], labels, vectors[split], num_labels).argmax(axis=1),
         "majority": majority_predictions(train, part),
-    }
+    } | ({"words_alone": torch.cat(alone).argmax(dim=1).cpu().numpy()} if alone else {})
 
 
 def groups_of(readings: list[Reading], texts: list[str]) -> dict[str, np.ndarray]:
@@ -182,7 +189,7 @@ def evaluate(subject: Subject, split: str, severity: list[float], with_sentences
     scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
     predicted = logits.argmax(axis=1)
     print(f"{len(readings)} documents read in {predict_seconds:.1f} s; now the neighbours", flush=True)
-    others = neighbours_of(subject, split)
+    others = neighbours_of(subject, split, readings)
     print("Now the explanations", flush=True)
     _, chunk_seconds = timed(lambda: explain_chunks(subject.model, readings))
     sentence_seconds = 0.0

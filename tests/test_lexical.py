@@ -13,7 +13,7 @@ from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfi
 from modeling.contributions import chunk_contributions, log_odds
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from scripts.lexical_view import choose_tokens, fit_lexical_view, lexical_weights
-from tests.conftest import CUES, train
+from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 
 TOKENS = torch.tensor([7, 11, 23, 40])
@@ -155,3 +155,15 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     assert json.loads((tmp_path / "plain" / "metrics.json").read_text())["test"]["f1_macro"] < 1.0
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
     assert history["config"]["lexical_features"] == 30
+    assert "beside a lexical view of 30 tokens" in (tmp_path / "run" / "README.md").read_text()
+
+    given = {"model": tmp_path / "run", "dataset_dir": prepared_folder, "output_dir": tmp_path / "report"}
+    done = run_command("scripts.evaluate_and_explain", **given)
+    assert done.returncode == 0, done.stderr
+    baselines = json.loads((tmp_path / "report" / "metrics.json").read_text())["baselines"]
+    assert baselines["words_alone"]["f1_macro"]["value"] == 1.0
+    report = (tmp_path / "report" / "report.html").read_text()
+    assert "lexical view alone" in report
+    for label, word in CUES.items():
+        words = report.split(f"<dt>Words for {label}</dt><dd>")[1].split("</dd>")[0].split(", ")
+        assert word in words

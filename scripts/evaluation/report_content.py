@@ -27,6 +27,7 @@ def report_content(
          + (", on which they are also measured here: too good to be true" if split == "validation" else "")],
         ["Read", f"at most {config.max_chunks} chunks of {config.chunk_length} tokens a document "
                  f"({config.chunk_policy} past that), {config.pooling} pooling"],
+        *strongest_words(subject),
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
     ]  # fmt: skip
@@ -42,6 +43,23 @@ def report_content(
         "documents": documents,
         "evidence_lines": lines,
     }
+
+
+def strongest_words(subject: Any, number: int = 12) -> list[list[str]]:
+    """Of a lexical view, the tokens that speak most for each class against the mean of the classes; else nothing."""
+    view = subject.model.lexical
+    if view is None:
+        return []
+    against_mean_KM = view.weight - view.weight.mean(dim=0)
+    tokens_M = np.zeros(view.weight.shape[1], dtype=np.int64)
+    feature_V = view.feature_of_token.cpu().numpy()
+    tokens_M[feature_V[feature_V < len(tokens_M)]] = np.flatnonzero(feature_V < len(tokens_M))
+    rows = []
+    for name, weight_M in zip(subject.names, against_mean_KM, strict=True):
+        best = [place for place in weight_M.argsort(descending=True)[:number].tolist() if weight_M[place] > 0]
+        words = ", ".join(subject.tokenizer.decode([int(tokens_M[place])]).strip() for place in best)
+        rows.append([f"Words for {name}", words])
+    return rows
 
 
 def headline_of(metrics: dict[str, Any], split: str, count: int) -> tuple[str, bool]:
@@ -74,7 +92,9 @@ def headline_numbers(metrics: dict[str, Any], names: list[str]) -> list[dict[str
 
 def comparison(metrics: dict[str, Any], names: list[str], neighbours: dict[str, str]) -> list[dict[str, Any]]:
     """The model and its neighbours, a row each."""
-    rows = {"this model": metrics["model"]} | {title: metrics["baselines"][key] for key, title in neighbours.items()}
+    baselines = metrics["baselines"]
+    rows = {"this model": metrics["model"]}
+    rows |= {title: baselines[key] for key, title in neighbours.items() if key in baselines}
     return [
         {
             "name": title,
