@@ -129,6 +129,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.live_chunks = 0
         self.encoded_tokens = [0, 0]
         self.post_init()
+        if self.lexical is not None:
+            # Training begins at what the words say: random logits beside them would only disturb.
+            nn.init.zeros_(self.classifier.weight)
 
     @classmethod
     def from_encoder(
