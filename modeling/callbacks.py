@@ -281,8 +281,11 @@ class EpochLines(TrainerCallback):
             parts.append("recall " + ", ".join(f"{label} {recall:.2f}" for label, recall in recalls))
         took = new["seconds"] + (new["eval_seconds"] or 0)
         steps = new["step"] - before["step"]
-        left = took / steps * (state.max_steps - state.global_step) if steps > 0 else 0
-        parts.append(f"{readable(took)}, {'at most ' + readable(left) + ' left' if left else 'the last'}")
+        parts.append(readable(took))
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            parts[-1] += ", the last"
+        elif steps > 0:
+            parts[-1] += f", at most {readable(took / steps * (state.max_steps - state.global_step))} left"
         logger.info("; ".join(parts))
 
 

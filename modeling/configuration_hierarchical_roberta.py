@@ -28,8 +28,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
-        lexical_features: tokens whose counts over the whole document weigh in beside the encoder (modeling/lexical.py;
-            0: none).
+        lexical_features: tokens, at most, whose counts over the chunks that are read weigh in beside the encoder
+            (modeling/lexical.py; 0: none).
         classifier_dropout: dropout before the classifier and in the chunk transformer.
         temperature: what logits are divided by before they become scores, fitted on the validation documents
             (None: not fitted yet).

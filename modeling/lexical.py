@@ -11,7 +11,7 @@ from torch import nn
 class LexicalView(nn.Module):
     """Logits from the counts of M tokens over all chunks of a document that are read: `W log(1 + counts) + b`.
 
-    The tokens and their weights are fitted to the training documents in closed form (scripts/lexical_view.py) and are
+    The tokens and their weights are fitted to the training documents before training (scripts/lexical_view.py) and are
     not trained further. Counts add up over chunks, so a document's view is known from that of its chunks, and a chunk
     can be left out. Until it is fitted the view adds nothing.
 

@@ -10,7 +10,7 @@ import yaml
 def words_of(config: dict[str, Any]) -> str:
     """The lexical view, in words; nothing where the run had none."""
     count = config.get("lexical_features")
-    return f", beside a lexical view of {count:,} tokens" if count else ""
+    return f", beside a lexical view of up to {count:,} tokens" if count else ""
 
 
 def training_facts(record: dict[str, Any]) -> dict[str, str]:

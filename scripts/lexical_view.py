@@ -22,7 +22,7 @@ logger = logging.getLogger("train_hf")
 FEWEST_DOCUMENTS = 8
 # C of the regression: from 0.1 to 1 made little difference on three sets of documents (docs/log.md, 2026-11-25).
 INVERSE_PENALTY = 0.3
-# Of more documents than these, as many are drawn for the regression; the features are chosen on all.
+# Of more documents than these, about as many are drawn for the regression; the features are chosen on all.
 MOST_DOCUMENTS = 20_000
 
 
@@ -69,7 +69,10 @@ def lexical_weights(
     tokens_m, share_m = choose_tokens(train, labels_B, num_labels, num_features, vocab_size)
     drawn = np.arange(len(labels_B))
     if len(drawn) > MOST_DOCUMENTS:
-        drawn = np.sort(np.random.default_rng(train.seed).choice(len(drawn), MOST_DOCUMENTS, replace=False))
+        # One of each class at least, and the others by chance.
+        order = np.random.default_rng(train.seed).permutation(len(drawn))
+        firsts = [order[np.flatnonzero(labels_B[order] == label)[0]] for label in range(num_labels)]
+        drawn = np.unique([*firsts, *order[:MOST_DOCUMENTS]])
     feature_of_token = np.full(vocab_size, -1)
     feature_of_token[tokens_m] = np.arange(len(tokens_m))
     log_count_Bm = np.zeros((len(drawn), len(tokens_m)), dtype=np.float32)
@@ -120,6 +123,7 @@ def choose_tokens(
     total_V = between_V + squares_V - explained_V
     varies_V = total_V > 1e-9 * squares_V  # the rest is rounding
     share_V = np.where(varies_V, between_V / np.where(varies_V, total_V, 1.0), 0.0)
+    share_V[train.tokenizer.all_special_ids] = 0  # every chunk has some, whatever its text
     share_V[documents_V < min(FEWEST_DOCUMENTS, max(2, len(labels_B) // 20))] = 0
     chosen = np.argsort(-share_V, kind="stable")[:num_features]
     chosen = chosen[share_V[chosen] > 0]

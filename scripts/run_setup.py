@@ -44,7 +44,8 @@ class ModelArguments:
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
     lexical_features: int = field(
-        default=0, metadata={"help": "Tokens whose counts in the whole document weigh in beside the encoder."}
+        default=0,
+        metadata={"help": "Tokens whose counts in the chunks that are read weigh in beside the encoder. 0: none."},
     )
     dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
     attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})

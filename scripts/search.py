@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from modeling.files import write_text
 from modeling.health import HealthWatch
 from modeling.metrics import check_metric_name, compute_metrics_fn
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import use_all_cores
+from modeling.resources import settle_freed_memory, use_all_cores
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import HierarchicalTrainingArguments, parse_severity_weights
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
@@ -51,7 +52,8 @@ from scripts.run_setup import (
 
 logger = logging.getLogger("search")
 
-# What a space may hold: nothing that changes the documents or what a frozen encoder makes of them.
+# What a space may hold: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
+# pruning compares trials after as many steps.
 OF_THE_MODEL = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 OF_TRAINING: tuple[str, ...] = (
     "learning_rate",
@@ -61,7 +63,7 @@ OF_TRAINING: tuple[str, ...] = (
     "max_grad_norm",
 )
 OF_TRAINING += ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon")
-OF_TRAINING += ("per_device_train_batch_size", "gradient_accumulation_steps")
+
 # Options that say where a search stands, and not what is trained.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
 NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to"}
@@ -135,6 +137,14 @@ class Search:
         plan_memory(model, sizes, args, accelerator)
         self.live_chunks = model.live_chunks
         self.costs = sizes["train"].costs(model.config.hidden_size)
+        # What must be the same for two trials to be compared.
+        self.fixed = {
+            "data": manifest["data_fingerprint"],
+            "metric": args.metric_for_best_model,
+            "model": vars(model_args),
+        }
+        self.fixed |= {"seed": args.seed, "class_weights": args.class_weights, "freeze_encoder": args.freeze_encoder}
+        self.fixed["training"] = {name: str(getattr(args, name)) for name in OF_TRAINING}
         self.views: dict[int, dict[str, torch.Tensor]] = {}
 
     def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
@@ -143,6 +153,8 @@ class Search:
         chosen = {name: value for name, value in params.items() if name in OF_THE_MODEL}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
         model.live_chunks = self.live_chunks
+        if self.args.device.type == "cpu":
+            settle_freed_memory(model)
         if self.means is not None:
             model.standardize(self.means)
             for documents in self.documents.values():
@@ -155,14 +167,21 @@ class Search:
             model.lexical.load_state_dict(self.views[number])
         return model
 
-    def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> None:
-        """One more trial of the study. Its value is the best validation metric of its epochs so far."""
+    def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> int:
+        """One more trial of the study; its number. Its value is the best validation metric of its epochs so far."""
         args = copy(self.args)
+        args.push_to_hub = False
+        numbers: list[int] = []
         trainer = WeightedTrainer(
-            model_init=lambda trial: self.new_model(trial.params if trial is not None else {}),
+            # Trainer makes the model before it asks for the trial's options: the model's own are drawn here, and are the
+            # same when they are asked for again.
+            model_init=lambda trial: self.new_model(
+                {} if trial is None else {name: space[name](trial) for name in OF_THE_MODEL if name in space}
+            ),
             args=args,
             class_weights=self.class_weights,
             document_costs=self.costs,
+            max_loss_spike=args.max_loss_spike,
             data_collator=self.collator,
             train_dataset=self.documents["train"],
             eval_dataset=self.documents["validation"],
@@ -177,6 +196,7 @@ class Search:
         seen: list[float] = []
 
         def draw(trial: optuna.Trial) -> dict[str, Any]:
+            numbers.append(trial.number)
             drawn = {option: drawer(trial) for option, drawer in space.items()}
             trainer.head_lr_multiplier = drawn.get("head_lr_multiplier", args.head_lr_multiplier)
             return {option: value for option, value in drawn.items() if option not in OF_THE_MODEL}
@@ -188,6 +208,7 @@ class Search:
         trainer.hyperparameter_search(
             hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
         )
+        return numbers[-1]
 
 
 def main(
@@ -198,9 +219,9 @@ def main(
     given: dict[str, Any],
 ) -> int:
     """The search. Returns the exit status."""
-    if args.world_size > 1 or args.streaming:
+    if args.world_size > 1 or args.streaming or args.dry_run:
         raise ValueError(
-            "A trial is one process, without --streaming: start the search again beside it to share its study."
+            "A trial is one process, without --streaming or --dry_run: start the search again beside it to share its study."
         )
     if search_args.num_trials < 1:
         raise ValueError(f"num_trials must be at least 1, and is {search_args.num_trials}.")
@@ -217,15 +238,23 @@ def main(
     options: dict[str, Any] = {"study_name": "search", "storage": storage}
     study = optuna.create_study(direction=direction, load_if_exists=True, **options)
     logging.getLogger("train_hf").setLevel(logging.WARNING)
-    while len(done := finished(study)) < search_args.num_trials:
-        sampler = optuna.samplers.TPESampler(seed=args.seed + len(done))
-        search.run_trial(space, direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(), **options)
-        last = finished(study)[-1]
+    if study.user_attrs.get("fixed", search.fixed) != search.fixed:
+        raise ValueError(
+            f"{folder / 'study.log'} is a search on other data, or with another recipe, metric or seed: name another folder."
+        )
+    study.set_user_attr("fixed", search.fixed)
+    while len(finished(study)) < search_args.num_trials:
+        # Processes that share the study begin at different places.
+        sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
+        number = search.run_trial(
+            space, direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(), **options
+        )
+        last = study.trials[number]
         shown = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in last.params.items()
         )
-        logger.info(f"trial {len(done) + 1} of {search_args.num_trials}: {value_shown(last)}; {shown}")
+        logger.info(f"trial {number + 1} of {search_args.num_trials}: {value_shown(last)}; {shown}")
     return write_results(study, folder, args, given)
 
 
@@ -256,10 +285,10 @@ def write_results(study: optuna.Study, folder: Path, args: HierarchicalTrainingA
     recipe = yaml.safe_dump(given | study.best_params, sort_keys=False, allow_unicode=True)
     write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
     names = list(study.best_params)
-    rows = sorted(
-        trials,
-        key=lambda t: -(t.value if t.value is not None else float("-inf")) * (1 if args.greater_is_better else -1),
+    scored = sorted(
+        (t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, reverse=bool(args.greater_is_better)
     )
+    rows = [*scored, *(trial for trial in trials if trial.value is None)]
     lines = ["# Search", "", chosen, "", f"| trial | {metric} | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for trial in rows:
         cells = [
@@ -289,9 +318,8 @@ def command() -> int:
     recipe = next((value for word, value in zip(sys.argv, sys.argv[1:], strict=False) if word == "--config"), None)
     content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
     parsed = {**vars(model_args), **vars(args)}
-    given = {
-        name: parsed[name] for name in [*(content or {}), *named] if name in parsed and name not in NOT_IN_A_RECIPE
-    }
+    wanted = [name for name in [*(content or {}), *named] if name in parsed and name not in NOT_IN_A_RECIPE]
+    given = {name: parsed[name].value if isinstance(parsed[name], Enum) else parsed[name] for name in wanted}
     return main(model_args, data_args, args, search_args, given)
 
 

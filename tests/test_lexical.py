@@ -155,7 +155,7 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     assert json.loads((tmp_path / "plain" / "metrics.json").read_text())["test"]["f1_macro"] < 1.0
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
     assert history["config"]["lexical_features"] == 30
-    assert "beside a lexical view of 30 tokens" in (tmp_path / "run" / "README.md").read_text()
+    assert "beside a lexical view of up to 30 tokens" in (tmp_path / "run" / "README.md").read_text()
 
     given = {"model": tmp_path / "run", "dataset_dir": prepared_folder, "output_dir": tmp_path / "report"}
     done = run_command("scripts.evaluate_and_explain", **given)

@@ -18,6 +18,8 @@ NAMES = ["mild", "severe"]
 @pytest.mark.slow
 def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_path):
     rows = tiny_rows(48)
+    for row in rows:
+        del row["id"]
     for number, row in enumerate(rows):
         row["fold"] = "first" if number % 2 else "second"
     recipe = tmp_path / "tiny.yaml"
@@ -40,7 +42,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert set(measured["contestants"]) == names
     assert measured["contestants"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
     assert measured["contestants"]["words"]["peak_mib"] > 100
-    fold_of = {row["id"]: row["fold"] for row in rows}
+    fold_of = {f"row-{number}": row["fold"] for number, row in enumerate(rows, 1)}
     for number, fold in enumerate(("first", "second")):
         splits, _ = load_prepared(str(tmp_path / "quality" / f"fold-{number}"))
         ids = {split: set(splits[split]["id"]) for split in splits}
@@ -57,6 +59,12 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert again.returncode == 0, again.stderr
     changed = [path for path, time in costs.items() if path.stat().st_mtime_ns != time]
     assert changed == [lost]
+    other = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_features=9"})
+    assert other.returncode == 1
+    assert "runs of words with other options" in other.stderr
+    other = run_command("scripts.benchmark.quality", **{**given, "labels": "Teen,General,Mature"})
+    assert other.returncode == 1
+    assert "figures of another labels" in other.stderr
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["contestants"].keys() == names
 
 
@@ -82,7 +90,7 @@ def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     lay_out(tmp_path, "tfidf", 0, half, labels)
     lay_out(tmp_path, "good", 1, right, labels)
     lay_out(tmp_path, "good", 2, half, labels)
-    measured = summary(tmp_path, NAMES)
+    measured = summary(tmp_path, NAMES, {"tfidf": [0], "good": [1, 2]})
     good, tfidf = measured["contestants"]["good"], measured["contestants"]["tfidf"]
     assert tfidf["f1_macro"]["mean"] == pytest.approx(0.5)
     assert good["f1_macro"]["mean"] == pytest.approx(0.75)
@@ -101,7 +109,7 @@ def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
     lay_out(tmp_path, "tfidf", 0, right, labels)
     lay_out(tmp_path, "late", 1, right, labels)
     (tmp_path / "late" / "fold-1-seed-1" / "cost.json").unlink()
-    measured = summary(tmp_path, NAMES)
+    measured = summary(tmp_path, NAMES, {"tfidf": [0], "late": [1]})
     assert measured["folds"] == 1
     assert measured["documents"] == 8
 
@@ -113,7 +121,13 @@ def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("films", "NAME=RECIPE"), ("films=none.yaml", "no recipe 'none.yaml'"), ("a b=x.yaml", "NAME=RECIPE")],
+    [
+        ("films", "NAME=RECIPE"),
+        ("films=none.yaml", "no recipe 'none.yaml'"),
+        ("a b=x.yaml", "NAME=RECIPE"),
+        ("tfidf=x.yaml", "another name"),
+        ("x=README.md", "no recipe"),
+    ],
 )
 def test_a_candidate_that_cannot_be_is_named(text, said):
     with pytest.raises(ValueError, match=said):

@@ -18,7 +18,14 @@ pytestmark = pytest.mark.slow
 def search(folder, encoder, output_dir, space: dict, **arguments):
     path = output_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(space))
-    given = {**TRAINING, "freeze_encoder": True, "num_train_epochs": 3, "dropout": 0.0, "max_chunks": 99}
+    given = {
+        **TRAINING,
+        "freeze_encoder": True,
+        "num_train_epochs": 3,
+        "dropout": 0.0,
+        "max_chunks": 99,
+        "lr_scheduler_type": "linear",
+    }
     given |= {"space": path, **arguments}
     return run_command("scripts.search", dataset_dir=folder, encoder=encoder, output_dir=output_dir, **given)
 
@@ -43,6 +50,11 @@ def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_fo
     best = max((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     assert {name: recipe[name] for name in space} == best.params
     assert recipe["num_train_epochs"] == 3
+    assert recipe["lr_scheduler_type"] == "linear"
+    # The model's options are those of the trial: with the words all is told, without them it is not.
+    assert best.params["lexical_features"] == 20
+    assert best.value == 1.0
+    assert all(t.value < 1.0 for t in trials if t.value is not None and t.params["lexical_features"] == 0)
     assert not {"dataset_dir", "output_dir", "encoder", "save_strategy", "num_trials"} & set(recipe)
     told = (tmp_path / "s" / "search.md").read_text()
     assert f"12 trials ({states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned)" in told
@@ -53,7 +65,7 @@ def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_fo
         roberta_folder,
         tmp_path / "run",
         config=tmp_path / "s" / "best.yaml",
-        **{name: recipe[name] for name in ("learning_rate", "num_train_epochs", "max_chunks")},
+        **{name: recipe[name] for name in ("learning_rate", "num_train_epochs", "max_chunks", "lr_scheduler_type")},
     )
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
@@ -75,6 +87,16 @@ def test_a_space_that_cannot_be_is_named(tmp_path, space, said):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.raises(ValueError, match=said):
         read_space(str(tmp_path / "space.yaml"))
+
+
+def test_a_study_is_not_gone_on_with_on_other_terms(prepared_folder, roberta_folder, tmp_path):
+    space = {"max_grad_norm": [1.0, 2.0]}
+    done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+    done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, num_train_epochs=2)
+    assert done.returncode == 1
+    assert "name another folder" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_space_is_told_in_a_paragraph(prepared_folder, roberta_folder, tmp_path):

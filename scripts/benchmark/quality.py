@@ -13,7 +13,6 @@ protocol that was stopped goes on. Writes quality.json and quality.md.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -45,11 +44,12 @@ from scripts.chunk_vectors import cache_key, cached_chunk_vectors, vector_files,
 from scripts.command_line import UserParser, run_main
 from scripts.lexical_view import lexical_logits, lexical_weights
 from scripts.predictions import write_predictions
-from scripts.prepare_dataset import load_tokenizer, prepare
+from scripts.prepare_dataset import describe_source, load_tokenizer, prepare
 from scripts.prepare_dataset import parse_arguments as preparation
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 1 / 8
+BASELINES = ("tfidf", "words_alone", "first_chunk", "head_tail", "majority")
 GEOMETRY: dict[str, Any] = {"chunk_length": 512, "chunk_overlap": 0, "max_chunks": 20, "chunk_policy": "uniform"}
 
 
@@ -79,9 +79,16 @@ def parse_candidate(text: str) -> Candidate:
     changed = dict(change.partition("=")[::2] for change in changes)
     if not sign or not name or not all(changed.values()) or set(name) & set("/\\ "):
         raise ValueError(f"--candidate takes NAME=RECIPE.yaml[,option=value…]; got {text!r}.")
+    if name in BASELINES or name.startswith("."):
+        raise ValueError(f"--candidate {name}: choose another name; {', '.join(BASELINES)} are the baselines'.")
     if not Path(recipe).is_file():
         raise ValueError(f"--candidate {name}: there is no recipe {recipe!r}.")
-    return Candidate(name, recipe, changed)
+    candidate = Candidate(name, recipe, changed)
+    try:
+        candidate.options()
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"--candidate {name}: {recipe} is no recipe, a YAML mapping of options to values.") from error
+    return candidate
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,7 +99,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", required=True, type=Path)
     add("--candidate", action="append", required=True, help="NAME=RECIPE.yaml[,option=value…]; may be given again")
     add("--labels", help="in their order, mildest first")
-    add("--folds", type=int, default=5, help="made here, stratified, groups together, where --fold_column is not given")
+    add(
+        "--folds",
+        type=int,
+        default=5,
+        help="made here, stratified, groups and near-duplicates together, where --fold_column is not given",
+    )
     add("--fold_column", help="a column of the source that tells each document's fold")
     add("--seeds", default="1,2,3")
     add("--drop", default="", help="as for scripts.prepare_dataset")
@@ -114,6 +126,38 @@ def parse_arguments() -> argparse.Namespace:
 # ---- the folds -------------------------------------------------------------------------------------------------------
 
 
+def check_protocol(arguments: argparse.Namespace) -> None:
+    """What stands in output_dir must have come of the same documents, folds and options.
+
+    Raises:
+        ValueError: it did not.
+    """
+    path = arguments.output_dir / "protocol.json"
+    keys = ("source", "labels", "drop", "encoder", "fold_column", *([] if arguments.fold_column else ["folds"]))
+    terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
+    terms["source"] = describe_source(arguments.source)
+    candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
+    before = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
+    if before["terms"] != terms:
+        changed = [key for key in before["terms"].keys() | terms.keys() if before["terms"].get(key) != terms.get(key)]
+        raise ValueError(f"{path.parent} holds figures of another {', '.join(sorted(changed))}: name another folder.")
+    known = before["candidates"]
+    if changed := [name for name, options in candidates.items() if known.get(name, options) != options]:
+        raise ValueError(
+            f"{path.parent} has runs of {', '.join(changed)} with other options: choose another name for it."
+        )
+    write_json(path, {"terms": terms, "candidates": known | candidates})
+
+
+def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
+    """Document's id → its row's values of some columns."""
+    rows = {}
+    for number, row in enumerate(read_rows(source), 1):
+        id_ = f"row-{number}" if is_missing(row.get("id")) else name_of(row["id"])
+        rows[id_] = {column: row.get(column) for column in wanted}
+    return lambda id_: rows[id_]
+
+
 class Folds:
     """The documents, prepared once, and each fold as a data set of its own: `fold-0`, `fold-1`, …
 
@@ -133,8 +177,15 @@ class Folds:
         splits, self.manifest = load_prepared(str(prepared), self.tokenizer)
         self.whole = datasets.concatenate_datasets(list(splits.values()))
         labels = np.asarray(self.whole["label"])
-        groups = np.asarray(join_groups([""] * len(self.whole), near_duplicates(self.whole["text"])))
-        fold_of = self._folds_given(arguments) if arguments.fold_column else self._folds_made(arguments, labels, groups)
+        column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
+        group_of = [
+            "" if is_missing(row["group"]) else name_of(row["group"]) for row in map(column_of, self.whole["id"])
+        ]
+        groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
+        if arguments.fold_column:
+            fold_of = self._folds_given(arguments.fold_column, column_of, groups)
+        else:
+            fold_of = self._folds_made(arguments, labels, groups)
         self.names = sorted(set(fold_of))
         self.rows: list[dict[str, list[int]]] = []
         for number, name in enumerate(self.names):
@@ -145,20 +196,17 @@ class Folds:
             chosen = {split: [row for row, its in zip(rest, split_of, strict=True) if its == split] for split in SPLITS}
             self.rows.append(chosen | {"test": test})
 
-    def _folds_given(self, arguments: argparse.Namespace) -> list[str]:
-        fold_of = {}
-        for number, row in enumerate(read_rows(arguments.source)):
-            if is_missing(row.get(arguments.fold_column)):
-                raise ValueError(f"{arguments.source}: row {number + 1} has nothing in {arguments.fold_column!r}.")
-            id_ = row.get("id")
-            fold_of[str(number) if is_missing(id_) else name_of(id_)] = name_of(row[arguments.fold_column])
-        if absent := [id_ for id_ in self.whole["id"] if id_ not in fold_of]:
-            raise ValueError(
-                f"{len(absent)} documents are in no fold, {absent[0]} for one: give the source a column id."
-            )
-        if len(set(fold_of.values())) < 2:
-            raise ValueError(f"The column {arguments.fold_column!r} names one fold only.")
-        return [fold_of[id_] for id_ in self.whole["id"]]
+    def _folds_given(self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray) -> list[str]:
+        values = [column_of(id_)[column] for id_ in self.whole["id"]]
+        if absent := [id_ for id_, value in zip(self.whole["id"], values, strict=True) if is_missing(value)]:
+            raise ValueError(f"{len(absent)} documents have nothing in {column!r}, {absent[0]} for one.")
+        fold_of = [name_of(value) for value in values]
+        if len(set(fold_of)) < 2:
+            raise ValueError(f"The column {column!r} names one fold only.")
+        torn = len(set(zip(groups.tolist(), fold_of, strict=True))) - len(set(groups.tolist()))
+        if torn:
+            print(f"Warning: {torn} groups or near-duplicates stand in several of the folds given: figures flatter.")
+        return fold_of
 
     @staticmethod
     def _folds_made(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
@@ -174,7 +222,8 @@ class Folds:
         path = self.folder / f"fold-{number}"
         if not path.exists():
             parts = {split: self.whole.select(rows) for split, rows in self.rows[number].items()}
-            save_prepared(datasets.DatasetDict(parts), path, {**self.manifest, "fold": self.names[number]})
+            about = {key: value for key, value in self.manifest.items() if key != "splits"}
+            save_prepared(datasets.DatasetDict(parts), path, about | {"fold": self.names[number]})
         return path
 
     def keep_vectors(self, candidate: Candidate) -> ChunkVectorDocuments | None:
@@ -196,12 +245,10 @@ class Folds:
         model.token_budget = options.get("token_budget", model.token_budget)
         documents = ChunkedDocuments(self.whole, self.tokenizer, **geometry)
         key = cache_key(model, self.manifest, precision)
-        started = time.perf_counter()
         collator = DocumentCollator(self.tokenizer.pad_token_id)
         cache = self.folder / "whole" / ".chunk_vectors" / key
         whole = cached_chunk_vectors(model, {"whole": documents}, collator, cache, accelerator)["whole"]
-        if not (cache / "seconds.json").exists():
-            write_json(cache / "seconds.json", round(time.perf_counter() - started))
+
         for number in range(len(self.rows)):
             folder = self.path(number)
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -217,8 +264,8 @@ class Folds:
 # ---- what is compared ------------------------------------------------------------------------------------------------
 
 
-def run_once(command: list[str], log: Path) -> dict[str, float]:
-    """A command in a process of its own: what it took.
+def run_once(command: list[str], log: Path) -> float:
+    """A command in a process of its own: the seconds that it took.
 
     Raises:
         ValueError: it failed.
@@ -228,7 +275,7 @@ def run_once(command: list[str], log: Path) -> dict[str, float]:
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _, status, used = os.wait4(process.pid, 0)
+            status = process.wait()
         except BaseException:
             process.terminate()
             process.wait()
@@ -236,7 +283,7 @@ def run_once(command: list[str], log: Path) -> dict[str, float]:
     if status:
         said = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
         raise ValueError(f"{' '.join(command[1:3])} … failed: {said[-1] if said else 'see'} ({log})")
-    return {"seconds": time.perf_counter() - started, "peak_mib": used.ru_maxrss / 1024}
+    return time.perf_counter() - started
 
 
 def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, arguments: argparse.Namespace) -> None:
@@ -253,10 +300,14 @@ def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, 
     }
     given |= {"evaluate_kept_vectors": bool(candidate.options().get("freeze_encoder"))}
     options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    cost = run_once([sys.executable, "train_hf.py", "--config", candidate.recipe, *options], Path(f"{folder}.log"))
+    was_begun = any(folder.glob("checkpoint-*"))
+    seconds = run_once([sys.executable, "train_hf.py", "--config", candidate.recipe, *options], Path(f"{folder}.log"))
+    history = json.loads((folder / "training_history.json").read_text())
+    peak = max(epoch["peak_memory_gib"] for epoch in history["epochs"]) * 1024
+    # What a run took that was stopped in between nobody knows.
+    write_json(folder / "cost.json", {"seconds": None if was_begun else seconds, "peak_mib": peak})
     for path in (*folder.glob("checkpoint-*"), *folder.glob("model.safetensors")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(folder / "cost.json", cost)
 
 
 def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], np.ndarray]]:
@@ -313,6 +364,7 @@ def rate_by_baselines(folds: Folds, vectors: ChunkVectorDocuments | None) -> Non
 def main() -> None:
     arguments = parse_arguments()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    check_protocol(arguments)
     folds = Folds(arguments)
     sizes = ", ".join(str(len(rows["test"])) for rows in folds.rows)
     print(f"{len(folds.whole)} documents in {len(folds.rows)} folds ({sizes})", flush=True)
@@ -328,7 +380,9 @@ def main() -> None:
                 train_candidate(candidate, folds, number, seed, arguments)
                 took = time.perf_counter() - started
                 print(f"fold {number}, {candidate.name}, seed {seed}: {took:.0f} s", flush=True)
-        measured = summary(folds.folder / "runs", folds.whole.features["label"].names)
+        contestants = {candidate.name: arguments.seeds for candidate in arguments.candidate}
+        contestants |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
+        measured = summary(folds.folder / "runs", folds.whole.features["label"].names, contestants)
         write_json(folds.folder / "quality.json", measured)
         write_text(folds.folder / "quality.md", markdown(measured))
     print(markdown(measured))

@@ -43,91 +43,103 @@ def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) 
     return marked_B
 
 
-def summary(runs: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Each contestant's figures over the folds that all of them have finished, and its difference to TF-IDF: a paired
-    bootstrap over the documents (Efron 1979), of the mean over seeds.
+class Judge:
+    """Compares contestants with TF-IDF on the same documents, by a paired bootstrap over them (Efron 1979)."""
+
+    def __init__(self, labels_B: np.ndarray, folds_B: np.ndarray, names: Sequence[str], reference_BK: np.ndarray):
+        self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
+        self.is_severest_B = labels_B == len(names) - 1
+        rated_B = reference_BK.argmax(axis=1) == len(names) - 1
+        self.counts = {int(fold): int(rated_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
+        self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
+        self.reference = self.measured(reference_BK[None])
+
+    def measured(self, scores_SBK: np.ndarray) -> dict[str, np.ndarray]:
+        """`f1` (1 + R,) and `missed_at_rate` (1 + R,): first on the documents as they are, then on the resamples; means
+        over the seeds."""
+        whole_1B = np.arange(len(self.labels_B))[None]
+        rows = (whole_1B, self.rows_RB)
+        f1 = [
+            np.concatenate([macro_f1(self.labels_B, scores_BK.argmax(axis=1), r, self.names) for r in rows])
+            for scores_BK in scores_SBK
+        ]
+        caught_B = np.mean([flagged(one, self.folds_B, self.counts) for one in scores_SBK], axis=0) * self.is_severest_B
+        missed = [1 - caught_B[r].sum(axis=1) / np.maximum(self.is_severest_B[r].sum(axis=1), 1) for r in rows]
+        return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
+
+    def figures(self, scores_SBK: np.ndarray) -> dict[str, Any]:
+        """What is told of a contestant."""
+        own = self.measured(scores_SBK)
+        less = {name: own[name] - self.reference[name] for name in own}
+        by_fold = np.zeros(len(self.counts))
+        for place, fold in enumerate(self.counts):
+            rows_1B = np.flatnonzero(self.folds_B == fold)[None]
+            f1 = [macro_f1(self.labels_B, one.argmax(axis=1), rows_1B, self.names)[0] for one in scores_SBK]
+            by_fold[place] = np.mean(f1)
+        right_SB = scores_SBK.argmax(axis=2) == self.labels_B
+        in_class = [self.labels_B == k for k in range(len(self.names))]
+        return {
+            "seeds": len(scores_SBK),
+            "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
+            "by_fold": by_fold.tolist(),
+            "f1_macro_less_tfidf": interval(less["f1"][0], less["f1"][1:]),
+            "recall": [float((right_SB & of_B).sum(axis=1).mean() / max(of_B.sum(), 1)) for of_B in in_class],
+            "missed_at_rate": float(own["missed_at_rate"][0]),
+            "missed_at_rate_less_tfidf": interval(less["missed_at_rate"][0], less["missed_at_rate"][1:]),
+        }
+
+
+def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tuple[int, int], Path]]:
+    """contestant → (fold, seed) → folder of the runs that are done."""
+    done: dict[str, dict[tuple[int, int], Path]] = {name: {} for name in seeds}
+    for name, its_seeds in seeds.items():
+        for path in sorted(runs.glob(f"{name}/fold-*-seed-*/cost.json")):
+            number, run_seed = map(int, path.parent.name.split("-")[1::2])
+            if run_seed in its_seeds:
+                done[name][number, run_seed] = path.parent
+    return done
+
+
+def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
+    """Mean seconds and the highest peak of runs, where they are known."""
+    costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
+    seconds = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
+    peaks = [cost["peak_mib"] for cost in costs if cost["peak_mib"] is not None]
+    return {"seconds": float(np.mean(seconds)) if seconds else None, "peak_mib": max(peaks, default=None)}
+
+
+def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> dict[str, Any]:
+    """Each contestant's figures over the folds that all of them have finished, and its difference to TF-IDF.
 
     `missed_at_rate` is the share of the severest class that is not flagged when, in each fold, as many documents are
     flagged as TF-IDF rates so: those with the highest score.
+
+    Args:
+        seeds: of each contestant, whose folder in `runs` it names.
     """
-    done: dict[str, dict[tuple[int, int], Path]] = {}
-    for path in sorted(runs.glob("*/fold-*-seed-*/cost.json")):
-        number, run_seed = map(int, path.parent.name.split("-")[1::2])
-        done.setdefault(path.parent.parent.name, {})[number, run_seed] = path.parent
-    seeds = {name: sorted({seed for _, seed in of}) for name, of in done.items()}
+    done = finished_runs(runs, seeds)
     folds = sorted({fold for fold, _ in done[REFERENCE]})
-    folds = [fold for fold in folds if all((fold, seed) in done[name] for name in done for seed in seeds[name])]
+    folds = [fold for fold in folds if all((fold, seed) in done[name] for name in seeds for seed in seeds[name])]
     if not folds:
         return {"folds": 0, "labels": list(names), "contestants": {}}
-    ids: list[str] = []
     labels: list[int] = []
     fold_of: list[int] = []
-    scores: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in of] for name, of in seeds.items()}
+    scores: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in its_seeds] for name, its_seeds in seeds.items()}
     for fold in folds:
         reference = read_scores(done[REFERENCE][fold, seeds[REFERENCE][0]], names)
-        ids += list(reference)
         labels += [label for label, _ in reference.values()]
         fold_of += [fold] * len(reference)
-        for name, folders in done.items():
-            for place, seed in enumerate(seeds[name]):
-                by_id = read_scores(folders[fold, seed], names)
+        for name, its_seeds in seeds.items():
+            for place, seed in enumerate(its_seeds):
+                by_id = read_scores(done[name][fold, seed], names)
                 scores[name][place] += [by_id[id_][1] for id_ in reference]
-    labels_B, folds_B = np.array(labels), np.array(fold_of)
     scores_SBK = {name: np.array(of) for name, of in scores.items()}
-    rows_RB = np.random.default_rng(0).integers(len(ids), size=(NUM_RESAMPLES, len(ids)))
-    own_1B = np.arange(len(ids))[None]
-    severest_B = labels_B == len(names) - 1
-    rated = scores_SBK[REFERENCE][0].argmax(axis=1) == len(names) - 1
-    counts = {fold: int(rated[folds_B == fold].sum()) for fold in folds}
-    caught = {
-        name: np.mean([flagged(one, folds_B, counts) for one in of], axis=0) * severest_B
+    judge = Judge(np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0])
+    contestants = {
+        name: judge.figures(of) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
         for name, of in scores_SBK.items()
     }
-    resampled = {}
-    for name, of in scores_SBK.items():
-        resampled[name] = np.mean([macro_f1(labels_B, one.argmax(axis=1), rows_RB, names) for one in of], axis=0)
-    severest_R = np.maximum(severest_B[rows_RB].sum(axis=1), 1)
-    contestants = {}
-    for name, of in scores_SBK.items():
-        by_fold = np.array(
-            [
-                np.mean(
-                    [
-                        macro_f1(labels_B, one.argmax(axis=1), np.flatnonzero(folds_B == fold)[None], names)[0]
-                        for one in of
-                    ]
-                )
-                for fold in folds
-            ]
-        )
-        pooled = np.mean([macro_f1(labels_B, one.argmax(axis=1), own_1B, names)[0] for one in of])
-        reference_pooled = macro_f1(labels_B, scores_SBK[REFERENCE][0].argmax(axis=1), own_1B, names)[0]
-        missed = 1 - caught[name].sum() / max(severest_B.sum(), 1)
-        reference_missed = 1 - caught[REFERENCE].sum() / max(severest_B.sum(), 1)
-        missed_R = (caught[REFERENCE] - caught[name])[rows_RB].sum(axis=1) / severest_R
-        costs = [
-            json.loads((path / "cost.json").read_text()) for (fold, _), path in done[name].items() if fold in folds
-        ]
-        peaks = [cost["peak_mib"] for cost in costs if cost["peak_mib"] is not None]
-        contestants[name] = {
-            "seeds": len(of),
-            "f1_macro": {
-                "mean": float(by_fold.mean()),
-                "deviation": float(by_fold.std(ddof=1)) if len(folds) > 1 else 0.0,
-            },
-            "by_fold": by_fold.tolist(),
-            "f1_macro_less_tfidf": interval(pooled - reference_pooled, resampled[name] - resampled[REFERENCE]),
-            "missed": float(np.mean([(one.argmax(axis=1) != len(names) - 1)[severest_B].mean() for one in of])),
-            "missed_at_rate": float(missed),
-            "missed_at_rate_less_tfidf": interval(missed - reference_missed, missed_R),
-            "recall": [
-                float(np.mean([(one.argmax(axis=1) == k)[labels_B == k].mean() for one in of]))
-                for k in range(len(names))
-            ],
-            "seconds": float(np.mean([cost["seconds"] for cost in costs])),
-            "peak_mib": max(peaks) if peaks else None,
-        }
-    return {"folds": len(folds), "documents": len(ids), "labels": list(names), "contestants": contestants}
+    return {"folds": len(folds), "documents": len(labels), "labels": list(names), "contestants": contestants}
 
 
 def markdown(measured: dict[str, Any]) -> str:
@@ -149,11 +161,12 @@ def markdown(measured: dict[str, Any]) -> str:
             f"{of['missed_at_rate']:.3f}",
             "" if name == REFERENCE else shown(of["missed_at_rate_less_tfidf"]),
             str(of["seeds"]),
-            f"{of['seconds']:.0f}",
+            "" if of["seconds"] is None else f"{of['seconds']:.0f}",
             "" if of["peak_mib"] is None else f"{of['peak_mib']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    note = f"{measured['documents']} documents in {measured['folds']} folds; deviation between the folds."
+    note = f"{measured['documents']} documents in {measured['folds']} folds; deviation between the folds. Where an encoder is frozen, "
+    note += "it read all documents once before; that is not in the seconds of a run."
     return "\n".join([*lines, "", note, ""])
 
 
