@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chunked import ChunkedDocuments
@@ -167,3 +168,17 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     for label, word in CUES.items():
         words = report.split(f"<dt>Words for {label}</dt><dd>")[1].split("</dd>")[0].split(", ")
         assert word in words
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_have_the_view_of_one(prepared_folder, roberta_folder, tmp_path):
+    exact = {"lexical_features": 30, "dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 1}
+    for name, processes, batch in (("one", 1, 8), ("two", 2, 4)):
+        given = {**exact, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+        done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert torch.equal(one["lexical.weight"], two["lexical.weight"])
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, atol=1e-5, rtol=1e-4, msg=name)
