@@ -33,6 +33,9 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
         "seeds": "7",
         "candidate": f"words={recipe}",
     }
+    wrong = run_command("scripts.benchmark.quality", **{**given, "labels": "General,Teen"})
+    assert wrong.returncode == 1
+    assert "Traceback" not in wrong.stderr
     done = run_command("scripts.benchmark.quality", **given)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "quality" / "quality.json").read_text())

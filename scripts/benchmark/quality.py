@@ -26,6 +26,7 @@ import datasets
 import numpy as np
 import yaml
 from accelerate import Accelerator
+from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
 from data.chunked import ChunkedDocuments, ChunkVectorDocuments
@@ -126,8 +127,9 @@ def parse_arguments() -> argparse.Namespace:
 # ---- the folds -------------------------------------------------------------------------------------------------------
 
 
-def check_protocol(arguments: argparse.Namespace) -> None:
-    """What stands in output_dir must have come of the same documents, folds and options.
+def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What stands in output_dir must have come of the same documents, folds and options. Returns what protocol.json is to
+    hold, once the documents are there.
 
     Raises:
         ValueError: it did not.
@@ -146,7 +148,7 @@ def check_protocol(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{path.parent} has runs of {', '.join(changed)} with other options: choose another name for it."
         )
-    write_json(path, {"terms": terms, "candidates": known | candidates})
+    return {"terms": terms, "candidates": known | candidates}
 
 
 def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
@@ -155,7 +157,7 @@ def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]
     for number, row in enumerate(read_rows(source), 1):
         id_ = f"row-{number}" if is_missing(row.get("id")) else name_of(row["id"])
         rows[id_] = {column: row.get(column) for column in wanted}
-    return lambda id_: rows[id_]
+    return lambda id_: rows.get(id_, dict.fromkeys(wanted))
 
 
 class Folds:
@@ -248,7 +250,6 @@ class Folds:
         collator = DocumentCollator(self.tokenizer.pad_token_id)
         cache = self.folder / "whole" / ".chunk_vectors" / key
         whole = cached_chunk_vectors(model, {"whole": documents}, collator, cache, accelerator)["whole"]
-
         for number in range(len(self.rows)):
             folder = self.path(number)
             manifest = json.loads((folder / "manifest.json").read_text())
@@ -328,9 +329,7 @@ def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[
         )
         balanced = balanced_class_weights(np.asarray(train.documents["label"]).tolist(), num_labels)
         fitted = lexical_weights(train, num_labels, 1000, len(folds.tokenizer), balanced)
-        logits_BK = lexical_logits(test, *fitted, len(folds.tokenizer))
-        odds_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
-        return odds_BK / odds_BK.sum(axis=1, keepdims=True)
+        return softmax(lexical_logits(test, *fitted, len(folds.tokenizer)), axis=1)
 
     def ends(which: list[int]) -> Callable[[int], np.ndarray]:
         assert vectors is not None
@@ -364,8 +363,9 @@ def rate_by_baselines(folds: Folds, vectors: ChunkVectorDocuments | None) -> Non
 def main() -> None:
     arguments = parse_arguments()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    check_protocol(arguments)
+    protocol = check_protocol(arguments)
     folds = Folds(arguments)
+    write_json(arguments.output_dir / "protocol.json", protocol)
     sizes = ", ".join(str(len(rows["test"])) for rows in folds.rows)
     print(f"{len(folds.whole)} documents in {len(folds.rows)} folds ({sizes})", flush=True)
     vectors = None
