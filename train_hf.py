@@ -100,6 +100,9 @@ def run(
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as Trainer would, which warns about it
+        if getattr(tokenizer, name) is not None:
+            setattr(model.config, name, getattr(tokenizer, name))
     chunked, sizes = chunk_splits(splits, tokenizer, model, args)
     collator = DocumentCollator(tokenizer.pad_token_id, with_ids=True)
     trainer = WeightedTrainer(

@@ -46,6 +46,9 @@ class TensorBoard(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         training, encoded_tokens = model.training, model.encoded_tokens
         model.encoded_tokens = [0, 0]  # tracing makes tensors of the numbers that are added here
+        chatter = logging.getLogger("transformers.modeling_utils")  # tracing asks for every property, unused ones too
+        level = chatter.level
+        chatter.setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -53,6 +56,7 @@ class TensorBoard(TrainerCallback):
         except Exception as error:  # some encoders cannot be traced, and no run should end for want of a picture
             logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
         finally:
+            chatter.setLevel(level)
             model.train(training)
             model.encoded_tokens = encoded_tokens
 
