@@ -66,6 +66,6 @@ def lexical_attributions(
     # The last column takes the tokens that are no features.
     without_SM = torch.nn.functional.pad(count_1M, (0, 1)).repeat(len(features_S), 1)
     without_SM[torch.arange(len(features_S)), features_S] -= times_S
-    logits_SK = logits_1K - view(count_1M, one) + view(without_SM[:, :-1], one.expand(len(features_S)))
+    logits_SK = logits_1K - view.logits(count_1M) + view.logits(without_SM[:, :-1])
     lost_S = log_odds(logits_1K, label) - log_odds(logits_SK, label)
     return (lost_S / times_S)[row_L]

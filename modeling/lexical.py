@@ -53,4 +53,8 @@ class LexicalView(nn.Module):
         """`logits_BK` of documents whose chunks stand one after the other."""
         document_N = torch.arange(len(num_chunks_B), device=count_NM.device).repeat_interleave(num_chunks_B)
         count_BM = count_NM.new_zeros(len(num_chunks_B), count_NM.shape[1]).index_add(0, document_N, count_NM)
+        return self.logits(count_BM)
+
+    def logits(self, count_BM: torch.Tensor) -> torch.Tensor:
+        """`logits_BK` of documents whose counts are added up already."""
         return nn.functional.linear(torch.log1p(count_BM), self.weight, self.bias)

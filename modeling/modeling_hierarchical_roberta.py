@@ -310,15 +310,20 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """What was read of each chunk, (N, D + M) → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and
         scores are read here."""
         hidden_size = self.config.hidden_size
-        with torch.autocast(chunk_NX.device.type, enabled=False):
-            chunk_ND = (chunk_NX[:, :hidden_size].float() - self.vector_mean) / self.vector_scale
+        logits_BK, chunk_weights_N = self.classify_vectors(chunk_NX[:, :hidden_size], num_chunks_B)
+        if self.lexical is not None:
+            with torch.autocast(chunk_NX.device.type, enabled=False):
+                logits_BK = logits_BK + self.lexical(chunk_NX[:, hidden_size:].float(), num_chunks_B)
+        return logits_BK, chunk_weights_N
+
+    def classify_vectors(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `classify`, by what the encoder made of the chunks alone."""
+        with torch.autocast(chunk_ND.device.type, enabled=False):
+            chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
             if self.chunk_transformer is not None:
                 chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
             document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)
-            logits_BK = self.classifier(self.dropout(document_BD))
-            if self.lexical is not None:
-                logits_BK = logits_BK + self.lexical(chunk_NX[:, hidden_size:].float(), num_chunks_B)
-            return logits_BK, chunk_weights_N
+            return self.classifier(self.dropout(document_BD)), chunk_weights_N
 
     def read_chunks(
         self,
