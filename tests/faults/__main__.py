@@ -23,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 import modeling.resumable_trainer
 import scripts.prepare_dataset
 import train_hf
@@ -176,6 +178,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
+    # tqdm's own lock is one for all processes that are forked from here: one that is killed while it holds it would leave
+    # the others waiting for ever.
+    tqdm.set_lock(threading.RLock())
     with tempfile.TemporaryDirectory() as folder:
         faults = Faults(Path(folder), given.seed)
         reference = Path(folder) / "reference"
