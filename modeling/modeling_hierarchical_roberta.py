@@ -18,15 +18,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .lexical import LexicalView
+from .micro_batches import plan_micro_batches
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
 from .pooling import ChunkPooling, ChunkTransformer
 
 # Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
-# What a micro-batch costs beside its tokens, in tokens: launches, and adding up the gradients of the word embeddings.
-# Measured with MiniLM on two cores: 15 ms, when a token takes 0.2 ms.
-MICRO_BATCH_COST = 64
 
 
 @dataclass
@@ -44,36 +42,6 @@ class HierarchicalOutput(ModelOutput):
     logits: torch.Tensor | None = None
     chunk_weights: torch.Tensor | None = None
     chunk_vectors: torch.Tensor | None = None
-
-
-def plan_micro_batches(lengths: list[int], token_budget: int, live_chunks: int = 0) -> list[list[int]]:
-    """Chunks sorted by length and cut into micro-batches, so that next to nothing of them is padding.
-
-    A micro-batch has (number of chunks × the longest) ≤ `token_budget`, unless it is a single chunk, and at most
-    `live_chunks` chunks (0: no bound). Of all such cuts it is the one with the least to compute, where a micro-batch
-    costs as much as `MICRO_BATCH_COST` tokens by itself.
-
-    >>> plan_micro_batches([3, 8, 7, 2], token_budget=16)
-    [[1, 2], [0, 3]]
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    least, first = [0.0], [0]  # of the chunks order[:end]: the least cost, and where its last micro-batch begins
-    for end in range(1, len(order) + 1):
-        cost, start = float("inf"), end - 1
-        for begin in range(end - 1, -1, -1):
-            count, tokens = end - begin, (end - begin) * lengths[order[begin]]
-            if count > 1 and (tokens > token_budget or 0 < live_chunks < count):
-                break
-            if (total := least[begin] + tokens + MICRO_BATCH_COST) < cost:
-                cost, start = total, begin
-        least.append(cost)
-        first.append(start)
-    plan: list[list[int]] = []
-    end = len(order)
-    while end:
-        plan.append(order[first[end] : end])
-        end = first[end]
-    return plan[::-1]
 
 
 def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 TRAVELLING = ["configuration_hierarchical_roberta", "modeling_hierarchical_roberta", "pooling", "pipeline"]
-TRAVELLING += ["contributions", "chunking", "lexical"]
+TRAVELLING += ["contributions", "chunking", "lexical", "micro_batches"]
 
 
 def imports_of(path: Path) -> set[str]:
