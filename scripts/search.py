@@ -3,7 +3,7 @@
     python -m scripts.search --config scripts/recipes/films_cpu.yaml --space scripts/recipes/search/head.yaml \\
         --dataset_dir outputs/films --encoder outputs/minilm --output_dir outputs/search --num_trials 30
 
-The study is a file, study.log: a search that was stopped goes on, and several processes with one output_dir share it. A
+The study is a file, study.log: a search that was stopped goes on, and several processes with one output_dir may share it. A
 trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Validation documents choose;
 the test split is never read.
 """

@@ -122,6 +122,24 @@ def test_the_fit_reads_training_documents_as_evaluation_would(splits, roberta_fo
     assert not set(first[0].tolist()) & set(documents.tokenizer.all_special_ids)
 
 
+def test_a_special_token_in_a_text_is_no_feature(splits, roberta_folder):
+    """Every chunk has some of its own, so that counts of it would be others in the model than in the fit."""
+    documents = chunked(splits, roberta_folder, "train")
+    end = documents.tokenizer.eos_token_id
+
+    def with_token(row):
+        ids = [end] * 5 if row["label"] == 0 else [50] * 5
+        return row | {
+            "input_ids": np.array([*row["input_ids"], *ids]),
+            "token_break": np.array([*row["token_break"], *[0] * 5]),
+        }
+
+    documents.documents = documents.documents.map(with_token)
+    tokens, _ = choose_tokens(documents, np.asarray(documents.documents["label"]), 3, 400, 400)
+    assert 50 in tokens
+    assert end not in tokens
+
+
 def test_class_weights_count_in_the_fit(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train")
     view_of = {}
