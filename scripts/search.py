@@ -244,8 +244,9 @@ def main(
         )
     study.set_user_attr("fixed", search.fixed)
     while len(finished(study)) < search_args.num_trials:
-        # Processes that share the study begin at different places.
-        sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
+        # By itself a search can be repeated; beside another one the same seed would draw the same trials.
+        is_shared = any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+        sampler = optuna.samplers.TPESampler(seed=None if is_shared else args.seed + len(study.trials))
         number = search.run_trial(
             space, direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(), **options
         )
