@@ -1,12 +1,36 @@
 """Files and folders that are whole or not there, whatever happens while they are written."""
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The file that could not be written or read, as an `OSError`, whatever the library that met it made of it; None
+    where an error tells of something else.
+
+    safetensors and tokenizers close their messages with the system's number, tokenizers in a bare `Exception`.
+    torch.save says only that the writer is not where it should be: the disk took less than it was given.
+    """
+    said = str(error)
+    if isinstance(error, OSError):
+        return error
+    if number := re.search(r"\(os error (\d+)\)", said):
+        return OSError(int(number[1]), said.replace(number[0], "").strip())
+    if "PytorchStreamWriter" in said or "inline_container" in said:
+        return OSError(errno.ENOSPC, said)
+    return None
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what a user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Checkpoints are whole or not there; a step, or an evaluation, for which there is
 run begins with. Used through WeightedTrainer.
 """
 
-import errno
 import logging
 import signal
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl
@@ -21,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from .checkpoints import SAVING, put_in_place, rotate, what_is_wrong
+from .files import disk_error, is_full
 from .resources import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -222,8 +221,10 @@ class ResumableTrainer(Trainer):
                 put_in_place(partial, folder)
                 best = self.state.best_model_checkpoint
                 rotate(run_dir, limit, {folder, Path(best)} if best else {folder})
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ValueError(_why_not_saved(error, folder)) from error
+        except Exception as error:
+            if (reason := disk_error(error)) is None:
+                raise
+            raise ValueError(_why_not_saved(reason, folder)) from error
         finally:
             self._is_saving, self.args.save_total_limit = False, limit
         self.accelerator.wait_for_everyone()
@@ -254,16 +255,11 @@ def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
         then(worker)
 
 
-def _why_not_saved(error: Exception, folder: Path) -> str:
-    """For people, where a checkpoint could not be written; any other error is raised again."""
-    said = str(error)
-    torch_writes = "PytorchStreamWriter" in said or "inline_container" in said  # torch.save says no more than that
-    if not torch_writes and not isinstance(error, OSError | SafetensorError):
-        raise error
-    full = torch_writes or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in said
-    mend = "Make room on the disk" if full else "See that the folder can be written to"
+def _why_not_saved(error: OSError, folder: Path) -> str:
+    """For people, where a checkpoint could not be written."""
+    mend = "Make room on the disk" if is_full(error) else "See that the folder can be written to"
     return (
-        f"{folder} could not be saved ({' '.join(said.split())[:200]}). The checkpoints saved before it are as they were. "
+        f"{folder} could not be saved ({' '.join(str(error).split())[:200]}). The checkpoints saved before it are as they were. "
         f"{mend}, and go on with --resume_from_checkpoint auto."
     )
 

@@ -4,13 +4,15 @@
 """
 
 import argparse
-import errno
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
+
+from modeling.files import disk_error, is_full
 
 # What a person can mend: wrong values, missing or unreadable files, a full disk. Anything else is a defect of ours.
 USER_ERRORS = (ValueError, OSError)
@@ -31,25 +33,33 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """A library's thread (TensorBoard's) that could not write: the main thread raises that when it next writes."""
+    if is_debugging() or failed.exc_value is None or disk_error(failed.exc_value) is None:
+        threading.__excepthook__(failed)
+
+
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; its exit status. A traceback is shown for a defect, or with `--log_level debug`."""
     signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _in_a_thread
     try:
         return main() or 0
     except Terminated:
         print("terminated", file=sys.stderr)
         return 143
-    except USER_ERRORS as error:
-        if is_debugging():
-            raise
-        if logging.root.handlers:
-            logging.getLogger("error").error(one_paragraph(error))
-        else:
-            print(f"error: {one_paragraph(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        known = error if isinstance(error, USER_ERRORS) else disk_error(error)
+        if known is None or is_debugging():
+            raise
+        if logging.root.handlers:
+            logging.getLogger("error").error(one_paragraph(known))
+        else:
+            print(f"error: {one_paragraph(known)}", file=sys.stderr)
+        return 1
 
 
 def is_debugging() -> bool:
@@ -61,7 +71,7 @@ def is_debugging() -> bool:
 
 def one_paragraph(error: BaseException) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_full(error):
         said += (
             ". The disk is full: make room, and run the command again (a training with --resume_from_checkpoint auto)."
         )

@@ -5,12 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch.utils.tensorboard import SummaryWriter
 
 from modeling.checkpoints import checkpoints_of, what_is_wrong
+from scripts.command_line import run_main
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
 pytestmark = pytest.mark.slow
@@ -56,6 +63,34 @@ def test_a_full_disk_is_said_and_the_checkpoints_before_are_gone_on_from(small_d
     assert f"Going on from {whole[0]}" in done.stderr
     epochs = json.loads((run / "training_history.json").read_text())["epochs"]
     assert [epoch["step"] for epoch in epochs] == list(range(1, 28))
+
+
+WRITERS = {
+    "tokenizers": lambda path: Tokenizer(WordLevel({str(word): word for word in range(200_000)}, "0")).save(str(path)),
+    "safetensors": lambda path: save_file({"weights": torch.ones(2**20)}, path),
+    "torch": lambda path: torch.save({"weights": torch.ones(2**20)}, path),
+    "tensorboard": lambda path: write_events(path),
+    "python": lambda path: path.write_bytes(bytes(2**22)),
+}
+
+
+def write_events(folder: Path) -> None:
+    with SummaryWriter(str(folder)) as board:
+        for step in range(30):
+            board.add_text("long", "x" * 2**17, step)
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_is_said_whichever_library_meets_it(library, small_disk, capfd, caplog, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has its own
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_main(lambda: WRITERS[library](small_disk[0] / "file")) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = capfd.readouterr().err + caplog.text
+    assert "Traceback" not in said
+    assert "The disk is full" in said
 
 
 def test_a_data_set_that_does_not_fit_leaves_nothing_and_is_said(small_disk, csv_file, roberta_folder):
