@@ -112,6 +112,31 @@ def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]
     return lambda trial: trial.suggest_float(name, low, high, **options)
 
 
+class NumberedSampler(optuna.samplers.BaseSampler):
+    """TPE (Bergstra et al. 2011) whose random state follows from the seed and the trial's number: a search that was stopped
+    draws what it would have drawn, and processes that share a study never draw each other's trials."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.sampler = optuna.samplers.TPESampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
 class Search:
     """The documents, made ready once, and a trial after the other on them, each with a Trainer of its own."""
 
@@ -244,12 +269,8 @@ def main(
         )
     study.set_user_attr("fixed", search.fixed)
     while len(finished(study)) < search_args.num_trials:
-        # By itself a search can be repeated; beside another one the same seed would draw the same trials.
-        is_shared = any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
-        sampler = optuna.samplers.TPESampler(seed=None if is_shared else args.seed + len(study.trials))
-        number = search.run_trial(
-            space, direction=direction, sampler=sampler, pruner=optuna.pruners.MedianPruner(), **options
-        )
+        sampler, pruner = NumberedSampler(args.seed), optuna.pruners.MedianPruner()
+        number = search.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
         last = study.trials[number]
         shown = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

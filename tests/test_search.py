@@ -2,6 +2,7 @@
 
 import csv
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
@@ -72,6 +73,24 @@ def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_fo
     assert history["best"]["eval_f1_macro"] == pytest.approx(best.value)
     with open(tmp_path / "run" / "predictions_validation.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
+
+
+def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, roberta_folder, tmp_path):
+    space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "max_grad_norm": {"low": 0.5, "high": 2.0}}
+    given = {"num_trials": 4, "num_train_epochs": 1}
+    alone = search(prepared_folder, roberta_folder, tmp_path / "alone", space, **given)
+    assert alone.returncode == 0, alone.stderr
+    with ThreadPoolExecutor() as pool:
+        shared = [
+            pool.submit(search, prepared_folder, roberta_folder, tmp_path / "shared", space, **given) for _ in range(2)
+        ]
+        for done in shared:
+            assert done.result().returncode == 0, done.result().stderr
+    drawn = [trial.params for trial in trials_of(tmp_path / "shared")]
+    # While one runs the last trial that was asked for, the other may begin one more.
+    assert len(drawn) in (4, 5)
+    assert drawn[:4] == [trial.params for trial in trials_of(tmp_path / "alone")]
+    assert len({params["learning_rate"] for params in drawn}) == len(drawn)
 
 
 @pytest.mark.parametrize(
