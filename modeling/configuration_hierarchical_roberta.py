@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 CHUNK_POLICIES = ("head", "head_tail", "uniform", "random")
-POOLINGS = ("attention", "gated_attention", "mean", "max")
+POOLINGS = ("attention", "mean", "max")
 NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
@@ -25,8 +25,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_policy: which chunks are read of a document that has more than `max_chunks`: the first (`head`),
             the first and last halves (`head_tail`), evenly spread ones (`uniform`), or evenly spread ones in
             evaluation and a fresh draw each epoch in training (`random`).
-        pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `gated_attention` (Ilse et al.
-            2018), `mean` or `max`.
+        pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
         lexical_features: tokens, at most, whose counts over the chunks that are read weigh in beside the encoder
@@ -47,7 +46,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     chunk_overlap: int = 0
     max_chunks: int = 20
     chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform"
-    pooling: Literal["attention", "gated_attention", "mean", "max"] = "attention"
+    pooling: Literal["attention", "mean", "max"] = "attention"
     pooling_size: int | None = None
     chunk_transformer_layers: int = 0
     lexical_features: int = 0

@@ -21,12 +21,10 @@ def pad_documents(chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[t
 
 
 class ChunkPooling(nn.Module):
-    """Pools the chunks of each document, by learned attention (gated or not), mean or maximum.
+    """Pools the chunks of each document, by learned attention, mean or maximum.
 
-    `attention` is Yang et al. 2016 (Hierarchical Attention Networks, eq. 8-10):
+    Attention is Yang et al. 2016 (Hierarchical Attention Networks, eq. 8-10):
     `weights = softmax(v · tanh(W chunk + b))` over the document's own chunks.
-    `gated_attention` is Ilse et al. 2018 (Attention-based Deep Multiple Instance Learning, eq. 9):
-    `weights = softmax(v · (tanh(W chunk + b) * sigmoid(U chunk + c)))`, which can shut out what tanh lets through.
 
     >>> pooling = ChunkPooling("mean", hidden_size=2, attention_size=2)
     >>> document_BD, chunk_weights_N = pooling(torch.tensor([[0., 2.], [2., 4.], [5., 5.]]), torch.tensor([2, 1]))
@@ -37,9 +35,8 @@ class ChunkPooling(nn.Module):
     def __init__(self, kind: str, hidden_size: int, attention_size: int):
         super().__init__()
         self.kind = kind
-        if kind in ("attention", "gated_attention"):
+        if kind == "attention":
             self.dense = nn.Linear(hidden_size, attention_size)
-            self.gate = nn.Linear(hidden_size, attention_size) if kind == "gated_attention" else None
             self.score = nn.Linear(attention_size, 1, bias=False)
 
     def forward(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,10 +59,7 @@ class ChunkPooling(nn.Module):
         if self.kind == "mean":
             weights_BC = real_BC / num_chunks_B[:, None].to(chunk_ND.dtype)
         else:
-            hidden_BCA = torch.tanh(self.dense(chunk_BCD))
-            if self.gate is not None:
-                hidden_BCA = hidden_BCA * torch.sigmoid(self.gate(chunk_BCD))
-            score_BC = self.score(hidden_BCA).squeeze(-1)
+            score_BC = self.score(torch.tanh(self.dense(chunk_BCD))).squeeze(-1)
             weights_BC = score_BC.masked_fill(~real_BC, -torch.inf).softmax(dim=1)
         return torch.einsum("bc,bcd->bd", weights_BC, chunk_BCD), weights_BC[real_BC]
 

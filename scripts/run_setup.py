@@ -40,7 +40,7 @@ class ModelArguments:
     chunk_policy: str = field(
         default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
     )
-    pooling: str = field(default="attention", metadata={"help": "attention, gated_attention, mean or max."})
+    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
     lexical_features: int = field(

@@ -15,7 +15,6 @@ from modeling.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification,
     plan_micro_batches,
 )
-from modeling.pooling import ChunkPooling
 from tests.conftest import tiny_config
 
 Model = HierarchicalRobertaForSequenceClassification
@@ -38,7 +37,7 @@ def batch_of(model, documents: list[list[int]], seed: int = 0) -> dict[str, torc
 DOCUMENTS = [[12, 9, 16], [2], [16, 16, 7, 5, 11], [3, 14]]
 
 
-@pytest.mark.parametrize("pooling", ["attention", "gated_attention", "mean", "max"])
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
 @pytest.mark.parametrize("layers", [0, 1])
 def test_logits_do_not_depend_on_neighbours_padding_or_order(model, pooling, layers):
     torch.manual_seed(2)
@@ -70,22 +69,6 @@ def test_the_order_of_chunks_matters_only_to_the_chunk_transformer(model):
 def test_weights_of_a_documents_chunks_sum_to_one(model):
     weights = model.eval()(**batch_of(model, DOCUMENTS)).chunk_weights.split([3, 1, 5, 2])
     assert [round(w.sum().item(), 5) for w in weights] == [1.0] * 4
-
-
-def test_gated_attention_is_the_published_formula_and_a_shut_gate_makes_chunks_alike():
-    torch.manual_seed(0)
-    pooling = ChunkPooling("gated_attention", hidden_size=6, attention_size=4)
-    chunk_ND = torch.randn(5, 6)
-    document_BD, weights_N = pooling(chunk_ND, torch.tensor([3, 2]))
-    for rows in (slice(0, 3), slice(3, 5)):
-        scores = [
-            pooling.score.weight[0] @ (torch.tanh(pooling.dense(chunk)) * torch.sigmoid(pooling.gate(chunk)))
-            for chunk in chunk_ND[rows]
-        ]
-        torch.testing.assert_close(weights_N[rows], torch.stack(scores).softmax(0))
-    torch.testing.assert_close(document_BD[1], weights_N[3] * chunk_ND[3] + weights_N[4] * chunk_ND[4])
-    pooling.gate.bias.data.fill_(-1e4)
-    torch.testing.assert_close(pooling(chunk_ND, torch.tensor([3, 2]))[1], torch.tensor([1 / 3] * 3 + [1 / 2] * 2))
 
 
 @pytest.mark.parametrize("token_budget", [1, 20, 64, 4096])
