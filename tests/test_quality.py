@@ -62,6 +62,8 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert again.returncode == 0, again.stderr
     changed = [path for path, time in costs.items() if path.stat().st_mtime_ns != time]
     assert changed == [lost]
+    assert "fold 0, words, seed 7: there already" in again.stdout
+    assert again.stdout.count("there already") == 1
     other = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_features=9"})
     assert other.returncode == 1
     assert "runs of words with other options" in other.stderr

@@ -287,11 +287,11 @@ def run_once(command: list[str], log: Path) -> float:
     return time.perf_counter() - started
 
 
-def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, arguments: argparse.Namespace) -> None:
-    """One training, unless its predictions are there."""
+def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, arguments: argparse.Namespace) -> bool:
+    """One training, unless its predictions are there: whether they were not."""
     folder = folds.folder / "runs" / candidate.name / f"fold-{number}-seed-{seed}"
     if (folder / "cost.json").exists():
-        return
+        return False
     given = candidate.changed | {"dataset_dir": folds.path(number), "encoder": folds.encoder, "output_dir": folder}
     given |= {
         "seed": seed,
@@ -309,6 +309,7 @@ def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, 
     write_json(folder / "cost.json", {"seconds": None if was_begun else seconds, "peak_mib": peak})
     for path in (*folder.glob("checkpoint-*"), *folder.glob("model.safetensors")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
 
 
 def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], np.ndarray]]:
@@ -377,9 +378,9 @@ def main() -> None:
         for candidate in arguments.candidate:
             for seed in arguments.seeds:
                 started = time.perf_counter()
-                train_candidate(candidate, folds, number, seed, arguments)
-                took = time.perf_counter() - started
-                print(f"fold {number}, {candidate.name}, seed {seed}: {took:.0f} s", flush=True)
+                is_new = train_candidate(candidate, folds, number, seed, arguments)
+                took = f"{time.perf_counter() - started:.0f} s" if is_new else "there already"
+                print(f"fold {number}, {candidate.name}, seed {seed}: {took}", flush=True)
         contestants = {candidate.name: arguments.seeds for candidate in arguments.candidate}
         contestants |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
         measured = summary(folds.folder / "runs", folds.whole.features["label"].names, contestants)
