@@ -10,27 +10,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def disk_error(error: BaseException) -> OSError | None:
     """The file that could not be written or read, as an `OSError`, whatever the library that met it made of it; None
-    where an error tells of something else.
+    where an error tells of something else. A full disk is found among an error's causes, too.
 
     safetensors and tokenizers close their messages with the system's number, tokenizers in a bare `Exception`.
-    torch.save says only that the writer is not where it should be: the disk took less than it was given.
+    torch.save gives the system's words where a file cannot be opened; else it says only that the writer is not where it
+    should be: the disk took less than it was given.
     """
+    found = _told_by(error)
+    cause = error.__cause__ or error.__context__
+    while found is None and cause is not None:
+        told = _told_by(cause)
+        found = told if told is not None and told.errno in FULL else None
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
+def _told_by(error: BaseException) -> OSError | None:
     said = str(error)
     if isinstance(error, OSError):
         return error
     if number := re.search(r"\(os error (\d+)\)", said):
         return OSError(int(number[1]), said.replace(number[0], "").strip())
     if "PytorchStreamWriter" in said or "inline_container" in said:
-        return OSError(errno.ENOSPC, said)
+        numbers = {os.strerror(number): number for number in errno.errorcode}
+        return OSError(numbers.get(said.partition("strerror: ")[2].split("\n")[0].strip(" ."), errno.ENOSPC), said)
     return None
 
 
-def is_full(error: OSError) -> bool:
-    """Whether a disk, or what a user may have of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full(error: BaseException) -> bool:
+    """Whether an error tells that a disk, or what a user may have of it, is full."""
+    found = disk_error(error)
+    return found is not None and found.errno in FULL
 
 
 @contextmanager

@@ -257,7 +257,7 @@ def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
 
 def _why_not_saved(error: OSError, folder: Path) -> str:
     """For people, where a checkpoint could not be written."""
-    mend = "Make room on the disk" if is_full(error) else "See that the folder can be written to"
+    mend = "Make room on the disk (the disk is full)" if is_full(error) else "See that the folder can be written to"
     return (
         f"{folder} could not be saved ({' '.join(str(error).split())[:200]}). The checkpoints saved before it are as they were. "
         f"{mend}, and go on with --resume_from_checkpoint auto."

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .files import is_full
 from .resources import peak_memory
 from .trainer import WeightedTrainer
 
@@ -53,7 +54,10 @@ class TensorBoard(TrainerCallback):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.writer.add_graph(HierarchicalClassifier(model.eval()), _example(model))
-        except Exception as error:  # some encoders cannot be traced, and no run should end for want of a picture
+        except Exception as error:
+            if is_full(error):
+                raise
+            # Some encoders cannot be traced, and no run should end for want of a picture
             logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
         finally:
             chatter.setLevel(level)

@@ -89,12 +89,15 @@ def vector_files(folder: Path, num_documents: int) -> dict[range, Path]:
 def write_vectors(path: Path, documents: Iterable[np.ndarray]) -> None:
     """The vectors (C, D) of documents as a file, which gets its name when it is whole."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
-        for chunk_CD in documents:
-            writer.write({"chunk_vectors": chunk_CD.ravel()})
-        writer.finalize()
-    sync_to_disk(partial)
-    partial.replace(path)
+    try:
+        with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
+            for chunk_CD in documents:
+                writer.write({"chunk_vectors": chunk_CD.ravel()})
+            writer.finalize()
+        sync_to_disk(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def document_means(documents: ChunkVectorDocuments) -> torch.Tensor:

@@ -34,8 +34,9 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """A library's thread (TensorBoard's) that could not write: the main thread raises that when it next writes."""
-    if is_debugging() or failed.exc_value is None or disk_error(failed.exc_value) is None:
+    """TensorBoard's thread that could not write: the main thread raises the same when it next writes."""
+    is_boards = type(failed.thread).__module__.startswith("tensorboard.")
+    if is_debugging() or not is_boards or failed.exc_value is None or disk_error(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
 
@@ -71,8 +72,7 @@ def is_debugging() -> bool:
 
 def one_paragraph(error: BaseException) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and is_full(error):
-        said += (
-            ". The disk is full: make room, and run the command again (a training with --resume_from_checkpoint auto)."
-        )
+    if is_full(error) and "disk is full" not in said:
+        said = said.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
+        said += "--resume_from_checkpoint auto)."
     return said

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils._http import default_client_factory  # not exported, and it keeps the client offline
 
 from modeling.checkpoints import SAVING, put_in_place, what_is_wrong
+from modeling.files import is_full
 
 LAST_CHECKPOINT = "last-checkpoint"
 # Names at the top of a finished folder that travel; nothing else does.
@@ -175,6 +176,8 @@ def reason_of(error: BaseException) -> str:
     status = getattr(response, "status_code", None)
     if isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError):
         return "there is no token. Log in (hf auth login), or put one that may write into HF_TOKEN."
+    if is_full(error):
+        return "the disk is full: make room, and do it again."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it, or leave --push_to_hub out."
     if status == 401:

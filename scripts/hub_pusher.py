@@ -129,15 +129,18 @@ class HubPusher(TrainerCallback):
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
         # In a session of its own, so that what ends the run, a Ctrl-C say, leaves it the time that `finish` gives.
-        self.process = subprocess.Popen(
-            command,
-            cwd=PROJECT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, no process or no file is left for it
+            return f"it could not be started ({error})."
         try:
             _, said = self.process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:

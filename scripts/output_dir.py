@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modeling.checkpoints import SAVING, checkpoints_of, find_checkpoint
+from modeling.files import is_full
 
 logger = logging.getLogger(__name__)
 
+# Where the finished model is put together.
+EXPORT = ".export"
 RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md", "training.tex")
 
 
@@ -28,6 +31,8 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (for as long as the run)
     except OSError as error:
+        if is_full(error):
+            raise
         reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
         raise ValueError(f"output_dir {folder} {reason}: expected a folder of your own, or a new name.") from None
     with file:
@@ -51,7 +56,8 @@ def clear_unfinished(folder: Path) -> None:
     for before in (folder / SAVING).glob("*-before"):
         if not (folder / before.name.removesuffix("-before")).exists():
             before.rename(folder / before.name.removesuffix("-before"))
-    shutil.rmtree(folder / SAVING, ignore_errors=True)
+    for unfinished in (SAVING, EXPORT):
+        shutil.rmtree(folder / unfinished, ignore_errors=True)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:

@@ -28,7 +28,7 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
         list(kinds), description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="A recipe: a YAML file with any of these options.")
-    recipe, rest = _split_off_config(list(argv))
+    recipe, rest = split_off_config(list(argv))
     known = {action.dest for action in parser._actions} - {"help", "config"}
     *parsed, _remaining, unknown = parser.parse_args_into_dataclasses(
         [*_recipe_options(recipe, known), *rest], return_remaining_strings=True, look_for_args_file=False
@@ -38,7 +38,8 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
     return tuple(parsed)
 
 
-def _split_off_config(argv: list[str]) -> tuple[str | None, list[str]]:
+def split_off_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The recipe that a command line names, and its other words."""
     reader = UserParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--config")
     found, rest = reader.parse_known_args(argv)

@@ -13,6 +13,7 @@ from modeling.callbacks import History
 from modeling.files import write_json, write_text
 from modeling.model_card import latex_paragraph, model_card
 from modeling.trainer import WeightedTrainer
+from scripts.output_dir import EXPORT
 from scripts.predictions import write_predictions
 
 logger = logging.getLogger("train_hf")
@@ -48,7 +49,7 @@ def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[s
     """The best model, complete, at the top of output_dir, with its metrics and its card."""
     args = trainer.args
     folder = Path(args.output_dir)
-    partial = folder / ".export"
+    partial = folder / EXPORT
     trainer.save_model(str(partial))
     if not trainer.is_world_process_zero():
         return

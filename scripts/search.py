@@ -9,6 +9,7 @@ the test split is never read.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -22,7 +23,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from data.collator import DocumentCollator
@@ -40,7 +41,7 @@ from scripts.command_line import run_main
 from scripts.lexical_view import fit_lexical_view
 from scripts.logs import set_up_logging
 from scripts.prepare_dataset import load_tokenizer
-from scripts.recipe import parse_with_recipe
+from scripts.recipe import parse_with_recipe, split_off_config
 from scripts.run_setup import (
     DataArguments,
     ModelArguments,
@@ -63,6 +64,23 @@ OF_TRAINING: tuple[str, ...] = (
     "max_grad_norm",
 )
 OF_TRAINING += ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+# What else must be the same for two trials to be compared.
+SAME_IN_ALL_TRIALS: tuple[str, ...] = (
+    "seed",
+    "class_weights",
+    "severity_weights",
+    "freeze_encoder",
+    "freeze_layers",
+    "precision",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "early_stopping_patience",
+    "early_stopping_min_delta",
+    "max_loss_spike",
+    "optim",
+)
 
 # Options that say where a search stands, and not what is trained.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
@@ -113,8 +131,8 @@ def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]
 
 
 class NumberedSampler(optuna.samplers.BaseSampler):
-    """TPE (Bergstra et al. 2011) whose random state follows from the seed and the trial's number: a search that was stopped
-    draws what it would have drawn, and processes that share a study never draw each other's trials."""
+    """TPE (Bergstra et al. 2011) whose random state follows from the seed and the trial's number: a search that is stopped
+    between two trials goes on as if it had not been, and processes that share a study never draw each other's trials."""
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -168,8 +186,7 @@ class Search:
             "metric": args.metric_for_best_model,
             "model": vars(model_args),
         }
-        self.fixed |= {"seed": args.seed, "class_weights": args.class_weights, "freeze_encoder": args.freeze_encoder}
-        self.fixed["training"] = {name: str(getattr(args, name)) for name in OF_TRAINING}
+        self.fixed["training"] = {name: str(getattr(args, name)) for name in (*OF_TRAINING, *SAME_IN_ALL_TRIALS)}
         self.views: dict[int, dict[str, torch.Tensor]] = {}
 
     def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
@@ -251,13 +268,14 @@ def main(
     if search_args.num_trials < 1:
         raise ValueError(f"num_trials must be at least 1, and is {search_args.num_trials}.")
     space = read_space(search_args.space)
-    folder = Path(args.output_dir)
+    folder = Path(args.output_dir).absolute()  # optuna's lock is a link, which a name relative to here would not fit
     folder.mkdir(parents=True, exist_ok=True)
     set_up_logging(None, logging.INFO)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if args.device.type == "cpu":
         use_all_cores(args.cpu_threads)
     search = Search(model_args, data_args, args)
+    cut_torn_line(folder / "study.log")
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     direction: Any = "maximize" if args.greater_is_better else "minimize"
     options: dict[str, Any] = {"study_name": "search", "storage": storage}
@@ -276,8 +294,22 @@ def main(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in last.params.items()
         )
-        logger.info(f"trial {number + 1} of {search_args.num_trials}: {value_shown(last)}; {shown}")
+        logger.info(f"trial {len(finished(study))} of {search_args.num_trials}: {value_shown(last)}; {shown}")
     return write_results(study, folder, args, given)
+
+
+def cut_torn_line(path: Path) -> None:
+    """What a kill or a full disk left of the study's last line goes: what is appended to it could not be read."""
+    if not path.exists():
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -336,8 +368,8 @@ def command() -> int:
         "--log_level=warning",
     ]
     model_args, data_args, args, search_args = parse_with_recipe(kinds, argv, description=__doc__)
-    named = [word.split("=")[0].removeprefix("--") for word in sys.argv[1:] if word.startswith("--")]
-    recipe = next((value for word, value in zip(sys.argv, sys.argv[1:], strict=False) if word == "--config"), None)
+    recipe, words = split_off_config(sys.argv[1:])
+    named = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
     content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
     parsed = {**vars(model_args), **vars(args)}
     wanted = [name for name in [*(content or {}), *named] if name in parsed and name not in NOT_IN_A_RECIPE]

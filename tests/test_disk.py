@@ -1,5 +1,6 @@
 """A full disk, a folder that cannot be written to, two runs in one folder: a clear error, and nothing is lost."""
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from tokenizers.models import WordLevel
 from torch.utils.tensorboard import SummaryWriter
 
 from modeling.checkpoints import checkpoints_of, what_is_wrong
+from modeling.files import disk_error, is_full
 from scripts.command_line import run_main
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
@@ -91,6 +93,44 @@ def test_a_full_disk_is_said_whichever_library_meets_it(library, small_disk, cap
     said = capfd.readouterr().err + caplog.text
     assert "Traceback" not in said
     assert "The disk is full" in said
+
+
+@pytest.fixture
+def run_in_a_thread(monkeypatch):
+    """Under `run_main`, in a thread of its own."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(function) -> None:
+        def main() -> None:
+            thread = threading.Thread(target=function)
+            thread.start()
+            thread.join()
+
+        assert run_main(main) == 0
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_what_another_thread_meets_is_never_silent(run_in_a_thread, capfd):
+    run_in_a_thread(lambda: Path("/proc/none").write_text(""))
+    assert "FileNotFoundError" in capfd.readouterr().err
+
+
+def test_only_a_full_disk_is_called_full(tmp_path):
+    (tmp_path / "closed").mkdir()
+    with pytest.raises(RuntimeError) as met:
+        torch.save({"weights": torch.ones(4)}, tmp_path / "closed")  # a folder
+    assert not is_full(met.value)
+    assert disk_error(met.value).errno == errno.EISDIR
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise AssertionError("Should not reach.") from error
+    except AssertionError as error:
+        assert is_full(error)
 
 
 def test_a_data_set_that_does_not_fit_leaves_nothing_and_is_said(small_disk, csv_file, roberta_folder):

@@ -36,11 +36,16 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     wrong = run_command("scripts.benchmark.quality", **{**given, "labels": "General,Teen"})
     assert wrong.returncode == 1
     assert "Traceback" not in wrong.stderr
+    # A candidate that never ran is mended under its name.
+    wrong = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_featurs=9"})
+    assert wrong.returncode == 1
+    assert "lexical_featurs" in wrong.stderr
     done = run_command("scripts.benchmark.quality", **given)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "quality" / "quality.json").read_text())
     assert measured["folds"] == 2
     assert measured["documents"] == 48
+    assert "first_chunk and head_tail see chunks of 16 tokens" in (tmp_path / "quality" / "quality.md").read_text()
     names = {"words", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
     assert set(measured["contestants"]) == names
     assert measured["contestants"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away

@@ -41,6 +41,8 @@ def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_fo
     space = {"learning_rate": [1e-9, 3e-2], "lexical_features": [0, 20], "max_grad_norm": {"low": 0.5, "high": 2.0}}
     first = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=3)
     assert first.returncode == 0, first.stderr
+    with open(tmp_path / "s" / "study.log", "a") as file:
+        file.write('{"op_code": 4, "work')  # what a kill or a full disk leaves
     again = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=12)
     assert again.returncode == 0, again.stderr
     trials = trials_of(tmp_path / "s")
@@ -112,10 +114,23 @@ def test_a_study_is_not_gone_on_with_on_other_terms(prepared_folder, roberta_fol
     space = {"max_grad_norm": [1.0, 2.0]}
     done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, num_train_epochs=1)
     assert done.returncode == 0, done.stderr
-    done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, num_train_epochs=2)
-    assert done.returncode == 1
-    assert "name another folder" in done.stderr
-    assert "Traceback" not in done.stderr
+    for other in ({"num_train_epochs": 2}, {"num_train_epochs": 1, "per_device_train_batch_size": 2}):
+        done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, **other)
+        assert done.returncode == 1
+        assert "name another folder" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_best_recipe_has_what_the_given_one_and_the_options_say(prepared_folder, roberta_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TRAINING, "freeze_encoder": True, "lexical_features": 7}))
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"learning_rate": [1e-3]}))
+    words = [f"--config={tmp_path / 'recipe.yaml'}", "--max-grad-norm", "0.5", "--num_trials", "1"]
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "s"}
+    done = run_command("scripts.search", *words, space=tmp_path / "space.yaml", **given)
+    assert done.returncode == 0, done.stderr
+    best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    told = ("lexical_features", "freeze_encoder", "max_grad_norm", "learning_rate")
+    assert [best[name] for name in told] == [7, True, 0.5, 1e-3]
 
 
 def test_a_missing_space_is_told_in_a_paragraph(prepared_folder, roberta_folder, tmp_path):

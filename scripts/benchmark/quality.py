@@ -140,6 +140,10 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms["source"] = describe_source(arguments.source)
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
     before = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
+    # A candidate whose options train_hf.py refused has no run yet, and may be mended.
+    runs = arguments.output_dir / "runs"
+    begun = {name for name in before["candidates"] if any(path.is_dir() for path in (runs / name).glob("*"))}
+    before["candidates"] = {name: options for name, options in before["candidates"].items() if name in begun}
     if before["terms"] != terms:
         changed = [key for key in before["terms"].keys() | terms.keys() if before["terms"].get(key) != terms.get(key)]
         raise ValueError(f"{path.parent} holds figures of another {', '.join(sorted(changed))}: name another folder.")
@@ -148,7 +152,11 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"{path.parent} has runs of {', '.join(changed)} with other options: choose another name for it."
         )
-    return {"terms": terms, "candidates": known | candidates}
+    # first_chunk and head_tail stand on the vectors of the first candidate whose encoder is frozen.
+    frozen = [options for options in candidates.values() if options.get("freeze_encoder")]
+    lengths = [options.get("chunk_length", GEOMETRY["chunk_length"]) for options in frozen]
+    first_length = before.get("first_chunk_length") or next(iter(lengths), None)
+    return {"terms": terms, "candidates": known | candidates, "first_chunk_length": first_length}
 
 
 def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
@@ -384,6 +392,7 @@ def main() -> None:
         contestants = {candidate.name: arguments.seeds for candidate in arguments.candidate}
         contestants |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
         measured = summary(folds.folder / "runs", folds.whole.features["label"].names, contestants)
+        measured["first_chunk_length"] = protocol["first_chunk_length"]
         write_json(folds.folder / "quality.json", measured)
         write_text(folds.folder / "quality.md", markdown(measured))
     print(markdown(measured))

@@ -167,6 +167,8 @@ def markdown(measured: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     note = f"{measured['documents']} documents in {measured['folds']} folds; deviation between the folds. Where an encoder is frozen, "
     note += "it read all documents once before; that is not in the seconds of a run."
+    if measured.get("first_chunk_length"):
+        note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
     return "\n".join([*lines, "", note, ""])
 
 
