@@ -280,7 +280,8 @@ def main(
     direction: Any = "maximize" if args.greater_is_better else "minimize"
     options: dict[str, Any] = {"study_name": "search", "storage": storage}
     study = optuna.create_study(direction=direction, load_if_exists=True, **options)
-    logging.getLogger("train_hf").setLevel(logging.WARNING)
+    for chatter in ("train_hf", "modeling.trainer"):  # the same words for every trial
+        logging.getLogger(chatter).setLevel(logging.WARNING)
     if study.user_attrs.get("fixed", search.fixed) != search.fixed:
         raise ValueError(
             f"{folder / 'study.log'} is a search on other data, or with another recipe, metric or seed: name another folder."
