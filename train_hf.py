@@ -7,6 +7,7 @@ parse → data → model → WeightedTrainer → train → evaluate → export. 
 a recipe gives defaults and the command line overrides them.
 """
 
+import gc
 import logging
 import pickle
 import sys
@@ -14,6 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed import DistError
 from transformers import ProgressCallback, set_seed
 
@@ -211,5 +213,16 @@ def command() -> int:
     return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
 
 
+def leave_process_group() -> None:
+    """Ends gloo's threads: one that lets go of its last work while Python ends aborts the process (exit status -6). They end
+    with the last reference to the process group, and DDP has some."""
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+        gc.collect()
+
+
 if __name__ == "__main__":
-    sys.exit(run_main(command))
+    exit_status = run_main(command)
+    leave_process_group()
+    sys.exit(exit_status)
