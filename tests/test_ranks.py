@@ -24,7 +24,7 @@ ENDLESS = {"num_train_epochs": 500, "early_stopping_patience": 0, "save_total_li
 class Ranks:
     """Two processes of train_hf.py, started without a launcher, so that each one's own exit status can be seen."""
 
-    def __init__(self, data, encoder, output_dir, **arguments):
+    def __init__(self, data, encoder, output_dir, program=("train_hf.py",), **arguments):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -35,7 +35,7 @@ class Ranks:
             places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "train_hf.py", *options(**given)],
+                    [sys.executable, *program, *options(**given)],
                     cwd=ROOT,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -89,6 +89,24 @@ def test_a_signal_to_one_stops_all_after_the_same_step(which, prepared_folder, r
     assert statuses == [130, 130], said
     step = int(said[0].partition("Stopped by a signal after step ")[2].split(";")[0])
     assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run" / f"checkpoint-{step}")
+
+
+# train_hf.py, and the names of the threads that are there when Python ends.
+LISTING_THREADS = """
+import atexit, glob, runpy
+atexit.register(lambda: print("left:", *(open(path).read().strip() for path in glob.glob("/proc/self/task/*/comm"))))
+runpy.run_path("train_hf.py", run_name="__main__")
+"""
+
+
+def test_no_thread_of_the_process_group_is_left_when_python_ends(prepared_folder, roberta_folder, tmp_path):
+    program = ("-c", LISTING_THREADS)
+    ranks = Ranks(prepared_folder, roberta_folder, tmp_path / "run", program=program, num_train_epochs=1)
+    statuses, said = ranks.wait()
+    assert statuses == [0, 0], said
+    for words in said:
+        assert "left:" in words
+        assert "gloo" not in words.rpartition("left:")[2]
 
 
 @pytest.mark.parametrize("which", [0, 1])
