@@ -11,7 +11,8 @@ the test split is never read.
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -37,7 +38,7 @@ from modeling.resources import settle_freed_memory, use_all_cores
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import HierarchicalTrainingArguments, parse_severity_weights
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import run_main
+from scripts.command_line import Terminated, run_main
 from scripts.lexical_view import fit_lexical_view
 from scripts.logs import set_up_logging
 from scripts.prepare_dataset import load_tokenizer
@@ -188,6 +189,7 @@ class Search:
         }
         self.fixed["training"] = {name: str(getattr(args, name)) for name in (*OF_TRAINING, *SAME_IN_ALL_TRIALS)}
         self.views: dict[int, dict[str, torch.Tensor]] = {}
+        self.number: int | None = None  # of the trial that runs
 
     def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
         """A model with these options, its head from the same seed each time."""
@@ -213,13 +215,18 @@ class Search:
         """One more trial of the study; its number. Its value is the best validation metric of its epochs so far."""
         args = copy(self.args)
         args.push_to_hub = False
-        numbers: list[int] = []
+        self.number = None
+
+        # Trainer makes the model before it asks for the trial's options: the model's own are drawn here, and are the same
+        # when they are asked for again.
+        def model_of(trial: optuna.Trial | None) -> HierarchicalRobertaForSequenceClassification:
+            if trial is None:
+                return self.new_model({})
+            self.number = trial.number
+            return self.new_model({name: space[name](trial) for name in OF_THE_MODEL if name in space})
+
         trainer = WeightedTrainer(
-            # Trainer makes the model before it asks for the trial's options: the model's own are drawn here, and are the
-            # same when they are asked for again.
-            model_init=lambda trial: self.new_model(
-                {} if trial is None else {name: space[name](trial) for name in OF_THE_MODEL if name in space}
-            ),
+            model_init=model_of,
             args=args,
             class_weights=self.class_weights,
             document_costs=self.costs,
@@ -238,7 +245,6 @@ class Search:
         seen: list[float] = []
 
         def draw(trial: optuna.Trial) -> dict[str, Any]:
-            numbers.append(trial.number)
             drawn = {option: drawer(trial) for option, drawer in space.items()}
             trainer.head_lr_multiplier = drawn.get("head_lr_multiplier", args.head_lr_multiplier)
             return {option: value for option, value in drawn.items() if option not in OF_THE_MODEL}
@@ -250,7 +256,8 @@ class Search:
         trainer.hyperparameter_search(
             hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
         )
-        return numbers[-1]
+        assert self.number is not None
+        return self.number
 
 
 def main(
@@ -289,33 +296,57 @@ def main(
     study.set_user_attr("fixed", search.fixed)
     while len(finished(study)) < search_args.num_trials:
         sampler, pruner = NumberedSampler(args.seed), optuna.pruners.MedianPruner()
-        number = search.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
+        try:
+            number = search.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
+        except (KeyboardInterrupt, Terminated):
+            put_back(study, search.number)
+            raise
         last = study.trials[number]
         shown = ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in last.params.items()
         )
         logger.info(f"trial {len(finished(study))} of {search_args.num_trials}: {value_shown(last)}; {shown}")
-    return write_results(study, folder, args, given)
+    with locked(folder / "study.log"):
+        return write_results(study, folder, args, given)
 
 
 def cut_torn_line(path: Path) -> None:
     """What a kill or a full disk left of the study's last line goes: what is appended to it could not be read."""
     if not path.exists():
         return
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
+    with locked(path):
         content = path.read_bytes()
         if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process that shares the study appends to it, or writes its results, meanwhile."""
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        yield
     finally:
         lock.release()
 
 
+def put_back(study: optuna.Study, number: int | None) -> None:
+    """What a trial had drawn that was interrupted is drawn again by the next one."""
+    if number is None:
+        return
+    trial = study.trials[number]
+    if not trial.state.is_finished():
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+    if study.trials[number].state == optuna.trial.TrialState.FAIL:
+        study.enqueue_trial(trial.params)
+
+
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that are over, whatever their end."""
-    return [trial for trial in study.trials if trial.state.is_finished()]
+    """Trials that came to their end or were pruned. One that failed or was interrupted is none of those asked for."""
+    counted = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return [trial for trial in study.trials if trial.state in counted]
 
 
 def value_shown(trial: optuna.trial.FrozenTrial) -> str:

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import optuna
@@ -11,12 +15,12 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from scripts.search import read_space
-from tests.conftest import TRAINING, run_command, train
+from tests.conftest import ROOT, TRAINING, options, run_command, train
 
 pytestmark = pytest.mark.slow
 
 
-def search(folder, encoder, output_dir, space: dict, **arguments):
+def arguments_of(folder, encoder, output_dir, space: dict, **arguments) -> dict:
     path = output_dir.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(space))
     given = {
@@ -27,8 +31,11 @@ def search(folder, encoder, output_dir, space: dict, **arguments):
         "max_chunks": 99,
         "lr_scheduler_type": "linear",
     }
-    given |= {"space": path, **arguments}
-    return run_command("scripts.search", dataset_dir=folder, encoder=encoder, output_dir=output_dir, **given)
+    return given | {"space": path, "dataset_dir": folder, "encoder": encoder, "output_dir": output_dir, **arguments}
+
+
+def search(*given, **arguments):
+    return run_command("scripts.search", **arguments_of(*given, **arguments))
 
 
 def trials_of(output_dir) -> list[optuna.trial.FrozenTrial]:
@@ -93,6 +100,30 @@ def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, 
     assert len(drawn) in (4, 5)
     assert drawn[:4] == [trial.params for trial in trials_of(tmp_path / "alone")]
     assert len({params["learning_rate"] for params in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_trial_that_is_interrupted_begins_anew(prepared_folder, roberta_folder, tmp_path, number, status):
+    space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
+    given = prepared_folder, roberta_folder, tmp_path / "s", space
+    long = {"num_train_epochs": 60, "early_stopping_patience": 0}
+    command = [sys.executable, "-m", "scripts.search", *options(**arguments_of(*given, num_trials=3, **long))]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        study = tmp_path / "s" / "study.log"
+        while process.poll() is None and not (study.exists() and '"intermediate_value"' in study.read_text()):
+            time.sleep(0.05)  # until the trial has told of an epoch
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == status, said
+    [first, *_] = trials_of(tmp_path / "s")
+    assert first.state.name == "FAIL"
+    done = search(*given, num_trials=3, **long)
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(tmp_path / "s")
+    assert [trial.state.name for trial in trials][:2] == ["FAIL", "COMPLETE"]
+    assert trials[1].params == first.params
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
+    assert "3 trials" in (tmp_path / "s" / "search.md").read_text()
 
 
 @pytest.mark.parametrize(
