@@ -74,7 +74,12 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
-    """The text in Unicode normal form C. Half a surrogate pair is no character: an error, or U+FFFD."""
+    """The text in Unicode normal form C, of characters that there are."""
+    return unicodedata.normalize("NFC", whole_characters(text, row, encoding_errors))
+
+
+def whole_characters(text: str, row: str, encoding_errors: str = "strict") -> str:
+    """The text as it is. Half a surrogate pair is no character: an error, or U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -84,7 +89,7 @@ def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
                 "or put U+FFFD in its place with --encoding_errors replace."
             ) from error
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return unicodedata.normalize("NFC", text)
+    return text
 
 
 def is_missing(value: Any) -> bool:
@@ -92,7 +97,9 @@ def is_missing(value: Any) -> bool:
 
 
 def name_of(value: Any) -> str:
-    """A label, id, split or group as text: 1.0 and 1 are the same name."""
+    """A label, id, split or group as text, "" where there is none: 1.0 and 1 are the same name."""
+    if is_missing(value):
+        return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
@@ -142,15 +149,14 @@ def read_documents(
     def documents() -> Iterator[dict[str, str]]:
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
-            id_ = name_of(row[columns.id]) if not is_missing(row.get(columns.id)) else f"row-{number}"
+            id_ = name_of(row.get(columns.id)) or f"row-{number}"
             name = f"row {number} (id {id_})" if columns.id in row else f"row {number}"
-            label, split = row[columns.label], row.get(columns.split)
             document = {
                 "id": id_,
                 "text": row[columns.text],
-                "label": "" if is_missing(label) else name_of(label),
-                "split": "" if is_missing(split) else name_of(split).lower(),
-                "group": "" if is_missing(row.get(columns.group)) else name_of(row[columns.group]),
+                "label": name_of(row[columns.label]),
+                "split": name_of(row.get(columns.split)).lower(),
+                "group": name_of(row.get(columns.group)),
                 "evidence": _spans(row.get(columns.evidence)),
             }
             document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
@@ -218,8 +224,8 @@ def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> I
             required[kind] = getattr(columns, kind)
     for number, row in enumerate(read_rows(source, encoding_errors)):
         absent = [f"--{kind}_column {name}" for kind, name in required.items() if name not in row]
-        if absent:
-            where = "there is no column for" if number == 0 else f"row {number + 1} has no value for"
+        if absent and number == 0:
+            there = f"there is no column for {', '.join(absent)}; there are {', '.join(map(str, row))}."
             hint = " Fields must be separated by commas." if len(row) == 1 and ";" in next(iter(row)) else ""
-            raise ValueError(f"{source}: {where} {', '.join(absent)}; there are {', '.join(map(str, row))}.{hint}")
-        yield row
+            raise ValueError(f"{source}: {there}{hint}")
+        yield dict.fromkeys(required.values()) | row  # a later row of JSON may leave a key out

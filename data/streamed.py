@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset
 
 from data.chunked import ChunkedDocuments
 from data.chunking import tokenize_batch
-from data.documents import Columns, clean_text, is_missing, name_of
+from data.documents import Columns, clean_text, name_of
 from data.sources import read_rows
 
 
@@ -99,14 +99,13 @@ def source_stream(
     def cut(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
         number, row = numbered
         text, label = row.get(Columns.text), row.get(Columns.label)
-        label = "" if is_missing(label) else name_of(label)
+        label = name_of(label)
         if not isinstance(text, str) or label not in ids:
             wrong = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
             raise ValueError(f"{source}: row {number} has {wrong}.")
         tokens = tokenize_batch([clean_text(text, f"{source}: row {number}", encoding_errors)], chunked.tokenizer)
         [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
-        id_ = row.get(Columns.id)
-        item = {"label": ids[label], "id": f"row-{number}" if is_missing(id_) else name_of(id_)}
+        item = {"label": ids[label], "id": name_of(row.get(Columns.id)) or f"row-{number}"}
         return chunked.item(number, {**item, "input_ids": input_ids, "token_break": breaks})
 
     return StreamedDocuments(rows, cut, **options)

@@ -24,7 +24,7 @@ import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from data.documents import clean_text
+from data.documents import name_of, whole_characters
 from data.sources import read_rows
 from modeling.files import whole_file, write_text
 from modeling.pipeline import HierarchicalClassificationPipeline
@@ -69,13 +69,13 @@ def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 f"{', '.join(map(str, row))}."
             )
         text = row[arguments.text_column]
-        id_ = row.get(arguments.id_column)
-        name = str(number) if id_ is None else str(id_)
+        name = name_of(row.get(arguments.id_column)) or str(number)
         if not isinstance(text, str):
             raise ValueError(
                 f"{arguments.source}: row {number} (id {name}) holds {type(text).__name__}, expected text."
             )
-        text = clean_text(text, f"{arguments.source}: row {number} (id {name})", arguments.encoding_errors)
+        # In the characters that were given, where the evidence is to point; the pipeline brings them into normal form.
+        text = whole_characters(text, f"{arguments.source}: row {number} (id {name})", arguments.encoding_errors)
         yield {"id": name, "text": text}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from data.documents import Columns, read_documents
 from data.sources import label_names_of, read_rows
-from data.splits import make_splits, near_duplicates, split_documents
+from data.splits import join_groups, make_splits, near_duplicates, split_documents
 from tests.conftest import LABELS, tiny_rows, write_csv
 
 ROWS = [{"id": str(i), "text": f"Text number {i} of its own kind.", "label": LABELS[i % 3]} for i in range(6)]
@@ -65,6 +65,19 @@ def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
     assert len(documents) == 5
     assert findings.decisions[problem] == "dropped"
     assert len(findings.rows[problem]) == 1
+
+
+def test_a_key_that_a_later_line_leaves_out_is_a_value_that_is_missing(tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"id": "x", "text": "No label."}]))
+    with pytest.raises(ValueError, match=r"1 with no label \[missing_label\]: row 7"):
+        read_documents(str(source), Columns())
+    assert len(read_documents(str(source), Columns(), drop=["missing_label"])[0]) == 6
+
+
+def test_an_empty_cell_is_no_id(tmp_path):
+    documents, _ = read(tmp_path, [*ROWS[:3], {**ROWS[3], "id": ""}, {**ROWS[4], "id": " "}])
+    assert documents["id"] == ["0", "1", "2", "row-4", "row-5"]
 
 
 def test_an_empty_document_can_be_kept(tmp_path):
@@ -136,6 +149,14 @@ def test_near_duplicates_are_found_and_others_are_not():
     ]
     assert near_duplicates(texts) == [(0, 2), (3, 4)]
     assert near_duplicates([]) == []
+
+
+def test_texts_that_are_all_alike_are_joined_and_not_paired(tmp_path):
+    form = " ".join(f"word{number}" for number in range(60))
+    texts = [f"{form} {number}" for number in range(600)] + ["A text of another kind, by itself in every place."]
+    pairs = near_duplicates(texts)
+    assert len(pairs) == 599  # each of 179,700 pairs is alike
+    assert len(set(join_groups([""] * 601, pairs))) == 2
 
 
 def test_made_splits_are_stratified_seeded_and_keep_groups_and_duplicates_together(tmp_path):
