@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score, log_loss
 from transformers import AutoTokenizer
 
 from data.chunked import ChunkedDocuments
+from data.chunking import Chunker
 from data.collator import DocumentCollator
 from data.demo import demo_corpus
 from data.prepared import load_prepared
@@ -20,6 +21,7 @@ from modeling.contributions import log_odds
 from modeling.metrics import classification_metrics
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from scripts.evaluation.explanation import explain_chunks, explain_sentences, read_documents
+from scripts.evaluation.faithfulness import sentence_curves
 from scripts.evaluation.report_content import headline_of
 from scripts.evaluation.statistics import (
     abstain_curve,
@@ -29,6 +31,7 @@ from scripts.evaluation.statistics import (
     metrics_of,
     metrics_with_intervals,
     operating_points,
+    resampled_pair,
 )
 from tests.conftest import LABELS, run_command, train
 
@@ -80,6 +83,25 @@ def test_a_rare_class_that_a_resample_lacks_does_not_pull_the_interval_down():
     [group] = by_group({"mild": labels == 0}, labels, labels, LABELS)
     assert group["f1_macro"] == 1.0
     assert np.isnan(group["missed_Mature"])  # nobody can tell
+
+
+def test_a_class_without_documents_counts_in_the_interval_as_it_does_in_the_value():
+    labels, predicted = some_predictions()
+    there = labels < 2
+    found = metrics_with_intervals(labels[there], predicted[there], LABELS, SEVERITY)
+    found["gap"] = difference(labels[there], predicted[there], np.zeros(there.sum(), dtype=int), LABELS)
+    for name in ("f1_macro", "recall_macro", "severity_f1", "gap"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"], name
+    assert found["recall_Mature"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_resamples_of_many_labels_take_the_memory_of_those_that_occur():
+    labels = np.arange(300) % 100  # 100³ cells, of which 300 at most hold a document
+    drawn = resampled_pair(labels, labels, (labels + np.arange(300) // 200) % 100, 100)
+    assert all((matrices.sum(axis=(1, 2)) == 300).all() for matrices in drawn)
+    assert (drawn[0].sum(axis=2) == drawn[1].sum(axis=2)).all()
+    assert np.einsum("rkk->r", drawn[0]).mean() == 300
+    assert np.einsum("rkk->r", drawn[1]).mean() == pytest.approx(200, abs=1)
 
 
 def test_a_difference_is_paired():
@@ -232,6 +254,20 @@ def test_sentences_and_words_stand_where_they_say(read, splits):
             assert all(not set(text[word["start"] : word["end"]]) & set(" \n") for word in sentence.words)
         scores = [sentence.score for sentence in reading.sentences]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_sentence_curves_begin_at_the_document_where_chunks_overlap(read):
+    model, tokenizer, chunked, _ = read
+    chunked.chunker = Chunker(tokenizer, model.config.chunk_length, chunk_overlap=5)
+    readings = list(read_documents(model, chunked, DocumentCollator(tokenizer.pad_token_id)))
+    explain_chunks(model, readings)
+    explain_sentences(model, tokenizer, chunked, readings)
+    curves = sentence_curves(model, chunked, readings)
+    explained = [reading for reading in readings if len(reading.sentences) > 1]
+    whole = [reading.logits_K.softmax(dim=0)[reading.predicted].item() for reading in explained]
+    assert curves["documents"] == len(whole)
+    assert curves["curves"]["deletion"][0] == pytest.approx(np.mean(whole), abs=1e-6)
+    assert curves["curves"]["deletion_random"][0] == pytest.approx(np.mean(whole), abs=1e-6)
 
 
 # ---- the command ----

@@ -88,16 +88,20 @@ def _with_sentences(
     reading: Reading,
     kept: list[set[int]],
 ) -> np.ndarray:
-    """Probability of the predicted label with only these sentences left in the explained chunks, for each variant."""
+    """Probability of the predicted label with only these sentences left in the explained chunks, for each variant. Tokens
+    go with the sentence that they are in, from every chunk that has them; those in none (half a sentence, where chunks
+    overlap) stay."""
     tokens = chunked.documents[reading.index]["input_ids"]
     explained = sorted({sentence.chunk for sentence in reading.sentences})
     chunks = []
     for those in kept:
+        is_left = np.ones(len(tokens), dtype=bool)
+        for number, sentence in enumerate(reading.sentences):
+            if number not in those:
+                is_left[sentence.first_token : sentence.end_token] = False
         for place in explained:
-            sentences = [s for n, s in enumerate(reading.sentences) if s.chunk == place and n in those]
-            parts = [tokens[s.first_token : s.end_token] for s in sorted(sentences, key=lambda s: s.first_token)]
-            body = np.concatenate(parts) if parts else tokens[:0]
-            chunks.append(torch.from_numpy(chunked.chunker.framed(body)))
+            chunk = slice(*reading.bounds[reading.read[place]])
+            chunks.append(torch.from_numpy(chunked.chunker.framed(tokens[chunk][is_left[chunk]])))
     padding = chunked.tokenizer.pad_token_id
     ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=padding)
     lengths = torch.tensor([len(chunk) for chunk in chunks])

@@ -22,23 +22,27 @@ def resampled_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices (R, K, K) of two predictions on the same bootstrap resamples of the documents (Efron 1979).
 
-    To draw B documents with replacement is to draw from the cells (label, one, other) with their shares, which takes the
-    same memory and time for a million documents as for a hundred.
+    To draw B documents with replacement is to draw from the cells (label, one, other) that hold any with their shares,
+    which takes the same memory and time for a million documents as for a hundred.
     """
     cells_B = (np.asarray(labels_B) * num_labels + np.asarray(one_B)) * num_labels + np.asarray(other_B)
-    share = np.bincount(cells_B, minlength=num_labels**3) / len(cells_B)
-    drawn = np.random.default_rng(seed).multinomial(len(cells_B), share, size=NUM_RESAMPLES)
-    drawn_RKKK = drawn.reshape(-1, num_labels, num_labels, num_labels)
-    return drawn_RKKK.sum(axis=3), drawn_RKKK.sum(axis=2)
+    cells_X, counts_X = np.unique(cells_B, return_counts=True)
+    drawn_RX = np.random.default_rng(seed).multinomial(len(cells_B), counts_X / len(cells_B), size=NUM_RESAMPLES)
+    label_X, one_X, other_X = np.unravel_index(cells_X, (num_labels,) * 3)
+    pair = tuple(np.zeros((NUM_RESAMPLES, num_labels, num_labels), dtype=np.int32) for _ in range(2))
+    for drawn_R, label, *both in zip(drawn_RX.T, label_X, one_X, other_X, strict=True):
+        for confusion_RKK, predicted in zip(pair, both, strict=True):
+            confusion_RKK[:, label, predicted] += drawn_R
+    return pair[0], pair[1]
 
 
 def metrics_of(
-    confusion_RKK: np.ndarray, names: Sequence[str], severity: Sequence[float], absent: float = np.nan
+    confusion_RKK: np.ndarray, names: Sequence[str], severity: Sequence[float], absent: float | np.ndarray = np.nan
 ) -> dict[str, np.ndarray]:
     """The project's metrics (see modeling/metrics.py) of many confusion matrices at once, each (R,); and for ordered
     labels `missed_NAME`, the share of the severest class that is rated lower, and `mean_distance` of the predictions.
 
-    A class without documents has `absent` for recall and F1. With NaN, means are over the classes that have any: 0, as
+    A class without documents has `absent` (one value, or K) for recall and F1. With NaN, means are over the classes that have any: 0, as
     scikit-learn has it, would pull an interval down by every resample that happens to lack a rare class.
     """
     counts = np.asarray(confusion_RKK, dtype=np.float64)
@@ -92,8 +96,15 @@ def metrics_with_intervals(
 ) -> dict[str, dict[str, float]]:
     """`{metric: {"value", "low", "high"}}` with 95 % bootstrap intervals over the documents."""
     whole = metrics_of(confusion(labels_B, predicted_B, len(names)), names, severity, absent=0.0)
-    drawn = metrics_of(resampled_pair(labels_B, predicted_B, predicted_B, len(names))[0], names, severity)
+    resamples = resampled_pair(labels_B, predicted_B, predicted_B, len(names))[0]
+    drawn = metrics_of(resamples, names, severity, _absent_from_resamples(labels_B, len(names)))
     return {name: interval(value[0], drawn[name]) for name, value in whole.items()}
+
+
+def _absent_from_resamples(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+    """What counts for a class that a resample lacks, (K,): nothing, unless all documents lack it, where it is 0 in the
+    value too."""
+    return np.where(np.bincount(labels_B, minlength=num_labels) > 0, np.nan, 0.0)
 
 
 def difference(
@@ -106,7 +117,8 @@ def difference(
         for predicted in (model_B, other_B)
     )
     model, other = (
-        metrics_of(drawn, names, equal)[metric] for drawn in resampled_pair(labels_B, model_B, other_B, len(names))
+        metrics_of(drawn, names, equal, _absent_from_resamples(labels_B, len(names)))[metric]
+        for drawn in resampled_pair(labels_B, model_B, other_B, len(names))
     )
     return interval(whole_model[0] - whole_other[0], model - other)
 
