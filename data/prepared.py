@@ -125,7 +125,8 @@ def clear_leftovers(folder: Path) -> None:
     for role in ("before", "partial", "documents"):
         for leftover in folder.parent.glob(beside(folder, role, "*").name):
             owner = leftover.name.rpartition("-")[2]
-            if not owner.isdecimal() or psutil.pid_exists(int(owner)):
+            # One with this process's own number is from before: in a container the numbers come again.
+            if not owner.isdecimal() or (int(owner) != os.getpid() and psutil.pid_exists(int(owner))):
                 continue
             if role == "before" and not folder.exists():
                 leftover.rename(folder)

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from data.documents import SPLITS, Findings, shorten
 
@@ -18,8 +18,9 @@ MOST_SHINGLES = 10_000_000
 
 def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[int, int]]:
     """Pairs (i, j), i < j, of texts that are the same but for case and white space, or whose sets of five-word
-    shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Beyond `MOST_SHINGLES` a sample of them
-    stands for all (the same for every text), so that memory does not grow with the texts."""
+    shingles have a Jaccard similarity of at least `threshold` (Broder 1997). Of many that are all alike there are as
+    many pairs as it takes to join them. Beyond `MOST_SHINGLES` a sample of the shingles stands for all (the same for
+    every text), so that memory does not grow with the texts."""
     pairs: set[tuple[int, int]] = set()
     first: dict[bytes, int] = {}
     shingles: list[np.ndarray] = []
@@ -54,8 +55,17 @@ def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[
         shared = (matrix[start : start + 256] @ of_shingle).tocoo()
         i, j = shared.row + start, shared.col
         alike = (i < j) & (shared.data >= threshold * (sizes[i] + sizes[j] - shared.data))
-        pairs.update(zip(i[alike].tolist(), j[alike].tolist(), strict=True))
-    return sorted(pairs)
+        pairs.update(_joining(np.stack([i[alike], j[alike]], axis=1)))
+    return sorted(_joining(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)))
+
+
+def _joining(pairs_P2: np.ndarray) -> list[tuple[int, int]]:
+    """As many of P pairs as it takes to join what all of them join: fewer than there are texts, not their square."""
+    texts, places = np.unique(pairs_P2, return_inverse=True)
+    first, second = places.reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(len(texts),) * 2)
+    tree = minimum_spanning_tree(graph).tocoo()
+    return list(zip(texts[tree.row].tolist(), texts[tree.col].tolist(), strict=True))
 
 
 def split_documents(

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from modeling.files import disk_error, is_full
 
@@ -20,6 +20,11 @@ USER_ERRORS = (ValueError, OSError)
 
 class UserParser(argparse.ArgumentParser):
     """A parser whose complaints are `ValueError`s, without the page of usage."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if self.add_help:
+            self.add_argument("--log_level", choices=("info", "debug"), default="info", help="debug: with tracebacks")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message[0].upper()}{message[1:]}. ({self.prog} --help lists every option.)")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data.prepared import load_prepared, num_tokens_of
+from data.prepared import beside, clear_leftovers, load_prepared, num_tokens_of
 from tests.conftest import LABELS, run_command, tiny_rows, write_csv
 
 
@@ -131,6 +131,21 @@ def test_mistakes_are_told_in_a_paragraph_and_leave_nothing(arguments, message, 
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_left_under_this_processs_own_number_is_from_before(tmp_path):
+    left = beside(tmp_path / "data", "documents")  # in a container the numbers come again
+    left.mkdir()
+    clear_leftovers(tmp_path / "data")
+    assert not left.exists()
+
+
+def test_a_traceback_is_there_for_who_asks(roberta_folder, tmp_path):
+    given = {"source": tmp_path / "none.csv", "tokenizer": roberta_folder, "output_dir": tmp_path / "out"}
+    assert "Traceback" not in run_command("scripts.prepare_dataset", **given).stderr
+    traced = run_command("scripts.prepare_dataset", log_level="debug", **given).stderr
+    assert "Traceback" in traced
+    assert "none.csv" in traced.splitlines()[-1]
 
 
 def test_a_folder_that_is_there_is_not_overwritten_unasked(prepared_folder, csv_file, roberta_folder):
