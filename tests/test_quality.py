@@ -36,10 +36,19 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     wrong = run_command("scripts.benchmark.quality", **{**given, "labels": "General,Teen"})
     assert wrong.returncode == 1
     assert "Traceback" not in wrong.stderr
-    # A candidate that never ran is mended under its name.
-    wrong = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_featurs=9"})
+    # Documents that no run has read are prepared again when they are mended.
+    cut = [*rows[:40], {**rows[40], "text": "Another text.", "fold": ""}, *rows[41:]]
+    source = given["source"].read_bytes()
+    write_csv(given["source"], cut)
+    wrong = run_command("scripts.benchmark.quality", **given)
     assert wrong.returncode == 1
-    assert "lexical_featurs" in wrong.stderr
+    assert "1 documents have nothing in 'fold', row-41" in wrong.stderr
+    given["source"].write_bytes(source)
+    # A candidate that never ran is mended under its name.
+    for refused in ("lexical_featurs=9", "pooling=median"):
+        wrong = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},{refused}"})
+        assert wrong.returncode == 1
+        assert refused.partition("=")[0] in wrong.stderr
     done = run_command("scripts.benchmark.quality", **given)
     assert done.returncode == 0, done.stderr
     measured = json.loads((tmp_path / "quality" / "quality.json").read_text())
@@ -54,6 +63,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     for number, fold in enumerate(("first", "second")):
         splits, _ = load_prepared(str(tmp_path / "quality" / f"fold-{number}"))
         ids = {split: set(splits[split]["id"]) for split in splits}
+        assert all(text != "Another text." for split in splits for text in splits[split]["text"])
         assert ids["test"] == {id_ for id_, its in fold_of.items() if its == fold}
         assert not ids["test"] & (ids["train"] | ids["validation"])
         assert not ids["train"] & ids["validation"]

@@ -31,7 +31,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from data.chunked import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
-from data.documents import is_missing, name_of
+from data.documents import name_of
 from data.prepared import load_prepared, save_prepared
 from data.sources import read_rows
 from data.splits import join_groups, make_splits, near_duplicates
@@ -128,8 +128,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What stands in output_dir must have come of the same documents, folds and options. Returns what protocol.json is to
-    hold, once the documents are there.
+    """What stands in output_dir must have come of the same documents, folds and options; documents that no run has read
+    are prepared again where they did not. Returns what protocol.json is to hold.
 
     Raises:
         ValueError: it did not.
@@ -139,12 +139,16 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     terms["source"] = describe_source(arguments.source)
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
-    before = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
-    # A candidate whose options train_hf.py refused has no run yet, and may be mended.
+    before = json.loads(path.read_text()) if path.exists() else {"terms": {}, "candidates": {}}
+    # A candidate whose options train_hf.py refused has no epoch yet, and may be mended.
     runs = arguments.output_dir / "runs"
-    begun = {name for name in before["candidates"] if any(path.is_dir() for path in (runs / name).glob("*"))}
+    epochs = ("checkpoint-*", "training_history.json", "cost.json")
+    begun = {name for name in before["candidates"] if any(any((runs / name).glob(f"*/{what}")) for what in epochs)}
     before["candidates"] = {name: options for name, options in before["candidates"].items() if name in begun}
-    if before["terms"] != terms:
+    if before["terms"] != terms and not any(runs.glob("*/*/cost.json")):
+        for folder in (arguments.output_dir / "whole", *arguments.output_dir.glob("fold-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    elif before["terms"] != terms:
         changed = [key for key in before["terms"].keys() | terms.keys() if before["terms"].get(key) != terms.get(key)]
         raise ValueError(f"{path.parent} holds figures of another {', '.join(sorted(changed))}: name another folder.")
     known = before["candidates"]
@@ -161,10 +165,10 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
     """Document's id → its row's values of some columns."""
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_rows(source), 1):
-        id_ = f"row-{number}" if is_missing(row.get("id")) else name_of(row["id"])
-        rows[id_] = {column: row.get(column) for column in wanted}
+        # Of rows with one id the first is the document (--drop duplicate_id).
+        rows.setdefault(name_of(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
     return lambda id_: rows.get(id_, dict.fromkeys(wanted))
 
 
@@ -188,9 +192,7 @@ class Folds:
         self.whole = datasets.concatenate_datasets(list(splits.values()))
         labels = np.asarray(self.whole["label"])
         column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
-        group_of = [
-            "" if is_missing(row["group"]) else name_of(row["group"]) for row in map(column_of, self.whole["id"])
-        ]
+        group_of = [name_of(column_of(id_)["group"]) for id_ in self.whole["id"]]
         groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
         if arguments.fold_column:
             fold_of = self._folds_given(arguments.fold_column, column_of, groups)
@@ -207,10 +209,9 @@ class Folds:
             self.rows.append(chosen | {"test": test})
 
     def _folds_given(self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray) -> list[str]:
-        values = [column_of(id_)[column] for id_ in self.whole["id"]]
-        if absent := [id_ for id_, value in zip(self.whole["id"], values, strict=True) if is_missing(value)]:
+        fold_of = [name_of(column_of(id_)[column]) for id_ in self.whole["id"]]
+        if absent := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
             raise ValueError(f"{len(absent)} documents have nothing in {column!r}, {absent[0]} for one.")
-        fold_of = [name_of(value) for value in values]
         if len(set(fold_of)) < 2:
             raise ValueError(f"The column {column!r} names one fold only.")
         torn = len(set(zip(groups.tolist(), fold_of, strict=True))) - len(set(groups.tolist()))
@@ -373,8 +374,8 @@ def main() -> None:
     arguments = parse_arguments()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     protocol = check_protocol(arguments)
-    folds = Folds(arguments)
     write_json(arguments.output_dir / "protocol.json", protocol)
+    folds = Folds(arguments)
     sizes = ", ".join(str(len(rows["test"])) for rows in folds.rows)
     print(f"{len(folds.whole)} documents in {len(folds.rows)} folds ({sizes})", flush=True)
     vectors = None
