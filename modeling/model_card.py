@@ -1,6 +1,5 @@
 """The model card and the training section of a publication: what was run and what came out, and nothing else."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,11 @@ def words_of(config: dict[str, Any]) -> str:
     return f", beside a lexical view of up to {count:,} tokens" if count else ""
 
 
+def encoder_name(config: dict[str, Any]) -> str:
+    """The encoder as others know it: its name on the hub, or its folder's without the way there."""
+    return config["encoder"] if config.get("encoder_is_on_hub") else Path(config["encoder"]).resolve().name
+
+
 def training_facts(record: dict[str, Any]) -> dict[str, str]:
     """What was run, in words: name → sentence, from a training history (`config`, `epochs`, `best`)."""
     config, best = record["config"], record["best"] or {}
@@ -21,7 +25,7 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     clipping = f"gradients clipped at norm {config['max_grad_norm']:g}" if config["max_grad_norm"] else "no clipping"
     warmup = config["warmup_steps"]
     return {
-        "Encoder": f"`{config['encoder']}`" + (", frozen" if config["freeze_encoder"] else ""),
+        "Encoder": f"`{encoder_name(config)}`" + (", frozen" if config["freeze_encoder"] else ""),
         "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} a "
         f"document ({config['chunk_policy']}), {config['pooling']} pooling{words_of(config)}",
         "Data": "; ".join(
@@ -124,9 +128,9 @@ def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> di
     found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     if config.get("license"):
         found["license"] = config["license"]
-    if _is_hub_name(config["encoder"]):
+    if config.get("encoder_is_on_hub"):
         found["base_model"] = config["encoder"]
-    if datasets := [name for name in sources if _is_hub_name(name)]:
+    if datasets := [source["name"] for source in config["data_sources"] if source.get("is_on_hub")]:
         found["datasets"] = datasets
     found["tags"] = ["text-classification", "long-document-classification", "hierarchical-roberta"]
     found["widget"] = [
@@ -150,15 +154,6 @@ def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> di
         }
     ]
     return found
-
-
-def _is_hub_name(name: str) -> bool:
-    """ORG/NAME, and no folder or file of this machine."""
-    return (
-        bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name))
-        and not Path(name).exists()
-        and not name.endswith((".csv", ".jsonl"))
-    )
 
 
 def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str]:

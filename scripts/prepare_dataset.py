@@ -225,8 +225,8 @@ def describe_source(source: str) -> dict[str, Any]:
     if path.is_file():
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     if path.is_dir():
-        return {"name": source, "bytes": sum(file.stat().st_size for file in files_of(path))}
-    return {"name": source}
+        return {"name": path.resolve().name, "bytes": sum(file.stat().st_size for file in files_of(path))}
+    return {"name": source, "is_on_hub": True}
 
 
 def report(manifest: dict[str, Any]) -> str:

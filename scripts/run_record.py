@@ -30,8 +30,9 @@ def run_record(
         split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
         for split, part in splits.items()
     }
+    given = arguments_record(*arguments)
     return {
-        **arguments_record(*arguments),
+        **given,
         "run_name": Path(args.output_dir).name,
         "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "num_processes": args.world_size,
@@ -46,6 +47,7 @@ def run_record(
         "class_weight_values": dict(zip(labels, weights, strict=True)),
         "data_fingerprint": manifest["data_fingerprint"],
         "data_sources": manifest["sources"],
+        "encoder_is_on_hub": not Path(given["encoder"]).exists(),
         "git_commit": git_commit(),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

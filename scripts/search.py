@@ -115,9 +115,20 @@ def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
     return {name: _drawer(name, choices, path) for name, choices in content.items()}
 
 
+def _number(value: Any) -> Any:
+    """YAML takes 1e-5 for a word; here it is a number, as it is in a recipe."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]:
     if isinstance(choices, list) and choices:
-        return lambda trial: trial.suggest_categorical(name, choices)
+        values = [_number(value) for value in choices]
+        return lambda trial: trial.suggest_categorical(name, values)
+    if isinstance(choices, dict):
+        choices = {option: _number(value) for option, value in choices.items()}
     bounds: list[Any] = [choices.get("low"), choices.get("high")] if isinstance(choices, dict) else [None, None]
     is_range = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
     if not is_range or bounds[0] >= bounds[1] or set(choices) - {"low", "high", "log", "step"}:

@@ -141,6 +141,13 @@ def test_a_space_that_cannot_be_is_named(tmp_path, space, said):
         read_space(str(tmp_path / "space.yaml"))
 
 
+def test_numbers_may_be_spelled_as_in_a_recipe(tmp_path):
+    (tmp_path / "space.yaml").write_text("learning_rate: {low: 1e-5, high: 1e-3, log: true}\nweight_decay: [0, 1e-2]\n")
+    space = read_space(str(tmp_path / "space.yaml"))
+    trial = optuna.trial.FixedTrial({"learning_rate": 1e-4, "weight_decay": 0.01})
+    assert {name: draw(trial) for name, draw in space.items()} == {"learning_rate": 1e-4, "weight_decay": 0.01}
+
+
 def test_a_study_is_not_gone_on_with_on_other_terms(prepared_folder, roberta_folder, tmp_path):
     space = {"max_grad_norm": [1.0, 2.0]}
     done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, num_train_epochs=1)

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from modeling.model_card import model_card
 from scripts.run_record import command_without_tokens
 from tests.conftest import LABELS, ROOT, TRAINING, options, train
 
@@ -92,13 +93,14 @@ def test_metrics_and_predictions_are_the_best_models(run):
         assert row["predicted"] == max(scores, key=scores.get)
 
 
-def test_the_card_tells_what_was_run(run):
+def test_the_card_tells_what_was_run(run, roberta_folder):
     card = (run / "README.md").read_text()
     metrics = json.loads((run / "metrics.json").read_text())
     assert f"| f1_macro | {metrics['validation']['f1_macro']:.4f} | {metrics['test']['f1_macro']:.4f} |" in card
     assert "16 documents a step" in card
     head = yaml.safe_load(card.split("---")[1])
-    assert "base_model" not in head  # a folder of this machine
+    assert not {"base_model", "datasets"} & set(head)  # folders of this machine
+    assert str(roberta_folder) not in card
     results = {result["dataset"]["split"]: result["metrics"] for result in head["model-index"][0]["results"]}
     for split, values in metrics.items():
         assert {m["name"]: m["value"] for m in results[split]}["Macro-F1"] == pytest.approx(
@@ -108,6 +110,14 @@ def test_the_card_tells_what_was_run(run):
     for said in ("warm-up", "clipped at norm 1", "threads of a CPU", "minutes", "balanced: General", "rated lower"):
         assert said in card, said
     assert f"best at epoch {history['best']['epoch']}" in card
+    # Names on the hub stand in the head, whether or not a folder here has the same.
+    known = {
+        "encoder": "org/encoder",
+        "encoder_is_on_hub": True,
+        "data_sources": [{"name": "org/x", "is_on_hub": True}],
+    }
+    head = yaml.safe_load(model_card({**history, "config": history["config"] | known}, metrics, LABELS).split("---")[1])
+    assert (head["base_model"], head["datasets"]) == ("org/encoder", ["org/x"])
 
 
 def test_the_training_section_has_the_best_checkpoints_numbers_and_is_latex(run):
