@@ -39,7 +39,7 @@ from scripts.hub import take_token_off_the_command_line
 from scripts.hub_pusher import HubPusher, start_pushing
 from scripts.lexical_view import fit_lexical_view
 from scripts.logs import set_up_logging
-from scripts.output_dir import claim_output_dir, clear_earlier_run, lock_output_dir, remove_if_empty
+from scripts.output_dir import claim_output_dir, clear_earlier_run, is_of, lock_output_dir, remove_if_empty
 from scripts.prepare_dataset import load_tokenizer
 from scripts.recipe import parse_with_recipe
 from scripts.run_plan import describe_run
@@ -49,6 +49,7 @@ from scripts.run_setup import (
     DataArguments,
     ModelArguments,
     build_model,
+    check_checkpoint,
     choose_class_weights,
     chunk_splits,
     plan_memory,
@@ -102,6 +103,8 @@ def run(
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
+    if checkpoint is not None:
+        check_checkpoint(Path(checkpoint), model.config, manifest["data_fingerprint"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as Trainer would, which warns about it
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
@@ -140,7 +143,7 @@ def run(
     history, health, stop = add_callbacks(trainer, labels, config, args)
     if pusher is not None:
         trainer.add_callback(pusher)
-    if checkpoint is None and args.should_save:
+    if args.should_save and (checkpoint is None or not is_of(checkpoint, args.output_dir)):
         clear_earlier_run(args.output_dir)
     with stop.listening():
         with suppress(GivenUp):  # in an evaluation before the first step

@@ -86,18 +86,21 @@ def find_checkpoint(output_dir: str, which: str | None) -> str | None:
     Raises:
         ValueError: the folder named is no whole checkpoint.
     """
+
+    def reason_against(folder: Path) -> str | None:
+        has_state = (folder / "trainer_state.json").is_file()
+        return what_is_wrong(folder) or (None if has_state else "it holds a model and nothing to go on from")
+
     if which is None or which.lower() in ("false", "none", ""):
         return None
     if which.lower() not in ("auto", "true"):
-        if reason := what_is_wrong(Path(which)):
+        if reason := reason_against(Path(which)):
             raise ValueError(
                 f"--resume_from_checkpoint {which}: {reason}. Give a whole checkpoint folder, or auto for the newest."
             )
         return which
     for folder in checkpoints_of(output_dir):
-        reason = what_is_wrong(folder)
-        if reason is None and not (folder / "trainer_state.json").is_file():
-            reason = "it holds a model and nothing to go on from"
+        reason = reason_against(folder)
         if reason is None:
             return str(folder)
         logger.warning(f"{folder} is passed over: {reason}.")

@@ -32,6 +32,12 @@ class ClassificationMetrics(evaluate.Metric):
             raise ValueError(
                 f"There are {len(self.severity_weights)} severity weights for {len(self.label_names)} labels."
             )
+        overall = classification_metrics([0], [0], [""], [1.0])
+        of_each = [f"{kind}_{name}" for kind in ("precision", "recall", "f1") for name in self.label_names]
+        if taken := [name for name in of_each if name in overall]:
+            raise ValueError(
+                f"A class's own {', '.join(taken)} would stand for that of all classes: give the label another name."
+            )
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:

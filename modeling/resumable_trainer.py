@@ -124,14 +124,31 @@ class ResumableTrainer(Trainer):
         """As Trainer's; an evaluation that is given up is due when the run is resumed."""
         if self._has_given_up:
             return
-        if self.control.should_evaluate:
+        evaluates = self.control.should_evaluate
+        if evaluates:
             self._random_before = random_state()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
+            if (
+                evaluates
+                and self.args.save_strategy == "best"
+                and self.stop is not None
+                and self.stop.agreed is not None
+            ):
+                # Trainer has taken back that the stopped run is to be saved, unless it is the best.
+                self._save_checkpoint(model, trial)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         except (GivenUp, RuntimeError) as error:
             self._raise_unless_stopped(error)
             self.carried.evaluation_is_due = True
             self._leave_checkpoint(model, trial)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As Trainer's; the best is saved whatever the strategy, where it is to be loaded in the end."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
 
     def _raise_unless_stopped(self, error: Exception) -> None:
         """Any error but a step that is given up; or a loader's worker that the same signal has ended while it was starting."""
@@ -151,8 +168,26 @@ class ResumableTrainer(Trainer):
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
         self._resumed_from = checkpoint
         done = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
-        self._find_best(Path(self._get_output_dir(trial)))
+        run_dir = Path(self._get_output_dir(trial))
+        self._find_best(run_dir)
+        best = self.state.best_global_step
+        if self.args.load_best_model_at_end and best and self.state.best_model_checkpoint is None:
+            raise ValueError(
+                f"{checkpoint} is of a run whose best checkpoint so far, checkpoint-{best}, is not in {run_dir}: copy it there "
+                "too, or go on with --load_best_model_at_end False, which keeps the last model."
+            )
         return done
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's; rates and weight decay that were given anew count, where the checkpoint's would."""
+        assert self.optimizer is not None
+        given = [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for number, (group, (rate, decay)) in enumerate(zip(self.optimizer.param_groups, given, strict=True)):
+            group["weight_decay"] = decay
+            if rate is not None and rate != group["initial_lr"]:
+                group["lr"] *= rate / group["initial_lr"] if group["initial_lr"] else 0.0
+                group["initial_lr"] = self.lr_scheduler.base_lrs[number] = rate
 
     def _find_best(self, run_dir: Path, being_saved: Path | None = None) -> None:
         """Where the best checkpoint is now: the run may have moved, and Trainer looks in `.saving`."""
@@ -189,9 +224,15 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
 
     # A signal to the whole group of processes shall not take the loader's workers from a run that is saving itself.
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, with workers that leave SIGTERM and Ctrl-C to the process that they work for."""
-        loader = super()._get_dataloader(*args, **kwargs)
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """As Trainer's, with workers that leave SIGTERM and Ctrl-C to the process that they work for; an incomplete batch
+        is dropped in training only."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
         loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
         return loader
 

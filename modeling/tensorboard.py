@@ -20,6 +20,9 @@ from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
 
+# Of the confusion matrix: inches, and labels up to which its cells are told in numbers.
+LARGEST, MOST_TOLD = 15.0, 20
+
 
 class TensorBoard(TrainerCallback):
     """Writes the run's TensorBoard files, on the first process.
@@ -99,14 +102,21 @@ def scalar_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
+def plain(label: str) -> str:
+    """A label as matplotlib is to write it: what stands between two dollars is no formula."""
+    return label.replace("$", r"\$")
+
+
 def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
     """Counts (rows: true, columns: predicted) on a scale of each row's share."""
-    size = 1.5 + 1.1 * len(label_names)  # read at half its size among other cards
+    size = min(1.5 + 1.1 * len(label_names), LARGEST)  # read at half its size among other cards
+    font = min(14.0, 14.0 * 12 / len(label_names))
+    label_names = [plain(name) for name in label_names]
     figure = Figure(figsize=(size, size), dpi=90, layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*matrix.shape):
+    for row, column in np.ndindex(*matrix.shape) if len(label_names) <= MOST_TOLD else ():
         share = shares[row, column]
         axes.text(
             column,
@@ -114,12 +124,12 @@ def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
             f"{matrix[row, column]}\n{share:.0%}",
             ha="center",
             va="center",
-            fontsize=15,
+            fontsize=font + 1,
             color="white" if share > 0.55 else "#1b2a41",
         )
     ticks = range(len(label_names))
-    axes.set_xticks(ticks, label_names, fontsize=14)
-    axes.set_yticks(ticks, label_names, rotation=90, va="center", fontsize=14)
+    axes.set_xticks(ticks, label_names, fontsize=font, rotation=90 if len(label_names) > MOST_TOLD else 0)
+    axes.set_yticks(ticks, label_names, rotation=0 if len(label_names) > MOST_TOLD else 90, va="center", fontsize=font)
     axes.set_xlabel("predicted", fontsize=14)
     axes.set_ylabel("true", fontsize=14)
     axes.tick_params(length=0)

@@ -205,6 +205,14 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"label_smoothing_factor must be in [0, 1), and is {self.label_smoothing_factor}.")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"num_train_epochs must be above 0, and is {self.num_train_epochs}.")
+        if self.save_only_model:
+            raise ValueError(
+                "save_only_model leaves nothing to go on from: leave it out. (save_total_limit bounds the checkpoints; the "
+                "finished model stands at the top of output_dir by itself.)"
+            )
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            # Trainer would take recall_loss, of a label "loss", for one that is to be low.
+            self.greater_is_better: bool | None = self.metric_for_best_model.removeprefix("eval_") != "loss"
         # Without an accelerator Trainer wants to be told so before it allows bf16.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -217,6 +225,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         super().__post_init__()
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            # torch's own mode is min, whatever the metric.
+            mode = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs: Any = mode | (self.lr_scheduler_kwargs or {})
 
     @property
     def precision(self) -> str:

@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time; an earlier one in it is gone on with or replaced, and never mixed with."""
 
 import fcntl
+import json
 import logging
 import os
 import platform
@@ -64,7 +65,8 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
     """The checkpoint to resume from. An earlier run in output_dir is gone on with or replaced, but never mixed with.
 
     Raises:
-        ValueError: an earlier run is there and neither was asked for; the checkpoint named is not its newest.
+        ValueError: an earlier run is there and neither was asked for; the checkpoint named is not its newest, or another
+            run's.
     """
     checkpoint = find_checkpoint(output_dir, resume)
     earlier = [path.name for path in checkpoints_of(output_dir)] or [
@@ -72,7 +74,14 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
     ]
     if checkpoint is not None:
         logger.info(f"Going on from {checkpoint}.")
-        step = int(Path(checkpoint).name.split("-")[-1]) if "-" in Path(checkpoint).name else 0
+        if not is_of(checkpoint, output_dir):
+            if earlier and not overwrite:
+                raise ValueError(
+                    f"{output_dir} holds an earlier run ({', '.join(earlier[:3])}), and {checkpoint} is another's: replace "
+                    "it with --overwrite_output_dir, or name another output_dir."
+                )
+            return checkpoint
+        step = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
         newer = [path.name for path in checkpoints_of(output_dir) if int(path.name.split("-")[-1]) > step]
         if resume != "auto" and newer:
             raise ValueError(
@@ -92,6 +101,11 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
             "--resume_from_checkpoint auto, replace it with --overwrite_output_dir, or name another output_dir."
         )
     return checkpoint
+
+
+def is_of(checkpoint: str, output_dir: str) -> bool:
+    """Whether a checkpoint is one of the run in output_dir."""
+    return Path(checkpoint).resolve().parent == Path(output_dir).resolve()
 
 
 def remove_if_empty(folder: str) -> None:

@@ -2,9 +2,11 @@
 they may take. Used by train_hf.py and scripts/search.py.
 """
 
+import json
 import logging
 import pickle
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,6 +20,7 @@ from data.chunked import ChunkedDocuments
 from data.chunking import chunk_sizes, coverage, special_token_frame
 from data.prepared import num_tokens_of
 from data.streamed import StreamedDocuments, prepared_stream, source_stream
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.health import extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -26,6 +29,9 @@ from modeling.training_args import HierarchicalTrainingArguments, parse_class_we
 from scripts.run_plan import Documents, choose_live_chunks
 
 logger = logging.getLogger("train_hf")
+
+# What a model is made of beside its encoder.
+MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 
 
 @dataclass
@@ -98,7 +104,6 @@ def build_model(
 ) -> HierarchicalRobertaForSequenceClassification:
     """Encoder and new head, with the chunk geometry in the config."""
     geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
-    parts = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
     try:
         model = HierarchicalRobertaForSequenceClassification.from_encoder(
             model_args.encoder,
@@ -108,7 +113,7 @@ def build_model(
             revision=model_args.encoder_revision,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
-            **{name: getattr(model_args, name) for name in (*geometry, *parts)},
+            **{name: getattr(model_args, name) for name in (*geometry, *MODEL_OPTIONS)},
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
@@ -124,6 +129,33 @@ def build_model(
         raise ValueError(message)
     logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
     return model
+
+
+def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_fingerprint: str) -> None:
+    """Raises ValueError where a checkpoint's model is another one than this; warns where its data were others."""
+    theirs, ours = json.loads((folder / "config.json").read_text(encoding="utf-8")), json.loads(config.to_json_string())
+    # The pieces that make the weights' shapes, and what the head's rows mean.
+    shapes = (
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
+    for of, names in (("", ("id2label", *MODEL_OPTIONS)), ("encoder_config", shapes)):
+        mine, its = (ours[of], theirs.get(of, {})) if of else (ours, theirs)
+        if changed := [name for name in names if its.get(name) != mine.get(name)]:
+            told = "; ".join(f"{name} {its.get(name)} there, {mine.get(name)} here" for name in changed)
+            raise ValueError(
+                f"{folder} cannot be gone on from with another model ({told}): give the options and data that it was made "
+                "with, or begin anew in another output_dir."
+            )
+    history = folder.parent / "training_history.json"
+    if history.is_file():
+        before = json.loads(history.read_text(encoding="utf-8"))["config"].get("data_fingerprint")
+        if before != data_fingerprint:
+            logger.warning(f"The data are not those that {folder} was trained on: the run goes on with the new ones.")
 
 
 def chunk_splits(

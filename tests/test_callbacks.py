@@ -140,11 +140,15 @@ def test_json_is_whole_and_holds_no_nan(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_the_confusion_matrix_shows_counts_and_shares():
+def test_the_confusion_matrix_shows_counts_and_shares(tmp_path):
     import numpy as np
 
-    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["a", "b"])
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["$0_to_$50", "b"])  # no formula
     assert [text.get_text() for text in figure.axes[0].texts] == ["3\n75%", "1\n25%", "0\n0%", "0\n0%"]
+    figure.savefig(tmp_path / "a.png")
+    figure = confusion_figure(np.eye(200, dtype=int), [f"label {number}" for number in range(200)])
+    assert max(figure.get_size_inches()) <= 15  # 40,000 cells told in numbers would take minutes and gigabytes
+    assert not figure.axes[0].texts
     assert scalar_name("eval_f1_macro") == "eval/f1_macro"
     assert scalar_name("learning_rate/head") == "train/learning_rate/head"
 

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -16,6 +17,8 @@ from modeling.checkpoints import find_checkpoint
 from modeling.health import HealthWatch
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from modeling.sampling import EpochSampler
+from scripts.output_dir import claim_output_dir
+from scripts.run_setup import check_checkpoint
 from tests.tiny_training import Documents, trainer_for
 
 
@@ -117,6 +120,92 @@ def test_a_run_that_has_moved_and_has_nothing_left_to_train_still_ends_with_its_
     best = load_file(tmp_path / "here" / "checkpoint-4" / "model.safetensors")
     for trainer in (first, second):
         assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_best_is_kept_though_its_step_was_not_one_to_save(roberta_folder, tmp_path):
+    given = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 8}
+    _, trainer = stoppable(roberta_folder, tmp_path, greater_is_better=True, **given)  # the loss falls: step 1
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    best = load_file(tmp_path / "checkpoint-1" / "model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_run_whose_best_was_left_behind_says_so_before_it_trains(roberta_folder, tmp_path):
+    stoppable(roberta_folder, tmp_path / "whole", greater_is_better=True)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "cut" / "checkpoint-8")
+    shutil.rmtree(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"best checkpoint so far, checkpoint-4, is not in .*cut: copy it there"):
+        stoppable(roberta_folder, tmp_path / "cut", resume=tmp_path / "cut", greater_is_better=True)
+    given = {"greater_is_better": True, "load_best_model_at_end": False}
+    stoppable(roberta_folder, tmp_path / "cut", resume=tmp_path / "cut", **given)
+
+
+def test_saving_the_best_only_does_not_lose_where_a_run_was_stopped(roberta_folder, tmp_path):
+    given = {"save_strategy": "best", "greater_is_better": True, "num_train_epochs": 3}  # only the first is the best
+    stoppable(roberta_folder, tmp_path / "whole", **given)
+    cut = tmp_path / "cut"
+    stop, _ = stoppable(roberta_folder, cut, SignalAt(8, "step"), **given)
+    assert stop.exit_status == 143
+    assert find_checkpoint(str(cut), "auto") == str(cut / "checkpoint-8")
+    stoppable(roberta_folder, cut, resume=cut, **given)
+    ours, theirs = (json.loads((tmp_path / name / "training_history.json").read_text()) for name in ("whole", "cut"))
+    assert [epoch["eval_loss"] for epoch in ours["epochs"]] == [epoch["eval_loss"] for epoch in theirs["epochs"]]
+
+
+def test_a_rate_that_is_given_anew_counts(roberta_folder, tmp_path):
+    stoppable(roberta_folder, tmp_path / "cut", SignalAt(3, "step"), weight_decay=0.01)
+    rates, decays = {}, {}
+    for rate in (1e-3, 1e-4):
+        folder = shutil.copytree(tmp_path / "cut", tmp_path / str(rate))
+        given = {"learning_rate": rate, "weight_decay": 10 * rate}
+
+        class Watch(TrainerCallback):
+            def on_step_end(self, args, state, control, optimizer, **_):
+                rates.setdefault(args.learning_rate, []).append([group["lr"] for group in optimizer.param_groups])
+                decays[args.learning_rate] = {group["weight_decay"] for group in optimizer.param_groups}
+
+        stoppable(roberta_folder, folder, Watch(), resume=folder, **given)
+    assert len(rates[1e-3]) == 5
+    assert torch.tensor(rates[1e-4]).flatten().tolist() == pytest.approx(
+        (torch.tensor(rates[1e-3]) / 10).flatten().tolist(), rel=1e-5
+    )
+    assert decays == {1e-3: {0.0, 0.01}, 1e-4: {0.0, 0.001}}
+
+
+def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta_folder, tmp_path):
+    for name in ("mine", "other"):
+        stoppable(roberta_folder, tmp_path / name)
+    mine, others = str(tmp_path / "mine"), str(tmp_path / "other" / "checkpoint-8")
+    with pytest.raises(
+        ValueError, match=r"mine holds an earlier run \(checkpoint-8, checkpoint-4\), and .* is another's"
+    ):
+        claim_output_dir(mine, others, overwrite=False)
+    assert claim_output_dir(mine, others, overwrite=True) == others
+    assert claim_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
+    with pytest.raises(ValueError, match="newer than"):
+        claim_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
+    # As it is named on the hub.
+    named = shutil.copytree(others, tmp_path / "by_hand" / "last-checkpoint")
+    assert claim_output_dir(str(tmp_path / "by_hand"), str(named), overwrite=False) == str(named)
+
+
+def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_path, caplog):
+    _, trainer = stoppable(roberta_folder, tmp_path)
+    folder, config = tmp_path / "checkpoint-8", trainer.model.config
+    (tmp_path / "training_history.json").write_text('{"config": {"data_fingerprint": "this"}}')
+    check_checkpoint(folder, config, "this")
+    assert not caplog.records
+    check_checkpoint(folder, config, "that")
+    assert "The data are not those" in caplog.text
+    for name, value in (("pooling_size", 16), ("chunk_transformer_layers", 1), ("id2label", {0: "b", 1: "a", 2: "c"})):
+        other = copy.deepcopy(config)
+        setattr(other, name, value)
+        with pytest.raises(ValueError, match=rf"another model \({name} .* there, .* here\)"):
+            check_checkpoint(folder, other, "this")
+    other = copy.deepcopy(config)
+    other.encoder_config.hidden_size = 64
+    with pytest.raises(ValueError, match="hidden_size 32 there, 64 here"):
+        check_checkpoint(folder, other, "this")
 
 
 class Poisoned(Documents):

@@ -168,6 +168,26 @@ def test_smaller_is_better_for_a_loss(tmp_path):
     arguments = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="loss")
     assert arguments.greater_is_better is False
     assert HierarchicalTrainingArguments(output_dir=str(tmp_path)).greater_is_better is True
+    # A label may be called so.
+    of_a_class = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="recall_loss")
+    assert of_a_class.greater_is_better is True
+
+
+@pytest.mark.parametrize(("metric", "falls"), [("f1_macro", False), ("loss", True)])
+def test_a_rate_that_waits_for_a_plateau_knows_which_way_is_better(metric, falls, roberta_model, tmp_path):
+    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    trainer = trainer_for(roberta_model, tmp_path, metric_for_best_model=metric, eval_strategy="epoch", **given)
+    trainer.create_optimizer_and_scheduler(4)
+    for value in (0.5, 0.6, 0.7):
+        trainer.lr_scheduler.step(value)
+    assert (trainer.learning_rates()["encoder"] < 1e-3) == falls
+
+
+def test_an_incomplete_batch_is_dropped_in_training_only(roberta_model, tmp_path):
+    trainer = trainer_for(roberta_model, tmp_path, dataloader_drop_last=True)
+    assert len(trainer.predict(trainer.eval_dataset).predictions) == 50  # in batches of 4
+    trainer.train()
+    assert trainer.count_totals()["documents"] == 48
 
 
 def test_one_process_on_several_gpus_is_refused_with_the_right_command(roberta_model, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from sklearn.metrics import auc, precision_recall_curve, roc_curve
 from modeling.calibration import reliability
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # what stands between two dollars in a label is no formula
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
