@@ -104,7 +104,8 @@ def run(
     check_metric_name(args.metric_for_best_model, labels)
     model = build_model(model_args, labels, args)
     if checkpoint is not None:
-        check_checkpoint(Path(checkpoint), model.config, manifest["data_fingerprint"])
+        fingerprint, needs_best = manifest["data_fingerprint"], args.load_best_model_at_end
+        check_checkpoint(Path(checkpoint), model.config, fingerprint, needs_best)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # as Trainer would, which warns about it
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))

@@ -214,6 +214,15 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         stacks = [part for part in self.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
         return list(stacks[0]) if stacks else []
 
+    # FSDP2 gives a model that it shards a class of its own, whose code would be saved in place of this file.
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', as this class, whatever the model's is meanwhile."""
+        given, self.__class__ = self.__class__, HierarchicalRobertaForSequenceClassification
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = given
+
     def compile_layers(self) -> None:
         """`torch.compile` for each layer of the encoder, for chunks of any number and length."""
         for layer in self.encoder_layers():

@@ -129,13 +129,10 @@ class ResumableTrainer(Trainer):
             self._random_before = random_state()
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
-            if (
-                evaluates
-                and self.args.save_strategy == "best"
-                and self.stop is not None
-                and self.stop.agreed is not None
-            ):
-                # Trainer has taken back that the stopped run is to be saved, unless it is the best.
+            is_best = self.state.best_global_step == self.state.global_step
+            is_stopped = self.stop is not None and self.stop.agreed is not None
+            if evaluates and is_stopped and self.args.save_strategy == "best" and not is_best:
+                # Trainer has taken back that the stopped run is to be saved.
                 self._save_checkpoint(model, trial)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         except (GivenUp, RuntimeError) as error:
@@ -168,18 +165,26 @@ class ResumableTrainer(Trainer):
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
         self._resumed_from = checkpoint
         done = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
-        run_dir = Path(self._get_output_dir(trial))
-        self._find_best(run_dir)
-        best = self.state.best_global_step
-        if self.args.load_best_model_at_end and best and self.state.best_model_checkpoint is None:
-            raise ValueError(
-                f"{checkpoint} is of a run whose best checkpoint so far, checkpoint-{best}, is not in {run_dir}: copy it there "
-                "too, or go on with --load_best_model_at_end False, which keeps the last model."
-            )
+        for folder in (Path(checkpoint or "").parent, Path(self._get_output_dir(trial))):
+            self._find_best(folder)
         return done
 
+    # ---- rates ----
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As Trainer's; a schedule that follows the metric is told which way is better (torch's own mode is min)."""
+        given = self.args.lr_scheduler_kwargs
+        if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            mode = {"mode": "max" if self.args.greater_is_better else "min"}
+            self.args.lr_scheduler_kwargs = mode | dict(given or {})
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            self.args.lr_scheduler_kwargs = given
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer's; rates and weight decay that were given anew count, where the checkpoint's would."""
+        """As Trainer's; rates and weight decay that were given anew count, where the checkpoint's would. (Not of a schedule
+        that follows the metric, whose rate is what it has come to.)"""
         assert self.optimizer is not None
         given = [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -188,6 +193,7 @@ class ResumableTrainer(Trainer):
             if rate is not None and rate != group["initial_lr"]:
                 group["lr"] *= rate / group["initial_lr"] if group["initial_lr"] else 0.0
                 group["initial_lr"] = self.lr_scheduler.base_lrs[number] = rate
+                self.lr_scheduler._last_lr[number] = group["lr"]  # what is logged first
 
     def _find_best(self, run_dir: Path, being_saved: Path | None = None) -> None:
         """Where the best checkpoint is now: the run may have moved, and Trainer looks in `.saving`."""

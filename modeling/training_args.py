@@ -225,10 +225,6 @@ class HierarchicalTrainingArguments(TrainingArguments):
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
         super().__post_init__()
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            # torch's own mode is min, whatever the metric.
-            mode = {"mode": "max" if self.greater_is_better else "min"}
-            self.lr_scheduler_kwargs: Any = mode | (self.lr_scheduler_kwargs or {})
 
     @property
     def precision(self) -> str:

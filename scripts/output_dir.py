@@ -105,7 +105,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
 
 def is_of(checkpoint: str, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in output_dir."""
-    return Path(checkpoint).resolve().parent == Path(output_dir).resolve()
+    return Path(checkpoint).parent.resolve() == Path(output_dir).resolve()
 
 
 def remove_if_empty(folder: str) -> None:

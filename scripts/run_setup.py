@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from data.chunked import ChunkedDocuments
 from data.chunking import chunk_sizes, coverage, special_token_frame
@@ -30,7 +31,15 @@ from scripts.run_plan import Documents, choose_live_chunks
 
 logger = logging.getLogger("train_hf")
 
-# What a model is made of beside its encoder.
+# What makes the shapes of an encoder's weights, and what a model is made of beside it.
+ENCODER_SHAPES = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+)
 MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 
 
@@ -131,26 +140,32 @@ def build_model(
     return model
 
 
-def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_fingerprint: str) -> None:
-    """Raises ValueError where a checkpoint's model is another one than this; warns where its data were others."""
-    theirs, ours = json.loads((folder / "config.json").read_text(encoding="utf-8")), json.loads(config.to_json_string())
-    # The pieces that make the weights' shapes, and what the head's rows mean.
-    shapes = (
-        "model_type",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "vocab_size",
-    )
-    for of, names in (("", ("id2label", *MODEL_OPTIONS)), ("encoder_config", shapes)):
-        mine, its = (ours[of], theirs.get(of, {})) if of else (ours, theirs)
-        if changed := [name for name in names if its.get(name) != mine.get(name)]:
-            told = "; ".join(f"{name} {its.get(name)} there, {mine.get(name)} here" for name in changed)
+def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_fingerprint: str, needs_best: bool) -> None:
+    """Warns where a checkpoint's data were others.
+
+    Raises:
+        ValueError: its model is another one than this; the best one of its run is wanted, and is not there.
+    """
+    theirs = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
+    for mine, its, names in (
+        (config, theirs, ("id2label", *MODEL_OPTIONS)),
+        (config.encoder_config, theirs.encoder_config, ENCODER_SHAPES),
+    ):
+        values = {name: (getattr(its, name, None), getattr(mine, name, None)) for name in names}
+        if changed := {name: both for name, both in values.items() if both[0] != both[1]}:
+            told = "; ".join(f"{name} {there} there, {here} here" for name, (there, here) in changed.items())
             raise ValueError(
                 f"{folder} cannot be gone on from with another model ({told}): give the options and data that it was made "
                 "with, or begin anew in another output_dir."
             )
+    state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    best = folder.parent / f"checkpoint-{state.best_global_step}"
+    is_there = best.is_dir() or Path(state.best_model_checkpoint or best).is_dir()
+    if needs_best and state.best_global_step and not is_there:
+        raise ValueError(
+            f"The best checkpoint so far of the run that {folder} is of, {best.name}, is not beside it: copy it there too, "
+            "or go on with --load_best_model_at_end False, which keeps the last model."
+        )
     history = folder.parent / "training_history.json"
     if history.is_file():
         before = json.loads(history.read_text(encoding="utf-8"))["config"].get("data_fingerprint")

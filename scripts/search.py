@@ -44,6 +44,7 @@ from scripts.logs import set_up_logging
 from scripts.prepare_dataset import load_tokenizer
 from scripts.recipe import parse_with_recipe, split_off_config
 from scripts.run_setup import (
+    MODEL_OPTIONS,
     DataArguments,
     ModelArguments,
     build_model,
@@ -51,7 +52,7 @@ from scripts.run_setup import (
     chunk_splits,
     plan_memory,
 )
-from scripts.search_space import OF_THE_MODEL, OF_TRAINING, NumberedSampler, read_space
+from scripts.search_space import OF_TRAINING, NumberedSampler, read_space
 
 logger = logging.getLogger("search")
 
@@ -123,7 +124,7 @@ class Search:
     def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
         """A model with these options, its head from the same seed each time."""
         set_seed(self.args.seed)
-        chosen = {name: value for name, value in params.items() if name in OF_THE_MODEL}
+        chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
         model.live_chunks = self.live_chunks
         if self.args.device.type == "cpu":
@@ -152,7 +153,7 @@ class Search:
             if trial is None:
                 return self.new_model({})
             self.number = trial.number
-            return self.new_model({name: space[name](trial) for name in OF_THE_MODEL if name in space})
+            return self.new_model({name: space[name](trial) for name in MODEL_OPTIONS if name in space})
 
         trainer = WeightedTrainer(
             model_init=model_of,
@@ -176,7 +177,7 @@ class Search:
         def draw(trial: optuna.Trial) -> dict[str, Any]:
             drawn = {option: drawer(trial) for option, drawer in space.items()}
             trainer.head_lr_multiplier = drawn.get("head_lr_multiplier", args.head_lr_multiplier)
-            return {option: value for option, value in drawn.items() if option not in OF_THE_MODEL}
+            return {option: value for option, value in drawn.items() if option not in MODEL_OPTIONS}
 
         def value_of(metrics: dict[str, float]) -> float:
             seen.append(metrics[name])
@@ -269,13 +270,13 @@ def put_back(study: optuna.Study, number: int | None) -> None:
     if not trial.state.is_finished():
         study.tell(number, state=optuna.trial.TrialState.FAIL)
     if study.trials[number].state == optuna.trial.TrialState.FAIL:
-        study.enqueue_trial(trial.params)
+        study.enqueue_trial(trial.params, user_attrs={"again": number})
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that came to their end or were pruned. One that failed or was interrupted is none of those asked for."""
-    counted = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    return [trial for trial in study.trials if trial.state in counted]
+    """Trials that are over, whatever their end, but those that were put back."""
+    again = {trial.user_attrs.get("again") for trial in study.trials}
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in again]
 
 
 def value_shown(trial: optuna.trial.FrozenTrial) -> str:

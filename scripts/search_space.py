@@ -7,9 +7,10 @@ from typing import Any
 import optuna
 import yaml
 
-# What a space may hold: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
+from scripts.run_setup import MODEL_OPTIONS
+
+# What a space may hold beside MODEL_OPTIONS: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
 # pruning compares trials after as many steps.
-OF_THE_MODEL = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 OF_TRAINING: tuple[str, ...] = (
     "learning_rate",
     "head_lr_multiplier",
@@ -32,9 +33,9 @@ def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: expected a mapping of options to their choices.")
-    if unknown := sorted(set(map(str, content)) - set(OF_THE_MODEL) - set(OF_TRAINING)):
+    if unknown := sorted(set(map(str, content)) - set(MODEL_OPTIONS) - set(OF_TRAINING)):
         raise ValueError(
-            f"{path}: {', '.join(unknown)} cannot be searched for; these can: {', '.join((*OF_THE_MODEL, *OF_TRAINING))}."
+            f"{path}: {', '.join(unknown)} cannot be searched for; these can: {', '.join((*MODEL_OPTIONS, *OF_TRAINING))}."
         )
     return {name: _drawer(name, choices, path) for name, choices in content.items()}
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from modeling.callbacks import EarlyStopping, History, StopOnSignal
 from modeling.checkpoints import find_checkpoint
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.health import HealthWatch
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from modeling.sampling import EpochSampler
@@ -130,14 +131,27 @@ def test_the_best_is_kept_though_its_step_was_not_one_to_save(roberta_folder, tm
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
 
 
+def test_a_run_goes_on_in_another_folder_with_the_best_that_stands_beside_its_checkpoint(roberta_folder, tmp_path):
+    stoppable(roberta_folder, tmp_path / "whole", greater_is_better=True)
+    moved = (tmp_path / "whole").rename(tmp_path / "moved")
+    _, trainer = stoppable(
+        roberta_folder, tmp_path / "new", resume=moved, greater_is_better=True, num_train_epochs=3, save_total_limit=1
+    )
+    assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-4")
+    best = load_file(moved / "checkpoint-4" / "model.safetensors")
+    assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
+
+
 def test_a_run_whose_best_was_left_behind_says_so_before_it_trains(roberta_folder, tmp_path):
     stoppable(roberta_folder, tmp_path / "whole", greater_is_better=True)
     shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "cut" / "checkpoint-8")
     shutil.rmtree(tmp_path / "whole")
-    with pytest.raises(ValueError, match=r"best checkpoint so far, checkpoint-4, is not in .*cut: copy it there"):
-        stoppable(roberta_folder, tmp_path / "cut", resume=tmp_path / "cut", greater_is_better=True)
-    given = {"greater_is_better": True, "load_best_model_at_end": False}
-    stoppable(roberta_folder, tmp_path / "cut", resume=tmp_path / "cut", **given)
+    config = HierarchicalRobertaConfig.from_pretrained(tmp_path / "cut" / "checkpoint-8")
+    with pytest.raises(
+        ValueError, match=r"The best checkpoint so far .*, checkpoint-4, is not beside it: copy it there"
+    ):
+        check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=True)
+    check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=False)
 
 
 def test_saving_the_best_only_does_not_lose_where_a_run_was_stopped(roberta_folder, tmp_path):
@@ -184,6 +198,10 @@ def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta
     assert claim_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
     with pytest.raises(ValueError, match="newer than"):
         claim_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
+    # A folder that was moved to another disk is still this run's.
+    (tmp_path / "mine" / "checkpoint-8").rename(tmp_path / "disk")
+    (tmp_path / "mine" / "checkpoint-8").symlink_to(tmp_path / "disk")
+    assert claim_output_dir(mine, "auto", overwrite=False) == str(tmp_path / "mine" / "checkpoint-8")
     # As it is named on the hub.
     named = shutil.copytree(others, tmp_path / "by_hand" / "last-checkpoint")
     assert claim_output_dir(str(tmp_path / "by_hand"), str(named), overwrite=False) == str(named)
@@ -193,19 +211,22 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_p
     _, trainer = stoppable(roberta_folder, tmp_path)
     folder, config = tmp_path / "checkpoint-8", trainer.model.config
     (tmp_path / "training_history.json").write_text('{"config": {"data_fingerprint": "this"}}')
-    check_checkpoint(folder, config, "this")
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["lexical_features"]  # as one was saved before there were any
+    (folder / "config.json").write_text(json.dumps(saved))
+    check_checkpoint(folder, config, "this", needs_best=True)
     assert not caplog.records
-    check_checkpoint(folder, config, "that")
+    check_checkpoint(folder, config, "that", needs_best=True)
     assert "The data are not those" in caplog.text
     for name, value in (("pooling_size", 16), ("chunk_transformer_layers", 1), ("id2label", {0: "b", 1: "a", 2: "c"})):
         other = copy.deepcopy(config)
         setattr(other, name, value)
         with pytest.raises(ValueError, match=rf"another model \({name} .* there, .* here\)"):
-            check_checkpoint(folder, other, "this")
+            check_checkpoint(folder, other, "this", needs_best=True)
     other = copy.deepcopy(config)
     other.encoder_config.hidden_size = 64
     with pytest.raises(ValueError, match="hidden_size 32 there, 64 here"):
-        check_checkpoint(folder, other, "this")
+        check_checkpoint(folder, other, "this", needs_best=True)
 
 
 class Poisoned(Documents):

@@ -37,7 +37,7 @@ def test_sharded_training_ends_as_one_process_does_and_exports_a_plain_file(prep
         given |= {**exact, "per_device_train_batch_size": 5, "use_cpu": True, **more}
         done = subprocess.run(
             [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "scripts/recipes/accelerate/fsdp.yaml",
-             "--main_process_port", "0", "train_hf.py", *options(**given)],
+             "--main_process_port", "0", "tests/sharded_on_cpu.py", *options(**given)],
             cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -53,11 +53,13 @@ def test_sharded_training_ends_as_one_process_does_and_exports_a_plain_file(prep
 
     last, _ = checkpoints_of(str(tmp_path / "sharded"))
     assert what_is_wrong(last) is None
-    expected = load_file(tmp_path / "sharded" / "model.safetensors")
+    assert {"optimizer.bin", "pytorch_model_fsdp.bin"} <= {path.name for path in last.iterdir()}  # it was sharded
+    assert not list(tmp_path.glob("sharded/**/_fsdp*.py"))  # the code that travels is this project's
+    expected = load_file(last / "model.safetensors")
     for path in sorted(last.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     last.rmdir()
     sharded(tmp_path / "sharded", resume_from_checkpoint="auto")
-    found = load_file(tmp_path / "sharded" / "model.safetensors")
+    found = load_file(last / "model.safetensors")
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)

@@ -175,12 +175,13 @@ def test_smaller_is_better_for_a_loss(tmp_path):
 
 @pytest.mark.parametrize(("metric", "falls"), [("f1_macro", False), ("loss", True)])
 def test_a_rate_that_waits_for_a_plateau_knows_which_way_is_better(metric, falls, roberta_model, tmp_path):
-    given = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
-    trainer = trainer_for(roberta_model, tmp_path, metric_for_best_model=metric, eval_strategy="epoch", **given)
+    trainer = trainer_for(roberta_model, tmp_path, metric_for_best_model=metric, eval_strategy="epoch")
+    trainer.args.lr_scheduler_type, trainer.args.lr_scheduler_kwargs = "reduce_lr_on_plateau", {"patience": 0}
     trainer.create_optimizer_and_scheduler(4)
     for value in (0.5, 0.6, 0.7):
         trainer.lr_scheduler.step(value)
     assert (trainer.learning_rates()["encoder"] < 1e-3) == falls
+    assert trainer.args.lr_scheduler_kwargs == {"patience": 0}  # other schedules, in a search, take no mode
 
 
 def test_an_incomplete_batch_is_dropped_in_training_only(roberta_model, tmp_path):

@@ -139,13 +139,13 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     terms["source"] = describe_source(arguments.source)
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
-    before = json.loads(path.read_text()) if path.exists() else {"terms": {}, "candidates": {}}
+    before = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
     # A candidate whose options train_hf.py refused has no epoch yet, and may be mended.
     runs = arguments.output_dir / "runs"
     epochs = ("checkpoint-*", "training_history.json", "cost.json")
     begun = {name for name in before["candidates"] if any(any((runs / name).glob(f"*/{what}")) for what in epochs)}
     before["candidates"] = {name: options for name, options in before["candidates"].items() if name in begun}
-    if before["terms"] != terms and not any(runs.glob("*/*/cost.json")):
+    if path.exists() and before["terms"] != terms and not any(runs.glob("*/*/cost.json")):
         for folder in (arguments.output_dir / "whole", *arguments.output_dir.glob("fold-*")):
             shutil.rmtree(folder, ignore_errors=True)
     elif before["terms"] != terms:

@@ -89,8 +89,8 @@ def _with_sentences(
     kept: list[set[int]],
 ) -> np.ndarray:
     """Probability of the predicted label with only these sentences left in the explained chunks, for each variant. Tokens
-    go with the sentence that they are in, from every chunk that has them; those in none (half a sentence, where chunks
-    overlap) stay."""
+    go with the sentence that they are in, from each of these chunks that has them; those in none (half a sentence, where
+    chunks overlap) stay."""
     tokens = chunked.documents[reading.index]["input_ids"]
     explained = sorted({sentence.chunk for sentence in reading.sentences})
     chunks = []
