@@ -108,7 +108,10 @@ def test_a_trial_that_is_interrupted_begins_anew(prepared_folder, roberta_folder
     given = prepared_folder, roberta_folder, tmp_path / "s", space
     long = {"num_train_epochs": 60, "early_stopping_patience": 0}
     command = [sys.executable, "-m", "scripts.search", *options(**arguments_of(*given, num_trials=3, **long))]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job, as this test may be part of one, hands Ctrl-C on as ignored.
+    given_back = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes, **given_back) as process:
         study = tmp_path / "s" / "study.log"
         while process.poll() is None and not (study.exists() and '"intermediate_value"' in study.read_text()):
             time.sleep(0.05)  # until the trial has told of an epoch
