@@ -22,6 +22,7 @@ from modeling.metrics import classification_metrics
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from scripts.evaluation.explanation import explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import sentence_curves
+from scripts.evaluation.figures import confusion_figure, curves_figure
 from scripts.evaluation.report_content import headline_of
 from scripts.evaluation.statistics import (
     abstain_curve,
@@ -179,6 +180,12 @@ def test_the_first_line_says_when_tfidf_is_not_beaten():
     text, warns = headline(entry(0.1, -0.05, 0.2))
     assert warns
     assert "may be chance" in text
+
+
+def test_labels_in_figures_are_no_formulas():
+    names = ["$0_to_$50", "$50_to_$100"]
+    assert confusion_figure(np.eye(2, dtype=int), names).startswith(b"\x89PNG")
+    assert curves_figure(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]), names).startswith(b"\x89PNG")
 
 
 # ---- explanation ----

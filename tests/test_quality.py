@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from data.prepared import load_prepared
-from scripts.benchmark.quality import parse_candidate
+from scripts.benchmark.quality import columns_of, parse_candidate
 from scripts.benchmark.quality_table import flagged, markdown, summary
 from scripts.predictions import write_predictions
 from tests.conftest import LABELS, TRAINING, run_command, tiny_rows, write_csv
@@ -86,6 +86,14 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert other.returncode == 1
     assert "figures of another labels" in other.stderr
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["contestants"].keys() == names
+
+
+def test_of_two_rows_with_one_id_the_first_tells_the_fold(tmp_path):
+    rows = [
+        {"id": "x", "text": "a", "label": "mild", "fold": "0"},
+        {"id": "x", "text": "b", "label": "mild", "fold": "1"},
+    ]
+    assert columns_of(str(write_csv(tmp_path / "a.csv", rows)), ["fold"])("x") == {"fold": "0"}
 
 
 class Part(dict):

@@ -174,6 +174,9 @@ def test_a_rate_that_is_given_anew_counts(roberta_folder, tmp_path):
         given = {"learning_rate": rate, "weight_decay": 10 * rate}
 
         class Watch(TrainerCallback):
+            def on_train_begin(self, args, state, control, lr_scheduler, optimizer, **_):
+                assert lr_scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
+
             def on_step_end(self, args, state, control, optimizer, **_):
                 rates.setdefault(args.learning_rate, []).append([group["lr"] for group in optimizer.param_groups])
                 decays[args.learning_rate] = {group["weight_decay"] for group in optimizer.param_groups}
