@@ -7,7 +7,6 @@ parse → data → model → WeightedTrainer → train → evaluate → export. 
 a recipe gives defaults and the command line overrides them.
 """
 
-import gc
 import logging
 import pickle
 import sys
@@ -15,7 +14,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed import DistError
 from transformers import ProgressCallback, set_seed
 
@@ -34,7 +32,7 @@ from modeling.training_args import (
     parse_severity_weights,
 )
 from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import run_main
+from scripts.command_line import run_and_exit
 from scripts.hub import take_token_off_the_command_line
 from scripts.hub_pusher import HubPusher, start_pushing
 from scripts.lexical_view import fit_lexical_view
@@ -138,6 +136,9 @@ def run(
         kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
         documents = dict(cached_chunk_vectors(model, chunked, collator, kept, trainer.accelerator))
         model.standardize(document_means(documents["train"]))
+    workers = args.dataloader_num_workers
+    if args.freeze_encoder:
+        args.dataloader_num_workers = 0  # a step on cached embeddings is over before a worker has sent them
     if args.streaming:
         documents["train"] = stream_of(data_args.train_source, chunked["train"], labels, args)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
@@ -168,7 +169,8 @@ def run(
         )
         logger.warning(f"Stopped by a signal {saved}. Go on with --resume_from_checkpoint auto.")
         return stop.exit_status
-    # On the tokens, also where the encoder was frozen: kept vectors have the precision of training.
+    args.dataloader_num_workers = workers
+    # On the tokens, also where the encoder was frozen: cached embeddings have the precision of training.
     metrics = evaluate_splits(trainer, documents if args.evaluate_kept_vectors else chunked, splits, labels)
     export(trainer, history, metrics, labels)
     if pusher is None:
@@ -217,16 +219,5 @@ def command() -> int:
     return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
 
 
-def leave_process_group() -> None:
-    """Ends gloo's threads: one that lets go of its last work while Python ends aborts the process (exit status -6). They end
-    with the last reference to the process group, and DDP has some."""
-    if torch.distributed.is_initialized():
-        gc.collect()
-        torch.distributed.destroy_process_group()
-        gc.collect()
-
-
 if __name__ == "__main__":
-    exit_status = run_main(command)
-    leave_process_group()
-    sys.exit(exit_status)
+    run_and_exit(command)

@@ -19,10 +19,12 @@ class DocumentCollator:
         num_chunks      [2, 1]                                        (B,)
         input_ids       [[0, 5, 2, 1], [0, 6, 7, 2], [0, 2, 1, 1]]    (N, L)
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
+        chunk_lengths   [[3, 4], [2]]                                 Python's numbers
 
-    Documents that carry `chunk_vectors` (C, D) give `chunk_vectors` (N, D), beside token ids or instead of them. `labels` stands first, since
-    Trainer takes a batch's size from its first tensor. `with_ids` adds `ids`, a list of the documents' ids, which
-    WeightedTrainer takes out again: it names documents whose step it cannot take.
+    Documents that carry `chunk_vectors` (C, D) give `chunk_vectors` (N, D), beside token ids or instead of them. `labels`
+    stands first, since Trainer takes a batch's size from its first tensor. `chunk_lengths` stays on the host, which plans
+    by it what the device does next. `with_ids` adds `ids`, a list of the documents' ids, which WeightedTrainer takes out
+    again: it names documents whose step it skips.
     """
 
     pad_token_id: int
@@ -40,6 +42,7 @@ class DocumentCollator:
         if "input_ids" not in documents[0]:
             return batch
         chunks = [chunk for document in documents for chunk in document["input_ids"]]
+        chunk_lengths = [[len(chunk) for chunk in document["input_ids"]] for document in documents]
         lengths = np.array([len(chunk) for chunk in chunks])
         mask_NL = np.arange(lengths.max()) < lengths[:, None]
         ids_NL = np.full(mask_NL.shape, self.pad_token_id, dtype=np.int64)
@@ -47,4 +50,5 @@ class DocumentCollator:
         batch["num_chunks"] = torch.tensor([len(document["input_ids"]) for document in documents])
         batch["input_ids"] = torch.from_numpy(ids_NL)
         batch["attention_mask"] = torch.from_numpy(mask_NL.astype(np.int64))
+        batch["chunk_lengths"] = chunk_lengths
         return batch

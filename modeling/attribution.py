@@ -35,12 +35,13 @@ def token_attributions(
         place: which of them the chunk is.
     """
 
+    chunk_CX = chunk_CX.to(input_ids_L.device)
+
     def log_odds_of(ids_SL: torch.Tensor) -> torch.Tensor:
-        vector_SD = model.encode_micro_batch(ids_SL, torch.ones_like(ids_SL), is_padded=False)
+        vector_SD = model.encode_batch(ids_SL, torch.ones_like(ids_SL), is_padded=False)
         chunk_SCX = chunk_CX.expand(len(ids_SL), -1, -1).clone()
         chunk_SCX[:, place, : vector_SD.shape[1]] = vector_SD
-        num_chunks = torch.full((len(ids_SL),), len(chunk_CX), device=ids_SL.device)
-        return log_odds(model.classify(chunk_SCX.flatten(0, 1), num_chunks)[0], label)
+        return log_odds(model.classify(chunk_SCX.flatten(0, 1), [len(chunk_CX)] * len(ids_SL))[0], label)
 
     gradients = LayerIntegratedGradients(log_odds_of, model.encoder.get_input_embeddings())
     found_1LD = gradients.attribute(
@@ -60,9 +61,8 @@ def lexical_attributions(
     assert view is not None
     feature_L = view.feature_of_token[input_ids_L]
     features_S, row_L, times_S = feature_L.unique(return_inverse=True, return_counts=True)
-    one = torch.ones(1, dtype=torch.long, device=chunk_CX.device)
     count_1M = chunk_CX[:, model.config.hidden_size :].sum(dim=0, keepdim=True)
-    logits_1K, _ = model.classify(chunk_CX, one * len(chunk_CX))
+    logits_1K, _ = model.classify(chunk_CX, [len(chunk_CX)])
     # The last column takes the tokens that are no features.
     without_SM = torch.nn.functional.pad(count_1M, (0, 1)).repeat(len(features_S), 1)
     without_SM[torch.arange(len(features_S)), features_S] -= times_S

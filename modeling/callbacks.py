@@ -115,7 +115,7 @@ class History(TrainerCallback, ExportableState):
                 "chunks_per_second": totals["chunks"] / seconds,
                 "data_wait_share": totals["data_seconds"] / seconds,
                 "padding_share": self.trainer.padding_share(),
-                "peak_memory_gib": peak_memory() / 2**30,
+                **peak_memory(args.device),
             }
         )
         self.trainer.totals = dict.fromkeys(COUNTED, 0.0)
@@ -163,8 +163,15 @@ class StopOnSignal(TrainerCallback):
         self.agreed: int | None = None
         # On the CPU, so that to agree does not wait for a GPU.
         self.group = None
+        self._asked: tuple[torch.Tensor, Any] | None = None
         if torch.distributed.is_initialized():
-            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            try:
+                self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"The processes cannot reach one another by gloo ({str(error).partition(chr(10))[0]}): name the "
+                    "network interface between them, GLOO_SOCKET_IFNAME=eth0, or make the host's name resolve."
+                ) from error
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -189,9 +196,25 @@ class StopOnSignal(TrainerCallback):
         return self.agreed
 
     def must_give_up(self) -> bool:
-        """Whether half the grace period is over, on any process. Every process must call it."""
-        late = self.received is not None and self.seconds_left <= self.grace_seconds / 2
-        return bool(self._greatest(int(late))) and self.agree() is not None
+        """Whether half the grace period was over, on any process, when all of them last asked. Every process must call it.
+
+        The answer to the question before this one, so that no process waits for the others at every micro-batch."""
+        late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
+        if self.group is None:
+            return bool(late) and self.agree() is not None
+        was_late = self._answer()
+        greatest = torch.tensor(late)
+        work = torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
+        self._asked = (greatest, work)
+        return was_late and self.agree() is not None
+
+    def _answer(self) -> bool:
+        if self._asked is None:
+            return False
+        greatest, work = self._asked
+        self._asked = None
+        work.wait()
+        return bool(greatest)
 
     @property
     def seconds_left(self) -> float:
@@ -201,6 +224,7 @@ class StopOnSignal(TrainerCallback):
     def _greatest(self, number: int) -> int:
         if self.group is None:
             return number
+        self._answer()  # messages of a group are answered in their order
         greatest = torch.tensor(number)
         torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group)
         return int(greatest)

@@ -1,12 +1,15 @@
 """What each chunk contributes to a document's rating, from chunk vectors that are there already.
 
 C chunks of a document, S subsets of them, D hidden, M features of a lexical view, X of both together, K labels.
-This file travels to the hub with the model and imports nothing else of the project.
+This file travels to the hub with the model and imports only its siblings.
 """
 
 from typing import Any
 
 import torch
+
+from .pooling import to_device
+from .precision import full_precision
 
 # Chunk vectors that are classified at once: a document of 2,000 chunks has 4 million of them in its 2,000 subsets.
 ROWS_AT_ONCE = 8_192
@@ -25,15 +28,20 @@ def logits_of_subsets(model: Any, chunk_CX: torch.Tensor, kept_SC: torch.Tensor)
     Args:
         kept_SC: True where a subset has a chunk; each has one at least.
     """
-    kept_SC = kept_SC.to(chunk_CX.device)
+    chunk_CX = chunk_CX.to(model.device)
+    kept_SC = kept_SC.cpu()  # so that the device is not asked which chunks a subset has
     chunk_CD = chunk_CX[:, : model.config.hidden_size]
-    slices = kept_SC.split(max(1, ROWS_AT_ONCE // len(chunk_CD)))
-    logits = [model.classify_vectors(chunk_CD[part.nonzero()[:, 1]], part.sum(dim=1))[0] for part in slices]
+    logits = []
+    for part_sC in kept_SC.split(max(1, ROWS_AT_ONCE // len(chunk_CD))):
+        chunk_ND = chunk_CD[to_device(part_sC.nonzero()[:, 1], chunk_CD.device)]
+        logits.append(model.classify_vectors(chunk_ND, part_sC.sum(dim=1))[0])
     logits_SK = torch.cat(logits)
     if model.lexical is None:
         return logits_SK
     # The counts of a subset are a sum: a product of matrices, where to lay out its chunks would take S × C × M numbers.
-    return logits_SK + model.lexical.logits(kept_SC.float() @ chunk_CX[:, model.config.hidden_size :].float())
+    with full_precision(chunk_CX.device):
+        count_SM = to_device(kept_SC, chunk_CX.device).float() @ chunk_CX[:, model.config.hidden_size :].float()
+        return logits_SK + model.lexical.logits(count_SM)
 
 
 def chunk_contributions(model: Any, chunk_CX: torch.Tensor, label: int) -> torch.Tensor:

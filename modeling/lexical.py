@@ -1,11 +1,15 @@
 """The lexical view: how often a document uses the words that tell its class, beside what the encoder makes of its chunks.
 
 B documents, N chunks in the batch, L tokens of a chunk, V vocabulary, M features, K labels.
-This file travels to the hub with the model and imports nothing else of the project.
+This file travels to the hub with the model and imports only its siblings.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from .pooling import host_counts
 
 
 class LexicalView(nn.Module):
@@ -49,11 +53,10 @@ class LexicalView(nn.Module):
         count_NX = torch.zeros(len(input_ids_NL), self.weight.shape[1] + 1, device=input_ids_NL.device)
         return count_NX.scatter_add_(1, feature_NL, torch.ones_like(feature_NL, dtype=count_NX.dtype))[:, :-1]
 
-    def forward(self, count_NM: torch.Tensor, num_chunks_B: torch.Tensor) -> torch.Tensor:
+    def forward(self, count_NM: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """`logits_BK` of documents whose chunks stand one after the other."""
-        document_N = torch.arange(len(num_chunks_B), device=count_NM.device).repeat_interleave(num_chunks_B)
-        count_BM = count_NM.new_zeros(len(num_chunks_B), count_NM.shape[1]).index_add(0, document_N, count_NM)
-        return self.logits(count_BM)
+        documents = count_NM.split(host_counts(num_chunks_B))
+        return self.logits(torch.stack([count_CM.sum(dim=0) for count_CM in documents]))
 
     def logits(self, count_BM: torch.Tensor) -> torch.Tensor:
         """`logits_BK` of documents whose counts are added up already."""

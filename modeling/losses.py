@@ -52,7 +52,8 @@ def weighted_loss_sum(
 
 def weight_sum(labels_B: torch.Tensor, class_weights_K: torch.Tensor | None) -> torch.Tensor:
     """Sum of the documents' class weights, (): the denominator of the weighted loss. Labels of -100 do not count."""
-    labels = labels_B[labels_B != -100]
+    # Products in place of a selection, whose size the host would have to wait for.
+    counts_B = labels_B != -100
     if class_weights_K is None:
-        return torch.tensor(float(labels.numel()), device=labels_B.device)
-    return class_weights_K.to(labels.device)[labels].sum()
+        return counts_B.sum(dtype=torch.float32)
+    return (class_weights_K.to(labels_B.device)[labels_B.clamp(min=0)] * counts_B).sum()

@@ -6,25 +6,34 @@ B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hid
 without one), K labels. Only real chunks enter: there are no padding chunks. This file travels to the hub with the model and imports only its siblings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from .encoder_batches import plan_encoder_batches
+from .encoders import (
+    ATTENTION_DROPOUTS,
+    HIDDEN_DROPOUTS,
+    attention_for,
+    check_attention,
+    encode_unpadded,
+    set_dropout,
+)
 from .lexical import LexicalView
-from .micro_batches import plan_micro_batches
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
-from .pooling import ChunkPooling, ChunkTransformer
+from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
+from .precision import full_precision
+from .recomputation import recomputed
 
-# Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
-HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+# Encoder batches whose weights' gradients are added up in half precision, before their sum is added in fp32: with many
+# more the sum loses what the terms have (docs/log.md).
+BATCHES_PER_CAST = 8
 
 
 @dataclass
@@ -44,20 +53,15 @@ class HierarchicalOutput(ModelOutput):
     chunk_vectors: torch.Tensor | None = None
 
 
-def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
-    """Mean over each chunk's real tokens in fp32, (N, D): what sentence encoders such as MiniLM were trained for."""
-    mask_NL = attention_mask_NL.to(torch.float32)
-    return torch.einsum("nld,nl->nd", token_NLD.float(), mask_NL) / mask_NL.sum(dim=1, keepdim=True)
-
-
 class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     """Classifies documents given as chunks; see `forward`.
 
     Attributes that are not saved, and change speed and memory but not the result:
-        token_budget: tokens in a micro-batch of the encoder.
+        token_budget, batch_cost: what makes up an encoder batch (see `plan_encoder_batches`).
         live_chunks: at most so many chunks hold activations for the backward pass (0: no bound); the others are
-            encoded again there, with their random state replayed. Gradients are the same to the bit, unless the bound
-            is below the chunks of a micro-batch, which then gets smaller.
+            recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
+            batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
+            `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
         encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
@@ -93,8 +97,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         if config.lexical_features:
             vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
             self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
-        self.token_budget = 4096
+        self.token_budget, self.batch_cost = 4096, 64
         self.live_chunks = 0
+        self._trained_state: list[Any] | None = None
         self.encoded_tokens = [0, 0]
         self.post_init()
         if self.lexical is not None:
@@ -132,8 +137,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
                 "FacebookAI/roberta-base, with a hidden_size."
             )
-        _set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
-        _set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
+        set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
+        set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
+        check_attention(encoder_config, attn_implementation)
         # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
         encoder, loading = AutoModel.from_pretrained(
             name_or_path,
@@ -223,10 +229,29 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         finally:
             self.__class__ = given
 
-    def compile_layers(self) -> None:
+    def fit_batches_to(
+        self, device: torch.device, token_budget: int | None = None, live_chunks: int = 0
+    ) -> "HierarchicalRobertaForSequenceClassification":
+        """Size the encoder batches for a device, and bound the live chunks; the model itself.
+
+        On a GPU a batch costs as much as thousands of tokens (computed from the launches of RoBERTa-base, not measured
+        yet: `python -m scripts.benchmark.gpu`), on a CPU as few (docs/log.md). Where live chunks are bounded batches
+        stay small, since the one that is recomputed takes its room from those that are kept.
+
+        Args:
+            token_budget: None for what suits the device.
+        """
+        is_large = device.type != "cpu" and not live_chunks
+        self.token_budget, self.batch_cost = token_budget or (16384 if is_large else 4096), 2048 if is_large else 64
+        self.live_chunks = live_chunks
+        return self
+
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """`torch.compile` for each layer of the encoder, for chunks of any number and length."""
+        # Mask or none, one chunk or several, training or not, autocast or not: a graph each. torch gives up at 8.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for layer in self.encoder_layers():
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True, backend=backend)
 
     @torch.no_grad()
     def standardize(self, document_BD: torch.Tensor) -> None:
@@ -244,7 +269,12 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def train(self, mode: bool = True) -> "HierarchicalRobertaForSequenceClassification":
-        """As `nn.Module.train`, but the encoder's frozen parts stay in evaluation mode: what they give must not vary."""
+        """As `nn.Module.train`, but the encoder's frozen parts stay in evaluation mode: what they give must not vary.
+
+        Trainer calls it before every micro-batch: where nothing has changed since, it does nothing.
+        """
+        if mode and self._trained_state == self._training_state():
+            return self
         super().train(mode)
         if mode and self.encoder_is_frozen:
             self.encoder.eval()
@@ -253,7 +283,16 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 weights = list(part.parameters())
                 if weights and not any(weight.requires_grad for weight in weights):
                     part.eval()
+        self._trained_state = self._training_state() if mode else None
         return self
+
+    def _training_state(self) -> list[Any]:
+        """Of every part: its mode, and which of its own weights are trained."""
+        parts = (part.__dict__ for part in self.modules())
+        return [
+            (part["training"], *(weight.requires_grad for weight in part["_parameters"].values() if weight is not None))
+            for part in parts
+        ]
 
     def forward(
         self,
@@ -262,8 +301,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         num_chunks: torch.Tensor | None = None,
         chunk_vectors: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        chunk_lengths: Sequence[Sequence[int]] | None = None,
     ) -> HierarchicalOutput:
-        """Rate documents.
+        """Classify documents.
 
         Args:
             input_ids: (N, L) token ids of the batch's chunks, documents one after the other, padded on the right.
@@ -272,30 +312,39 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             chunk_vectors: (N, D) that `encode_chunks` gave before; the encoder does not run. A lexical view still needs
                 `input_ids`.
             labels: (B,) class ids, -100 to leave a document out of the loss.
+            chunk_lengths: of each document the tokens of each chunk. The tensors say the same; with Python's numbers
+                the host need not wait for the device to learn them.
         """
         needs_ids = chunk_vectors is None or self.lexical is not None
         if num_chunks is None or needs_ids != (input_ids is not None):
             raise ValueError(
                 "Give num_chunks, and either input_ids or chunk_vectors (with a lexical view, input_ids too)."
             )
-        chunk_NX = self.read_chunks(input_ids, attention_mask, chunk_vectors)
-        logits_BK, chunk_weights_N = self.classify(chunk_NX, num_chunks)
+        lengths = None if chunk_lengths is None else [length for document in chunk_lengths for length in document]
+        counts = host_counts(num_chunks) if chunk_lengths is None else [len(document) for document in chunk_lengths]
+        chunk_NX = self.read_chunks(input_ids, attention_mask, chunk_vectors, lengths)
+        logits_BK, chunk_weights_N = self.classify(chunk_NX, counts)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
         return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_NX)
 
-    def classify(self, chunk_NX: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def classify(
+        self, chunk_NX: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What was read of each chunk, (N, D + M) → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and
         scores are read here."""
         hidden_size = self.config.hidden_size
         logits_BK, chunk_weights_N = self.classify_vectors(chunk_NX[:, :hidden_size], num_chunks_B)
         if self.lexical is not None:
-            with torch.autocast(chunk_NX.device.type, enabled=False):
+            with full_precision(chunk_NX.device):
                 logits_BK = logits_BK + self.lexical(chunk_NX[:, hidden_size:].float(), num_chunks_B)
         return logits_BK, chunk_weights_N
 
-    def classify_vectors(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def classify_vectors(
+        self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `classify`, by what the encoder made of the chunks alone."""
-        with torch.autocast(chunk_ND.device.type, enabled=False):
+        num_chunks_B = host_counts(num_chunks_B)
+        with full_precision(chunk_ND.device):
             chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
             if self.chunk_transformer is not None:
                 chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
@@ -307,93 +356,69 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         input_ids_NL: torch.Tensor | None,
         attention_mask_NL: torch.Tensor | None = None,
         chunk_ND: torch.Tensor | None = None,
+        lengths: list[int] | None = None,
     ) -> torch.Tensor:
         """What `classify` needs of each chunk, (N, D + M): its vector, from `encode_chunks` where it is not given, and the
         counts of the lexical view where there is one."""
         if chunk_ND is None:
             assert input_ids_NL is not None
             mask_NL = torch.ones_like(input_ids_NL) if attention_mask_NL is None else attention_mask_NL
-            chunk_ND = self.encode_chunks(input_ids_NL, mask_NL)
+            chunk_ND = self.encode_chunks(input_ids_NL, mask_NL, lengths)
         if self.lexical is None or input_ids_NL is None:
             return chunk_ND
         return torch.cat([chunk_ND.float(), self.lexical.count(input_ids_NL)], dim=1)
 
-    def encode_chunks(self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor) -> torch.Tensor:
-        """Chunk vectors (N, D), by micro-batches of chunks of like length, each trimmed to its own longest.
+    def encode_chunks(
+        self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, lengths: list[int] | None = None
+    ) -> torch.Tensor:
+        """Chunk vectors (N, D), by encoder batches of chunks of like length, each trimmed to its own longest.
 
-        Chunks of 3, 8, 7 and 2 tokens under a `token_budget` of 16 make two micro-batches: 8 and 7, then 3 and 2 tokens.
+        Chunks of 3, 8, 7 and 2 tokens under a `token_budget` of 16 make two batches: 8 and 7, then 3 and 2 tokens.
+
+        Args:
+            lengths: real tokens of each chunk, where the host knows them.
         """
-        lengths = attention_mask_NL.sum(dim=1).tolist()
-        plan = plan_micro_batches(lengths, self.token_budget, self.live_chunks)
+        lengths = attention_mask_NL.sum(dim=1).tolist() if lengths is None else lengths
+        plan = plan_encoder_batches(lengths, self.token_budget, self.batch_cost, self.live_chunks)
+        # One permutation there and one back: the batches in between are slices.
+        order = [row for rows in plan for row in rows]
+        order_N = to_device(torch.tensor(order), input_ids_NL.device)
+        ids_NL, mask_NL = input_ids_NL[order_N], attention_mask_NL[order_N]
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
-        # The micro-batch that is being recomputed is alive in the backward pass beside those that were kept.
+        # The batch that is being recomputed is alive in the backward pass beside those that were kept.
         most, live = max(map(len, plan)), 0
         is_bounded = keeps_graph and 0 < self.live_chunks < len(lengths)
-        vectors = []
+        vectors: list[torch.Tensor] = []
+        begin = 0
         with torch.set_grad_enabled(keeps_graph):
             for rows in plan:
-                longest = lengths[rows[0]]
-                ids_nl, mask_nl = input_ids_NL[rows, :longest], attention_mask_NL[rows, :longest]
+                batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
+                ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
                 real = sum(lengths[row] for row in rows)
                 self.encoded_tokens[0] += real
                 self.encoded_tokens[1] += ids_nl.numel() - real
+                begin += len(rows)
                 live += len(rows)
                 recompute = is_bounded and live + most > self.live_chunks
-                encode = _recomputed(self.encode_micro_batch) if recompute else self.encode_micro_batch
+                encode = recomputed(self.encode_batch, ids_nl.device) if recompute else self.encode_batch
+                if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:
+                    torch.clear_autocast_cache()
                 vectors.append(encode(ids_nl, mask_nl, ids_nl.numel() > real))
-        chunk_ND = torch.cat(vectors)
-        order = torch.tensor([row for rows in plan for row in rows], device=chunk_ND.device)
-        return chunk_ND[torch.argsort(order)]
+        place_N = torch.empty(len(order), dtype=torch.long)
+        place_N[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(vectors)[to_device(place_N, order_N.device)]
 
-    def encode_micro_batch(
+    def encode_batch(
         self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool
     ) -> torch.Tensor:
-        """Chunk vectors (n, D) of one micro-batch, with gradients where they are enabled."""
-        if is_padded and "flash" in self.encoder.config._attn_implementation:
-            return self._encode_unpadded(input_ids_nl, attention_mask_nl)
-        # Without a mask attention takes its fastest path, and a micro-batch without padding needs none.
-        output = self.encoder(input_ids=input_ids_nl, attention_mask=attention_mask_nl if is_padded else None)
-        return mean_of_tokens(output.last_hidden_state, attention_mask_nl)
-
-    def _encode_unpadded(self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor) -> torch.Tensor:
-        """The chunks as one row of real tokens; flash attention keeps them apart by their cumulative lengths.
-
-        As `DataCollatorWithFlattening` in transformers, which does it for whole batches.
-        """
-        is_real_nl = attention_mask_nl.bool()
-        lengths_n = attention_mask_nl.sum(dim=1)
-        ends_n = nn.functional.pad(lengths_n.cumsum(0), (1, 0)).to(torch.int32)
-        longest = input_ids_nl.shape[1]
-        position_nl = torch.arange(longest, device=input_ids_nl.device).expand_as(input_ids_nl) + self.first_position
-        output = self.encoder(
-            input_ids=input_ids_nl[is_real_nl][None],
-            position_ids=position_nl[is_real_nl][None],
-            cu_seq_lens_q=ends_n,
-            cu_seq_lens_k=ends_n,
-            max_length_q=longest,
-            max_length_k=longest,
-        )
-        row_t = torch.arange(len(lengths_n), device=lengths_n.device).repeat_interleave(lengths_n)
-        token_td = output.last_hidden_state[0].float()
-        sum_nd = token_td.new_zeros(len(lengths_n), token_td.shape[1]).index_add(0, row_t, token_td)
-        return sum_nd / lengths_n[:, None]
-
-
-def _recomputed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`function`, keeping no activations: the backward pass runs it again, with the same random numbers."""
-    return lambda *args: checkpoint(function, *args, use_reentrant=False, preserve_rng_state=True)
-
-
-def _set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:
-    if value is None:
-        return
-    if not 0 <= value < 1:
-        raise ValueError(f"A dropout must be in [0, 1), and is {value}.")
-    present = [name for name in names if hasattr(encoder_config, name)]
-    if not present and value > 0:
-        raise ValueError(f"The encoder ({encoder_config.model_type}) has none of the dropouts {', '.join(names)}.")
-    for name in present:
-        setattr(encoder_config, name, value)
+        """Chunk vectors (n, D) of one encoder batch, with gradients where they are enabled."""
+        with attention_for(self.encoder, input_ids_nl.device):
+            if is_padded and "flash" in self.encoder.config._attn_implementation:
+                return encode_unpadded(self.encoder, input_ids_nl, attention_mask_nl, self.first_position)
+            # Without a mask attention takes its fastest path, and a batch without padding needs none.
+            mask_nl = attention_mask_nl if is_padded else None
+            output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
+            return mean_of_tokens(output.last_hidden_state, mask_nl)
 
 
 HierarchicalRobertaConfig.register_for_auto_class()

@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import psutil
 import torch
 
-from .modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from .modeling_hierarchical_roberta import BATCHES_PER_CAST, HierarchicalRobertaForSequenceClassification
 
 # Shares of the free memory that activations may take. The CPU's is shared with everything else that runs there.
 USABLE = {"cuda": 0.85, "cpu": 0.5}
@@ -27,10 +28,10 @@ class Footprint:
 
     Attributes:
         state: gradients and the optimizer's two moments, of the parameters that are trained.
-        per_chunk: what the backward pass needs of one full chunk.
+        per_chunk: what the backward pass needs of one full chunk, attention mask included.
         once: what it needs whatever the number of chunks, such as the weights' low-precision copies.
-        working: the largest temporary tensors of a micro-batch.
-        chunks_at_once: full chunks in a micro-batch.
+        working: the largest temporary tensors of an encoder batch.
+        chunks_at_once: full chunks in an encoder batch.
     """
 
     state: int
@@ -41,18 +42,20 @@ class Footprint:
 
     def peak(self, num_chunks: float, live_chunks: int = 0) -> float:
         """Bytes at the most, for a batch of so many full chunks under a bound on the live ones (0: none)."""
-        if live_chunks:
-            num_chunks = min(num_chunks, live_chunks)
-        return self.state + self.once + self.working + GAPS * num_chunks * self.per_chunk
+        alive = min(num_chunks, live_chunks) if live_chunks else num_chunks
+        # The weights' copies are made anew every few encoder batches, and once more while one is recomputed.
+        copies = max(1, -(-alive // (BATCHES_PER_CAST * self.chunks_at_once))) + (alive < num_chunks)
+        return self.state + copies * self.once + self.working + GAPS * alive * self.per_chunk
 
     def live_chunks_within(self, num_bytes: float, num_chunks: int) -> int:
         """The bound on live chunks under which a batch of `num_chunks` stays within so many bytes; 0 where none is
-        needed. A power of two, so that a little less memory does not change it: a bound below a micro-batch's chunks
-        changes its make-up, and with it which random numbers dropout draws for whom."""
+        needed. In steps of an eighth or less, so that a little less memory seldom changes it: a bound below an encoder
+        batch's chunks changes its make-up, and with it which random numbers dropout draws for whom."""
         if self.per_chunk == 0 or self.peak(num_chunks) <= num_bytes:
             return 0
-        fitting = int((num_bytes - self.peak(0)) // (GAPS * self.per_chunk))
-        return 1 << max(fitting, 1).bit_length() - 1
+        steps = {mantissa << exponent for exponent in range(num_chunks.bit_length()) for mantissa in range(1, 16)}
+        fitting = [bound for bound in steps if bound < num_chunks and self.peak(num_chunks, bound) <= num_bytes]
+        return max(fitting, default=1)
 
 
 def split_documents(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any]]:
@@ -61,29 +64,29 @@ def split_documents(batch: dict[str, Any], num_parts: int) -> list[dict[str, Any
     if num_parts == 1:
         return [batch]
     counts = [int(part.sum()) for part in num_chunks_B.chunk(num_parts)]
-    of_documents = {name: value.chunk(num_parts) for name, value in batch.items() if len(value) == len(num_chunks_B)}
+    size = -(-len(num_chunks_B) // num_parts)
+    starts = range(0, len(num_chunks_B), size)
+    of_documents = {
+        name: [value[start : start + size] for start in starts]
+        for name, value in batch.items()
+        if len(value) == len(num_chunks_B)
+    }
     of_chunks = {name: value.split(counts) for name, value in batch.items() if name not in of_documents}
     return [{name: parts[i] for name, parts in (of_documents | of_chunks).items()} for i in range(len(counts))]
-
-
-def random_state() -> list[torch.Tensor]:
-    """Torch's random state on the CPU and on every CUDA device."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def set_random_state(state: list[torch.Tensor]) -> None:
-    """Go back to a state that `random_state` gave."""
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state_all(state[1:])
 
 
 def use_all_cores(num_threads: int = 0) -> int:
     """All cores, shared among the processes of this machine, for the work on a CPU, or so many threads; how many there
     are now. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // processes))
+    torch.set_num_threads(num_threads or max(1, joblib.cpu_count() // processes))
     return torch.get_num_threads()
+
+
+def use_flash_attention_on_cuda() -> None:
+    """Leave cuDNN out of torch's choice of an attention kernel: it builds a plan, of tens of milliseconds, for every new
+    shape, and chunks of a document come in ever new ones (modelscope/FunASR#3704)."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> None:
@@ -110,14 +113,20 @@ def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> 
     library.mallopt(top_pad, 64 * 2**20)
 
 
-def peak_memory() -> int:
-    """The most memory used so far, in bytes: the device's, or the process's on a CPU."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory used so far, in GiB: `peak_memory_gib`, a GPU's tensors or the process on a CPU; and on CUDA
+    `peak_reserved_gib`, with what torch keeps for later, which is what meets the card's limit."""
+    gib = 2**30
+    if device.type == "cuda":
+        peaks = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
+        return {"peak_memory_gib": peaks[0] / gib, "peak_reserved_gib": peaks[1] / gib}
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would tell the peak of whatever started this process, where that was higher
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"peak_memory_gib": 1024 * int(status.read_text().split("VmHWM:")[1].split()[0]) / gib}
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / gib}
 
 
 def free_memory(device: torch.device) -> int:
@@ -136,9 +145,11 @@ def footprint(
     model: HierarchicalRobertaForSequenceClassification,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Footprint:
-    """Measure what a step of this model keeps, by encoding one full chunk and then two, and counting the tensors that
-    autograd saves. Model, random state and gradients are as before."""
-    kept_1, kept_2 = (_kept_bytes(model, num_chunks, autocast) for num_chunks in (1, 2))
+    """Measure what a step of this model keeps, by encoding two chunks and then four, and counting the tensors that
+    autograd saves. Model, random state and gradients are as before.
+
+    The last chunk is one token short, so that an attention mask is kept, as in most encoder batches."""
+    kept_2, kept_4 = (_kept_bytes(model, num_chunks, autocast) for num_chunks in (2, 4))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     encoder_trained = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
     chunks_at_once = max(1, model.token_budget // model.config.chunk_length)
@@ -149,18 +160,30 @@ def footprint(
     working += 4 * max((parameter.numel() for parameter in trained), default=0)
     return Footprint(
         state=3 * 4 * sum(parameter.numel() for parameter in trained),
-        per_chunk=kept_2 - kept_1,
-        once=max(2 * kept_1 - kept_2, 0),
+        per_chunk=(kept_4 - kept_2) // 2,
+        once=max(2 * kept_2 - kept_4, 0),
         working=working,
         chunks_at_once=chunks_at_once,
     )
+
+
+def warm_up(
+    model: HierarchicalRobertaForSequenceClassification,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """A chunk forward and backward: the libraries of a GPU take their workspaces and load their kernels, which then no
+    longer count as free memory. (Gradients are left empty.)"""
+    vectors = _encode(model, 2, autocast)
+    if vectors.requires_grad:
+        vectors.float().mean().backward()
+    model.zero_grad()
 
 
 def seconds_per_chunk(
     model: HierarchicalRobertaForSequenceClassification,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[float, float]:
-    """Seconds for a full chunk, forward and backward: the best of three micro-batches. (Gradients are left empty.)"""
+    """Seconds for a full chunk, forward and backward: the best of three encoder batches. (Gradients are left empty.)"""
     rows = max(1, model.token_budget // model.config.chunk_length)
     best = (float("inf"), float("inf"))
     for _ in range(3):
@@ -184,7 +207,7 @@ def _now(device: torch.device) -> float:
 def _encode(
     model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> torch.Tensor:
-    """Full chunks through the encoder in training mode, with nothing left behind."""
+    """Full chunks, the last but for a token, through the encoder in training mode, with nothing left behind."""
     training, live_chunks, counted = model.training, model.live_chunks, list(model.encoded_tokens)
     model.train()
     model.live_chunks = 0
@@ -192,8 +215,10 @@ def _encode(
     try:
         with torch.random.fork_rng(devices):
             words = torch.randint(5, 50, (rows, model.config.chunk_length), device=model.device)
+            mask = torch.ones_like(words)
+            mask[-1, -1] = 0
             with autocast():
-                return model.encode_chunks(words, torch.ones_like(words))
+                return model.encode_chunks(words, mask)
     finally:
         model.train(training)
         model.live_chunks, model.encoded_tokens = live_chunks, counted

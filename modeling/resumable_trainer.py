@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from .checkpoints import SAVING, put_in_place, rotate, what_is_wrong
 from .files import disk_error, is_full
-from .resources import random_state, set_random_state
+from .recomputation import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class ResumableTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, after keeping the random state: what a checkpoint must hold if this step is given up."""
         if not self._epoch_begins:
-            self._random_before = random_state()
+            self._random_before = random_state(self.args.device)
         self._epoch_begins = False
         return super().get_batch_samples(*args, **kwargs)
 
@@ -110,7 +110,7 @@ class ResumableTrainer(Trainer):
         if epoch == kwargs["epochs_trained"]:
             self._load_rng_state(kwargs["resume_from_checkpoint"])
         # The loader draws a number when it begins: a checkpoint before an epoch's first step has the state before that.
-        self._random_before, self._epoch_begins = random_state(), True
+        self._random_before, self._epoch_begins = random_state(self.args.device), True
         try:
             super()._run_epoch(epoch=epoch, model=model, trial=trial, **kwargs)
         except (GivenUp, RuntimeError) as error:
@@ -126,7 +126,7 @@ class ResumableTrainer(Trainer):
             return
         evaluates = self.control.should_evaluate
         if evaluates:
-            self._random_before = random_state()
+            self._random_before = random_state(self.args.device)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
             is_best = self.state.best_global_step == self.state.global_step
@@ -158,7 +158,7 @@ class ResumableTrainer(Trainer):
         self._has_given_up = self.control.should_training_stop = True
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.state.global_step and (self.carried.evaluation_is_due or what_is_wrong(folder)):
-            set_random_state(self._random_before)
+            set_random_state(self.args.device, self._random_before)
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 

@@ -75,7 +75,7 @@ class TensorBoard(TrainerCallback):
         logs = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in logs:
             logs |= self.trainer.speed() | {"padding_share": self.trainer.padding_share()}
-            logs["peak_memory_gib"] = peak_memory() / 2**30
+            logs |= peak_memory(args.device)
         for name, value in logs.items():
             self.writer.add_scalar(scalar_name(name), value, state.global_step)
         self.writer.flush()

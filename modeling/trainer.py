@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers.trainer_utils import EvalLoopOutput
 
 from .losses import weight_sum, weighted_loss_sum
+from .out_of_memory import out_of_memory_reason, survive_out_of_memory
 from .parameter_groups import parameter_groups
-from .resources import random_state, set_random_state, split_documents
+from .precision import full_precision
+from .prefetch import Prefetched
+from .recomputation import random_state, set_random_state
+from .reduction import average_gradients
+from .resources import split_documents
 from .resumable_trainer import ResumableTrainer, shown
 from .sampling import EpochSampler, WithBlanks
 
@@ -30,6 +35,8 @@ logger = logging.getLogger(__name__)
 # in all, and waiting for data. Everything but the loss and the seconds is a number of things.
 COUNTED = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
 LOSSES_LOOKED_AT = 20
+# Under fp16 the scaler looks for its scale by skipping steps: only from so many in a row on is one worth a warning.
+QUIET_FP16_SKIPS = 2
 
 
 class WeightedTrainer(ResumableTrainer):
@@ -76,8 +83,9 @@ class WeightedTrainer(ResumableTrainer):
         self.last_grad_norm: torch.Tensor | float | None = None
         # The last evaluation's logits (documents, K) and labels, for whoever draws them.
         self.last_evaluation: EvalLoopOutput | None = None
-        # What went through since the totals were last taken: first on this process alone, then of all of them.
-        self._passed = {name: torch.zeros((), dtype=torch.float64, device=self.args.device) for name in COUNTED}
+        # What went through since the totals were last taken: first on this process alone, then of all of them. Python's
+        # numbers, since not every device has float64; the documents are counted where their labels are.
+        self._passed: dict[str, Any] = dict.fromkeys(COUNTED, 0.0)
         self.totals = dict.fromkeys(COUNTED, 0.0)
         self._clock: float | None = None
         # What is done where memory does not suffice: documents of a batch taken in so many parts, in training and in
@@ -91,7 +99,7 @@ class WeightedTrainer(ResumableTrainer):
         self._step_losses: list[torch.Tensor] = []
         self._step_ids: list[list[str]] = []
         self._step_random: list[torch.Tensor] = []
-        self._passed_before: dict[str, torch.Tensor] = {}
+        self._passed_before: dict[str, Any] = {}
 
     # ---- the loss ----
 
@@ -137,7 +145,7 @@ class WeightedTrainer(ResumableTrainer):
         """
         self.give_up_if_asked()
         if not self._step_batches:
-            self._step_random = random_state()
+            self._step_random = random_state(self.args.device)
         self._step_batches.append(inputs)
         again = [inputs]
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -147,35 +155,25 @@ class WeightedTrainer(ResumableTrainer):
                     losses = [self._training_step_in_parts(model, batch, num_items_in_batch) for batch in again]
                     break
                 except (RuntimeError, MemoryError) as error:
-                    reason = self._out_of_memory(error)
+                    if (reason := out_of_memory_reason(error)) is None:
+                        raise
                 if is_sharded:
                     raise ValueError(
                         f"Out of memory ({reason}): lower --live_chunks, or --per_device_train_batch_size."
                     )
                 self._make_room(inputs, reason, training=True)
                 model.zero_grad()
-                set_random_state(self._step_random)
+                set_random_state(self.args.device, self._step_random)
                 again = self._step_batches
         if self.accelerator.sync_gradients and self.args.world_size > 1 and not is_sharded:
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+            average_gradients(model.parameters(), self.args.world_size)
         self._step_losses[len(self._step_batches) - len(losses) :] = losses
-        # Added up without waiting for the device.
-        self._passed["loss"] += losses[-1] / self.accelerator.num_processes
         return losses[-1]
 
     def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
         parts = split_documents(inputs, self.document_parts[True])
         step = super().training_step
         return torch.stack([step(model, part, num_items).detach() for part in parts]).sum()
-
-    @staticmethod
-    def _out_of_memory(error: RuntimeError | MemoryError) -> str:
-        """The first line of an error that says that memory is full; any other is raised again."""
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not should_reduce_batch_size(error):
-            raise error
-        return str(error).partition("\n")[0]
 
     def _make_room(self, inputs: dict[str, Any], reason: str, training: bool) -> None:
         """Halve what is alive at once, and say so.
@@ -207,8 +205,7 @@ class WeightedTrainer(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """As Trainer's, counting what goes through and how long training waits for it."""
         self._step_batches, self._step_losses = [], []
-        self._passed_before = {name: value.clone() for name, value in self._passed.items()}
-        self._passed_before["logged"] = self._tr_loss.clone()
+        self._passed_before = self._passed | {"logged": self._tr_loss.clone()}
         started = time.perf_counter()
         self._clock = started if self._clock is None else self._clock
         batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -216,13 +213,13 @@ class WeightedTrainer(ResumableTrainer):
         self._passed["steps"] += 1 / self.accelerator.num_processes
         self._step_ids = [batch.pop("ids", []) for batch in batches]
         for batch in batches:
-            self._passed["documents"] += (batch["labels"] != -100).sum()
+            self._passed["documents"] = self._passed["documents"] + (batch["labels"] != -100).sum()
             self._passed["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
         return batches, weights
 
     def uncount_step(self) -> None:
         """As if nothing of the present step had gone through; the seconds were spent all the same."""
-        for name in ("loss", "steps", "documents", "chunks"):
+        for name in ("steps", "documents", "chunks"):
             self._passed[name] = self._passed_before[name]
         self._tr_loss.copy_(self._passed_before["logged"])
 
@@ -231,11 +228,14 @@ class WeightedTrainer(ResumableTrainer):
         now = time.perf_counter()
         self._passed["seconds"] += (now - self._clock if self._clock else 0.0) / self.accelerator.num_processes
         self._clock = None
-        passed = torch.stack([self._passed[name] for name in COUNTED])
-        passed = self.accelerator.reduce(passed) if self.args.world_size > 1 else passed
-        for name, value in zip(COUNTED, passed.tolist(), strict=True):
+        passed = [float(self._passed[name]) for name in COUNTED]
+        if self.args.world_size > 1:
+            passed = self.accelerator.reduce(
+                torch.tensor(passed, dtype=torch.float64, device=self.args.device)
+            ).tolist()
+        for name, value in zip(COUNTED, passed, strict=True):
             self.totals[name] += value
-            self._passed[name].zero_()
+            self._passed[name] = 0.0
         return self.totals
 
     def speed(self) -> dict[str, float]:
@@ -264,7 +264,8 @@ class WeightedTrainer(ResumableTrainer):
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._full_precision = True
         try:
-            return super().predict(*args, **kwargs)
+            with full_precision(self.args.device):
+                return super().predict(*args, **kwargs)
         finally:
             self._full_precision = False
 
@@ -287,7 +288,8 @@ class WeightedTrainer(ResumableTrainer):
                         logits = torch.cat([model(**part).logits.detach() for part in parts])
                     return None, logits, labels
                 except (RuntimeError, MemoryError) as error:
-                    reason = self._out_of_memory(error)
+                    if (reason := out_of_memory_reason(error)) is None:
+                        raise
                 self._make_room(inputs, reason, training=False)
         finally:
             self._eval_live_chunks, bare.live_chunks = bare.live_chunks, live_chunks
@@ -320,6 +322,7 @@ class WeightedTrainer(ResumableTrainer):
             groups = parameter_groups(model, rates, self.args.weight_decay, decayed)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
+            survive_out_of_memory(self.optimizer)
             for group in groups:
                 count = sum(parameter.numel() for parameter in group["params"])
                 logger.info(
@@ -345,6 +348,7 @@ class WeightedTrainer(ResumableTrainer):
         loss = float(self.accelerator.reduce(loss) if self.args.world_size > 1 else loss)
         if (wrong := self._what_is_wrong(loss, float(norm))) is None:
             self.last_grad_norm = norm
+            self._passed["loss"] += loss / self.accelerator.num_processes
             self.carried.skipped = []
             self.carried.losses = [*self.carried.losses, loss][-LOSSES_LOOKED_AT:]
             return norm
@@ -352,7 +356,9 @@ class WeightedTrainer(ResumableTrainer):
         ids = self._of_all_processes(broken) or self._of_all_processes(self._step_ids)
         step = self.state.global_step + 1
         self.carried.skipped = [*self.carried.skipped, (step, wrong, ids)]
-        logger.warning(f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
+        is_quiet = self.args.fp16 and len(self.carried.skipped) <= QUIET_FP16_SKIPS
+        level = logging.INFO if is_quiet else logging.WARNING
+        logger.log(level, f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
         self.uncount_step()
         self._passed["skipped"] += 1 / self.accelerator.num_processes
         self._globalstep_last_logged += 1  # the mean that is logged is over the steps that were taken
@@ -403,7 +409,12 @@ class WeightedTrainer(ResumableTrainer):
         read some of them twice, and tear documents from their chunks."""
         documents = self.train_dataset
         if isinstance(documents, IterableDataset):
-            return DataLoader(documents, self._train_batch_size, collate_fn=self.data_collator)
+            return DataLoader(
+                Prefetched(documents, self._train_batch_size * self.args.gradient_accumulation_steps),
+                self._train_batch_size,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
         if self.args.world_size > 1:
             documents = WithBlanks(documents)
         return self._get_dataloader(

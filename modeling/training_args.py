@@ -17,6 +17,7 @@
 | metric_for_best_model | f1_macro | loss | every class counts alike |
 | dataloader_num_workers | 2 on CUDA | 0 | chunks are cut while the GPU works; on a CPU workers would take its cores |
 | dataloader_pin_memory | on CUDA | True | a warning elsewhere |
+| accelerator_config | non_blocking on CUDA | blocking | copies from pinned memory need not be waited for |
 | logging_nan_inf_filter | False | True | a NaN must be seen, not averaged away |
 | restore_callback_states_from_checkpoint | True | False | the patience counter is part of the run |
 | ddp_broadcast_buffers | False | None (True) | the buffers are the same in every process and do not change |
@@ -45,6 +46,8 @@ def choose_precision(use_cpu: bool) -> tuple[str, str]:
         if major >= 7:
             return "fp16", f"{device} has fp16 tensor cores and no native bf16"
         return "fp32", f"{device} has no fast half precision"
+    if not use_cpu and torch.accelerator.is_available():
+        return "fp32", f"half precision was not tried on {torch.accelerator.current_accelerator()}"
     capabilities = torch.cpu.get_capabilities()
     native = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
     if native:
@@ -72,8 +75,12 @@ class HierarchicalTrainingArguments(TrainingArguments):
     save_total_limit: int | None = 3
     load_best_model_at_end: bool = True
     metric_for_best_model: str | None = "f1_macro"
-    dataloader_num_workers: int = field(default_factory=lambda: 2 if torch.cuda.is_available() else 0)
-    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that read documents. Default: 2 on CUDA, else none."}
+    )
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Batches in memory that a GPU copies from directly. Default: on CUDA."}
+    )
     logging_nan_inf_filter: bool = False
     restore_callback_states_from_checkpoint: bool = True
     remove_unused_columns: bool = False
@@ -119,11 +126,16 @@ class HierarchicalTrainingArguments(TrainingArguments):
     live_chunks: str = field(
         default="auto",
         metadata={
-            "help": "At most so many chunks hold activations; the others are encoded again backwards. 0: no bound; auto: "
+            "help": "Maximum number of chunks whose activations are kept; the rest are recomputed. 0: no limit; auto: "
             "what the device's free memory holds."
         },
     )
-    token_budget: int = field(default=4096, metadata={"help": "Tokens in a micro-batch of the encoder."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens in an encoder batch. Default: 4096 on a CPU and where live chunks are bounded, else 16384."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Say what a run would take, memory and time, and train nothing."}
     )
@@ -172,7 +184,6 @@ class HierarchicalTrainingArguments(TrainingArguments):
             ("early_stopping_patience", 0),
             ("early_stopping_min_delta", 0),
             ("freeze_layers", 0),
-            ("token_budget", 1),
             ("cpu_threads", 0),
             ("learning_rate", 0),
             ("num_train_epochs", 0),
@@ -182,6 +193,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise ValueError(f"token_budget must be at least 1, and is {self.token_budget}.")
         if self.max_loss_spike is not None and self.max_loss_spike <= 1:
             raise ValueError(f"max_loss_spike must be above 1, and is {self.max_loss_spike}.")
         if self.streaming and (self.max_steps <= 0 or self.freeze_encoder or self.eval_strategy == "epoch"):
@@ -197,7 +210,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
         if self.freeze_encoder and self.freeze_layers:
             raise ValueError("freeze_encoder freezes all of the encoder's layers: leave freeze_layers out.")
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
-            raise ValueError("torch_compile would compile the cutting of micro-batches too: use --compile_layers.")
+            raise ValueError("torch_compile would compile the planning of encoder batches too: use --compile_layers.")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, and is {getattr(self, name)}.")
@@ -219,6 +232,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
             # transformers 5.23 hands ddp_timeout on to GPUs' processes only: on a CPU a lost one would be waited for for
             # half an hour.
             PartialState(cpu=True, backend=self.ddp_backend, timeout=timedelta(seconds=self.ddp_timeout))
+        on_cuda = not self.use_cpu and torch.cuda.is_available()
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = 2 if on_cuda else 0
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = on_cuda
+        if self.dataloader_pin_memory:
+            self.accelerator_config: Any = self.accelerator_config or {"non_blocking": True}
         self.precision_reason = "as given"
         if self.bf16 is None and self.fp16 is None:
             precision, self.precision_reason = choose_precision(self.use_cpu)

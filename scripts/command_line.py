@@ -4,10 +4,13 @@
 """
 
 import argparse
+import gc
 import logging
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
@@ -66,6 +69,37 @@ def run_main(main: Callable[[], int | None]) -> int:
         else:
             print(f"error: {one_paragraph(known)}", file=sys.stderr)
         return 1
+
+
+def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command that may be one of several processes, and end this process with its exit status."""
+    returned: list[int] = []
+
+    def noted() -> int:
+        returned.append(main() or 0)
+        return returned[-1]
+
+    try:
+        status = run_main(noted)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        sys.exit(status)
+    if returned in ([], [1]):
+        # An error or an exception may be this process's alone. To take leave of the others would wait for them (nccl's communicators do),
+        # while they wait for this one in a collective: it ends at once, and the launcher ends them.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    # gloo's threads end before Python does: one that lets go of its last work meanwhile would abort the process (exit
+    # status -6). They end with the last reference to the process group, and DDP has some.
+    gc.collect()
+    distributed.destroy_process_group()
+    gc.collect()
+    sys.exit(status)
 
 
 def is_debugging() -> bool:

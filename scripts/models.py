@@ -4,6 +4,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import use_flash_attention_on_cuda
 from scripts.prepare_dataset import load_tokenizer
 
 # So that transformers takes this project's code for such a folder, and not, after asking, the copy in it.
@@ -22,6 +23,7 @@ def load_classifier(name: str) -> tuple[HierarchicalRobertaForSequenceClassifica
         kind = config.model_type
         if isinstance(config, HierarchicalRobertaConfig):
             model = HierarchicalRobertaForSequenceClassification.from_pretrained(name, config=config)
+            use_flash_attention_on_cuda()
             return model.float().eval(), tokenizer
     except Exception as error:
         raise ValueError(

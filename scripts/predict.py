@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 from data.documents import name_of, whole_characters
 from data.sources import read_rows
 from modeling.files import whole_file, write_text
-from modeling.pipeline import HierarchicalClassificationPipeline
+from modeling.pipeline import PRECISIONS, HierarchicalClassificationPipeline
 from modeling.resources import use_all_cores
-from scripts.command_line import UserParser, run_main
+from scripts.command_line import UserParser, run_and_exit
 from scripts.models import load_classifier
 
 
@@ -44,6 +44,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a file for the results (default: standard output)")
     parser.add_argument("--overwrite", action="store_true", help="replace --output where it is there already")
     parser.add_argument("--evidence", type=int, default=3, help="chunks named as evidence, at the most")
+    parser.add_argument(
+        "--precision",
+        choices=tuple(PRECISIONS),
+        default="fp32",
+        help="bf16 or fp16: faster on a GPU, scores less exact",
+    )
     parser.add_argument("--encoding_errors", choices=("strict", "replace"), default="strict")
     parser.add_argument("--cpu_threads", type=int, default=0)
     arguments = parser.parse_args()
@@ -79,8 +85,8 @@ def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"id": name, "text": text}
 
 
-def rated(
-    pipeline: HierarchicalClassificationPipeline, documents: Iterator[dict[str, Any]], evidence: int
+def classified(
+    pipeline: HierarchicalClassificationPipeline, documents: Iterator[dict[str, Any]], **options: Any
 ) -> Iterator[dict[str, Any]]:
     """The results in the documents' order, each with its id. Few documents are in memory at a time."""
     ids: list[str] = []
@@ -90,7 +96,7 @@ def rated(
             ids.append(document["id"])
             yield document["text"]
 
-    for result in pipeline(texts(), evidence=evidence):
+    for result in pipeline(texts(), **options):
         del result["score"]
         yield {"id": ids.pop(0), **result}
 
@@ -102,6 +108,10 @@ def stamp_of(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+# Which options the results depend on.
+OPTIONS = ("text_column", "id_column", "encoding_errors", "evidence", "precision")
 
 
 class Parts:
@@ -117,7 +127,7 @@ class Parts:
         about = {
             "source": [arguments.source, stamp_of(Path(arguments.source))],
             "model": [arguments.model, stamp_of(Path(arguments.model))],
-            **{name: getattr(arguments, name) for name in ("text_column", "id_column", "encoding_errors", "evidence")},
+            **{name: getattr(arguments, name) for name in OPTIONS},
             "processes": state.num_processes,
         }
         path = self.folder / "about.json"
@@ -131,8 +141,8 @@ class Parts:
         found = json.loads(path.read_text(encoding="utf-8"))
         if different := [key for key in about if found.get(key) != about[key]]:
             raise ValueError(
-                f"{self.folder} holds an unfinished run with another {', '.join(different)} : go on with what it "
-                "was given, or delete the folder."
+                f"{self.folder} holds an unfinished run with another {', '.join(different)}: resume with what it was "
+                "given, or delete the folder."
             )
         self.own = self.folder / f"{state.process_index}.jsonl"
 
@@ -187,7 +197,7 @@ def main() -> None:
     progress = tqdm(unit=" documents", initial=done, disable=not state.is_main_process, file=sys.stderr)
     out = open(parts.own, "a", encoding="utf-8") if parts else sys.stdout  # noqa: SIM115 (closed below)
     try:
-        for result in rated(pipeline, mine, arguments.evidence):
+        for result in classified(pipeline, mine, evidence=arguments.evidence, precision=arguments.precision):
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
             out.flush()
             progress.update()
@@ -200,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    run_and_exit(main)

@@ -1,5 +1,6 @@
 """What a run will take, before it begins: memory, time, and how many chunks may be alive. Used by train_hf.py."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ import numpy as np
 
 from modeling.callbacks import readable
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import USABLE, footprint, free_memory, seconds_per_chunk
+from modeling.resources import USABLE, footprint, free_memory, seconds_per_chunk, warm_up
 from modeling.training_args import HierarchicalTrainingArguments
 
+logger = logging.getLogger("train_hf")
 GIB, MIB = 2**30, 2**20
 
 
@@ -42,17 +44,29 @@ def choose_live_chunks(
     args: HierarchicalTrainingArguments,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> int:
-    """The number that was given; for `auto` what half of the CPU's free memory holds, or most of the GPU's."""
-    if args.live_chunks != "auto":
-        return int(args.live_chunks)
-    if model.encoder_is_frozen:
-        return 0
-    room = (
-        USABLE.get(args.device.type, 0.5)
-        * free_memory(args.device)
-        / (1 if args.device.type == "cuda" else args.world_size)
+    """The number that was given; for `auto` what half of the CPU's free memory holds, or most of the GPU's. The model's
+    encoder batches are fitted to it."""
+    given = None if args.live_chunks == "auto" else int(args.live_chunks)
+    model.fit_batches_to(args.device, args.token_budget, given or 0)
+    if given is not None or model.encoder_is_frozen:
+        return model.live_chunks
+    on_cuda = args.device.type == "cuda"
+    if on_cuda:
+        warm_up(model, autocast)
+    room = USABLE.get(args.device.type, 0.5) * free_memory(args.device) / (1 if on_cuda else args.world_size)
+    if args.world_size > 1:
+        room -= 4 * model.count_trainable_parameters()  # the buckets of DDP, which are not there yet
+    largest = train.largest_batch(args.train_batch_size)
+    need = footprint(model, autocast)
+    if live_chunks := need.live_chunks_within(room, largest):
+        # With the smaller encoder batches of a bounded run there is room for more.
+        need = footprint(model.fit_batches_to(args.device, args.token_budget, live_chunks), autocast)
+        model.fit_batches_to(args.device, args.token_budget, need.live_chunks_within(room, largest))
+    logger.info(
+        f"Planned memory of a process: at most {_size(need.peak(largest, model.live_chunks))} over the weights, of "
+        f"{_size(room)}."
     )
-    return footprint(model, autocast).live_chunks_within(room, train.largest_batch(args.train_batch_size))
+    return model.live_chunks
 
 
 def describe_run(
@@ -61,7 +75,7 @@ def describe_run(
     args: HierarchicalTrainingArguments,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str:
-    """What the run would take, for people. Memory is counted, time is measured on a micro-batch of full chunks."""
+    """What the run would take, for people. Memory is counted, time is measured on an encoder batch of full chunks."""
     need = footprint(model, autocast)
     forward, backward = seconds_per_chunk(model, autocast)
     train, live, length = splits["train"], model.live_chunks, model.config.chunk_length
@@ -75,7 +89,7 @@ def describe_run(
     encoding = sum(part.tokens().sum() for part in splits.values()) / length / args.world_size * forward
     epoch = epoch_chunks * (forward + backward + again * forward)
     checking = splits["validation"].tokens().sum() / length / args.world_size * forward
-    bound = f"{live} chunks alive at most, {again:.0%} of chunks encoded again" if live else "all chunks alive"
+    bound = f"{live} live chunks at most, {again:.0%} of chunks recomputed" if live else "all chunks live"
     lines = [
         f"Memory of a process: {_size(weights + need.peak(largest, live))} at the most, of {_size(free_memory(args.device) + weights)} "
         f"({args.device.type}):",
@@ -97,7 +111,7 @@ def describe_run(
 
 
 def again_share(num_chunks: float, live_chunks: int, chunks_at_once: int) -> float:
-    """Share of a batch's chunks that are encoded a second time, backwards."""
+    """Share of a batch's chunks that are recomputed in the backward pass."""
     if not live_chunks or num_chunks <= live_chunks:
         return 0.0
     return 1 - max(live_chunks - chunks_at_once, 0) / num_chunks

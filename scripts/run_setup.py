@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -25,7 +25,7 @@ from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfi
 from modeling.health import extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import settle_freed_memory
+from modeling.resources import settle_freed_memory, use_flash_attention_on_cuda
 from modeling.training_args import HierarchicalTrainingArguments, parse_class_weights
 from scripts.run_plan import Documents, choose_live_chunks
 
@@ -126,7 +126,7 @@ def build_model(
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
-    model.token_budget = args.token_budget
+    model.fit_batches_to(args.device, args.token_budget)
     if args.freeze_encoder:
         model.freeze_encoder()
     model.freeze_layers(args.freeze_layers)
@@ -226,13 +226,13 @@ def plan_memory(
     args: HierarchicalTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Bound the live chunks; the same on every process."""
+    """Bound the live chunks; the same on every process, as the one with least memory can hold."""
+    use_flash_attention_on_cuda()
     live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
-    [model.live_chunks] = broadcast_object_list([live_chunks])
+    live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
+    model.fit_batches_to(args.device, args.token_budget, live_chunks)
     if args.device.type == "cpu":
         settle_freed_memory(model)
     if args.live_chunks == "auto" and not model.encoder_is_frozen:
-        chosen = (
-            f"{model.live_chunks} (the rest is encoded again)" if model.live_chunks else "0 (all that a batch has fit)"
-        )
+        chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
         logger.info(f"Live chunks, from the free memory: {chosen}.")

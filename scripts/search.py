@@ -126,7 +126,7 @@ class Search:
         set_seed(self.args.seed)
         chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
-        model.live_chunks = self.live_chunks
+        model.fit_batches_to(self.args.device, self.args.token_budget, self.live_chunks)
         if self.args.device.type == "cpu":
             settle_freed_memory(model)
         if self.means is not None:

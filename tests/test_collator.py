@@ -10,6 +10,7 @@ def test_the_batch_of_the_docstring():
         [{"input_ids": [[0, 5, 2], [0, 6, 7, 2]], "labels": 1}, {"input_ids": [[0, 2]], "labels": 0}]
     )
     assert next(iter(batch)) == "labels"  # Trainer takes the batch's size from its first tensor
+    assert batch.pop("chunk_lengths") == [[3, 4], [2]]
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "labels": [1, 0],
         "num_chunks": [2, 1],

@@ -23,11 +23,11 @@ class SmallDevice(Model):
 
     room_for_live, room_at_once, room_for_documents = 10**6, 10**6, 10**6
 
-    def encode_chunks(self, input_ids_NL, attention_mask_NL):
+    def encode_chunks(self, input_ids_NL, *rest):
         live = min(self.live_chunks or len(input_ids_NL), len(input_ids_NL))
         if live > self.room_at_once:
             out_of_memory()
-        chunk_ND = super().encode_chunks(input_ids_NL, attention_mask_NL)
+        chunk_ND = super().encode_chunks(input_ids_NL, *rest)
         if chunk_ND.requires_grad and live > self.room_for_live:
             chunk_ND.register_hook(out_of_memory)  # in the backward pass: the head has its gradients already
         return chunk_ND
@@ -125,6 +125,7 @@ def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
     batch = trainer.data_collator([Documents()[i] for i in range(5)])
     parts = split_documents(batch, 2)
     assert [len(part["labels"]) for part in parts] == [3, 2]
+    assert [lengths for part in parts for lengths in part.pop("chunk_lengths")] == batch.pop("chunk_lengths")
     for name, value in batch.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), value)
     assert split_documents(batch, 1) == [batch]
@@ -153,7 +154,9 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast():
         ids = torch.full((30, 64), 7)
-        vectors = model.train().encode_chunks(ids, torch.ones_like(ids))
+        mask = torch.ones_like(ids)
+        mask[-1, -1] = 0
+        vectors = model.train().encode_chunks(ids, mask)
     assert vectors.requires_grad
     assert sum(kept.values()) == pytest.approx(need.once + 30 * need.per_chunk, rel=0.02)
     trained = sum(parameter.numel() for parameter in model.parameters())
@@ -163,9 +166,12 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
 def test_live_chunks_are_what_memory_holds():
     need = Footprint(state=100, per_chunk=round(100 / GAPS), once=0, working=50, chunks_at_once=8)
     assert need.live_chunks_within(100 + 50 + 4000, num_chunks=40) == 0  # all of them
-    assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 32
+    assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 36
     assert need.live_chunks_within(100 + 50 + 850, num_chunks=40) == 8
     assert need.live_chunks_within(0, num_chunks=40) == 1
+    for fitting in range(1, 1999, 7):  # less than an eighth of what would fit is wasted
+        bound = need.live_chunks_within(need.peak(2000, fitting), num_chunks=2000)
+        assert 7 / 8 * fitting < bound <= fitting
     for bound in (1, 8, 32):
         assert need.peak(40, bound) == pytest.approx(150 + 100 * bound, rel=0.01)
     assert free_memory(torch.device("cpu")) > 2**20
@@ -180,7 +186,7 @@ def test_a_frozen_encoder_keeps_nothing():
 def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
     assert done.returncode == 0, done.stderr
-    for words in ("Memory of a process", "a chunk of 16 tokens", "8 chunks alive at most", "an epoch (3 steps)"):
+    for words in ("Memory of a process", "a chunk of 16 tokens", "8 live chunks at most", "an epoch (3 steps)"):
         assert words in done.stdout
     assert not (tmp_path / "run").exists()
     frozen = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", "--freeze_encoder")

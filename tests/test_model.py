@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AutoModelForSequenceClassification,
 from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification,
-    plan_micro_batches,
+    plan_encoder_batches,
 )
 from tests.conftest import tiny_config
 
@@ -80,10 +80,10 @@ def test_micro_batches_change_nothing(model, token_budget):
 
 def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
     lengths = [5, 16, 3, 16, 9, 2, 2, 11]
-    plan = plan_micro_batches(lengths, token_budget=32, live_chunks=3)
+    plan = plan_encoder_batches(lengths, token_budget=32, batch_cost=8, live_chunks=3)
     assert sorted(row for rows in plan for row in rows) == list(range(8))
     assert all(len(rows) * max(lengths[row] for row in rows) <= 32 and len(rows) <= 3 for rows in plan)
-    assert plan_micro_batches([100], token_budget=1) == [[0]]
+    assert plan_encoder_batches([100], token_budget=1, batch_cost=0) == [[0]]
 
 
 LONG_CHUNKS = [[12, 9, 16], [11], [16, 16, 10], [13, 14]]  # two of them fill a micro-batch of 32 tokens

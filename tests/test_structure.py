@@ -10,7 +10,16 @@ import pytest
 from tests.conftest import ROOT
 
 TRAVELLING = ["configuration_hierarchical_roberta", "modeling_hierarchical_roberta", "pooling", "pipeline"]
-TRAVELLING += ["contributions", "chunking", "lexical", "micro_batches"]
+TRAVELLING += [
+    "contributions",
+    "chunking",
+    "lexical",
+    "encoder_batches",
+    "encoders",
+    "precision",
+    "prefetch",
+    "recomputation",
+]
 
 
 def imports_of(path: Path) -> set[str]:

@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from modeling.modeling_hierarchical_roberta import (
-    HierarchicalOutput,
-    HierarchicalRobertaForSequenceClassification,
-    mean_of_tokens,
-)
+from modeling.modeling_hierarchical_roberta import HierarchicalOutput, HierarchicalRobertaForSequenceClassification
+from modeling.pooling import mean_of_tokens
 
 
 class PaddedLoop(HierarchicalRobertaForSequenceClassification):

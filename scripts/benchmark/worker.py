@@ -128,8 +128,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     if options.get("settles_memory", not options.get("padded")):
         settle_freed_memory(model)
     if not options.get("sorts", True):
-        in_order = hierarchical.plan_micro_batches
-        hierarchical.plan_micro_batches = lambda lengths, *rest: in_order([max(lengths)] * len(lengths), *rest)
+        hierarchical.plan_encoder_batches = batches_in_order
     pad = tokenizer.pad_token_id
     collator = (
         PaddedCollator(pad, spec["max_chunks"], spec["chunk_length"])
@@ -154,6 +153,12 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
             result["tokens"] / spec["chunk_length"]
         )
     return result
+
+
+def batches_in_order(lengths: list[int], token_budget: int, batch_cost: int, live_chunks: int = 0) -> list[list[int]]:
+    """The chunks of a batch as they come, so many at a time; each encoder batch is as long as its longest."""
+    rows, size = range(len(lengths)), max(1, token_budget // max(lengths))
+    return [sorted(rows[start : start + size], key=lambda i: -lengths[i]) for start in rows[::size]]
 
 
 def warm_up(trainer: WeightedTrainer, batch: dict[str, torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedTokenizerBase
 
 from data.chunked import ChunkedDocuments
@@ -80,10 +81,13 @@ def read_documents(
     """Every document of a split, in its order, in fp32."""
     items = ({**chunked[index], "index": index} for index in range(len(chunked)))
     for batch in batches_by_tokens(items, 8 * model.token_budget):
-        tensors = {name: value.to(model.device) for name, value in collator(batch).items() if name != "labels"}
-        output = model(**tensors)
-        counts = tensors["num_chunks"].tolist()
-        parts = (output.logits, output.chunk_vectors.split(counts), output.chunk_weights.split(counts))
+        inputs = send_to_device(collator(batch), model.device)
+        del inputs["labels"]
+        output = model(**inputs)
+        counts = [len(lengths) for lengths in inputs["chunk_lengths"]]
+        # On the host: a split's embeddings may be more than a device holds beside the model.
+        values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
+        parts = (values[0], values[1].split(counts), values[2].split(counts))
         for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
             read = chunked.selection(item["index"], len(bounds)).tolist()

@@ -107,10 +107,9 @@ def _with_sentences(
     lengths = torch.tensor([len(chunk) for chunk in chunks])
     mask_NL = (torch.arange(ids_NL.shape[1]) < lengths[:, None]).long()
     vectors_ND = model.read_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
-    chunk_SCD = reading.chunk_CD.expand(len(kept), -1, -1).clone()
+    chunk_SCD = reading.chunk_CD.to(model.device).expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
-    num_chunks = torch.full((len(kept),), len(reading.chunk_CD), device=model.device)
-    logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), num_chunks)
+    logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(reading.chunk_CD)] * len(kept))
     return logits_SK.softmax(dim=1)[:, reading.predicted].cpu().numpy()
 
 

@@ -1,0 +1,37 @@
+"""Gradients averaged over processes, many at a time."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed
+from torch import nn
+
+BUCKET_BYTES = 32 * 2**20
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], num_processes: int) -> None:
+    """The mean of each gradient over all processes, in place. Every process must call it, with gradients of the same
+    parameters.
+
+    They travel in buckets, one message each, as DDP's do (Li et al. 2020): a model has hundreds of small gradients.
+    """
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for gradient in (parameter.grad for parameter in parameters if parameter.grad is not None):
+        num_bytes = gradient.numel() * gradient.element_size()
+        if bucket and (size + num_bytes > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
+            _average(bucket, num_processes)
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += num_bytes
+    if bucket:
+        _average(bucket, num_processes)
+
+
+def _average(gradients: list[torch.Tensor], num_processes: int) -> None:
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= num_processes
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
