@@ -18,7 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from .files import write_json
 from .resources import peak_memory
-from .trainer import COUNTED, WeightedTrainer
+from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +77,20 @@ class History(TrainerCallback, ExportableState):
         self.epochs: list[dict[str, Any]] = []
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"epochs": self.epochs, "totals": dict(self.trainer.totals)}}
+        return {"args": {}, "attributes": {"epochs": self.epochs, "totals": dict(self.totals)}}
 
     @property
     def totals(self) -> dict[str, float]:
-        return self.trainer.totals
+        return self.trainer.stats.totals
 
     @totals.setter
     def totals(self, totals: dict[str, float]) -> None:
-        self.trainer.totals = totals
+        self.trainer.stats.totals = totals
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
-        totals = self.trainer.totals
+        totals = self.totals
         seconds, steps = max(totals["seconds"], 1e-9), max(totals["steps"], 1)
         grad_norm = self.trainer.last_grad_norm
         timing = (
@@ -118,7 +118,7 @@ class History(TrainerCallback, ExportableState):
                 **peak_memory(args.device),
             }
         )
-        self.trainer.totals = dict.fromkeys(COUNTED, 0.0)
+        self.trainer.stats.reset_totals()
         self.write(args, state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -10,12 +10,49 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 # Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 # Attention implementations that apply no dropout (transformers 5.23 says so of some encoders' only).
 WITHOUT_DROPOUT = ("flash_attention_3", "flash_attention_4", "flash-attn3", "flash-attn4", "flex_attention")
+
+
+def load_encoder(
+    name_or_path: str, *, dropout: float | None, attention_dropout: float | None, attn: str | None, revision: str
+) -> PreTrainedModel:
+    """A pretrained encoder in fp32, with these dropouts; see `from_encoder` of the classifier.
+
+    Raises:
+        ValueError: the encoder cannot be used, or its file lacks weights that it needs.
+        OSError: there is no such encoder, or it cannot be reached.
+    """
+    encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
+        raise ValueError(
+            f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
+            "FacebookAI/roberta-base, with a hidden_size."
+        )
+    set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
+    set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
+    check_attention(encoder_config, attn)
+    # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
+    encoder, loading = AutoModel.from_pretrained(
+        name_or_path,
+        config=encoder_config,
+        revision=revision,
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …): "
+            "they would stay random. Is it a checkpoint of another architecture?"
+        )
+    return encoder
 
 
 def set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:

@@ -92,7 +92,7 @@ class HealthWatch(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
-        totals = self.trainer.totals
+        totals = self.trainer.stats.totals
         if "eval_loss" not in metrics or not totals["steps"]:
             return
         self.evaluations.append((totals["loss"] / totals["steps"], metrics["eval_loss"]))

@@ -12,19 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .encoder_batches import plan_encoder_batches
-from .encoders import (
-    ATTENTION_DROPOUTS,
-    HIDDEN_DROPOUTS,
-    attention_for,
-    check_attention,
-    encode_unpadded,
-    set_dropout,
-)
+from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical import LexicalView
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
@@ -131,30 +124,13 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             ValueError: the encoder cannot be used, or its file lacks weights that it needs.
             OSError: there is no such encoder, or it cannot be reached.
         """
-        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
-        if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
-            raise ValueError(
-                f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
-                "FacebookAI/roberta-base, with a hidden_size."
-            )
-        set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
-        set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
-        check_attention(encoder_config, attn_implementation)
-        # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
-        encoder, loading = AutoModel.from_pretrained(
+        encoder = load_encoder(
             name_or_path,
-            config=encoder_config,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            attn=attn_implementation,
             revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            trust_remote_code=False,
         )
-        missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-        if missing:
-            raise ValueError(
-                f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …): "
-                "they would stay random. Is it a checkpoint of another architecture?"
-            )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
         model = cls(HierarchicalRobertaConfig(encoder_config=encoder.config.to_dict(), **config))

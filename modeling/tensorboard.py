@@ -74,7 +74,7 @@ class TensorBoard(TrainerCallback):
             return
         logs = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in logs:
-            logs |= self.trainer.speed() | {"padding_share": self.trainer.padding_share()}
+            logs |= self.trainer.stats.speed() | {"padding_share": self.trainer.padding_share()}
             logs |= peak_memory(args.device)
         for name, value in logs.items():
             self.writer.add_scalar(scalar_name(name), value, state.global_step)

@@ -28,12 +28,10 @@ from .reduction import average_gradients
 from .resources import split_documents
 from .resumable_trainer import ResumableTrainer, shown
 from .sampling import EpochSampler, WithBlanks
+from .training_stats import TrainingStats
 
 logger = logging.getLogger(__name__)
 
-# What is counted between two evaluations: summed loss of the steps, steps, documents, chunks, and seconds: of training
-# in all, and waiting for data. Everything but the loss and the seconds is a number of things.
-COUNTED = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
 LOSSES_LOOKED_AT = 20
 # Under fp16 the scaler looks for its scale by skipping steps: only from so many in a row on is one worth a warning.
 QUIET_FP16_SKIPS = 2
@@ -83,23 +81,19 @@ class WeightedTrainer(ResumableTrainer):
         self.last_grad_norm: torch.Tensor | float | None = None
         # The last evaluation's logits (documents, K) and labels, for whoever draws them.
         self.last_evaluation: EvalLoopOutput | None = None
-        # What went through since the totals were last taken: first on this process alone, then of all of them. Python's
-        # numbers, since not every device has float64; the documents are counted where their labels are.
-        self._passed: dict[str, Any] = dict.fromkeys(COUNTED, 0.0)
-        self.totals = dict.fromkeys(COUNTED, 0.0)
-        self._clock: float | None = None
+        self.stats = TrainingStats(self.accelerator)
         # What is done where memory does not suffice: documents of a batch taken in so many parts, in training and in
         # evaluation, beside the model's live chunks.
         self.document_parts = {True: 1, False: 1}
         self._eval_live_chunks = 0
         self._full_precision = False
-        # Of the present optimizer step: its micro-batches so far with their losses and their documents' ids, the random
-        # state that it began with, and what was counted before it.
+        # Of the present optimizer step: its micro-batches so far with their losses and their documents' ids, and the random
+        # state that it began with.
         self._step_batches: list[dict[str, Any]] = []
         self._step_losses: list[torch.Tensor] = []
         self._step_ids: list[list[str]] = []
         self._step_random: list[torch.Tensor] = []
-        self._passed_before: dict[str, Any] = {}
+        self._logged_before: torch.Tensor | None = None
 
     # ---- the loss ----
 
@@ -205,47 +199,18 @@ class WeightedTrainer(ResumableTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         """As Trainer's, counting what goes through and how long training waits for it."""
         self._step_batches, self._step_losses = [], []
-        self._passed_before = self._passed | {"logged": self._tr_loss.clone()}
+        self._logged_before = self._tr_loss.clone()
+        self.stats.begin_step()
         started = time.perf_counter()
-        self._clock = started if self._clock is None else self._clock
         batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._passed["data_seconds"] += (time.perf_counter() - started) / self.accelerator.num_processes
-        self._passed["steps"] += 1 / self.accelerator.num_processes
         self._step_ids = [batch.pop("ids", []) for batch in batches]
-        for batch in batches:
-            self._passed["documents"] = self._passed["documents"] + (batch["labels"] != -100).sum()
-            self._passed["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
+        self.stats.add_batches(batches, time.perf_counter() - started)
         return batches, weights
 
     def uncount_step(self) -> None:
         """As if nothing of the present step had gone through; the seconds were spent all the same."""
-        for name in ("steps", "documents", "chunks"):
-            self._passed[name] = self._passed_before[name]
-        self._tr_loss.copy_(self._passed_before["logged"])
-
-    def count_totals(self) -> dict[str, float]:
-        """Stop the clock and add what went through, on all processes, to `totals`. Every process must call it."""
-        now = time.perf_counter()
-        self._passed["seconds"] += (now - self._clock if self._clock else 0.0) / self.accelerator.num_processes
-        self._clock = None
-        passed = [float(self._passed[name]) for name in COUNTED]
-        if self.args.world_size > 1:
-            passed = self.accelerator.reduce(
-                torch.tensor(passed, dtype=torch.float64, device=self.args.device)
-            ).tolist()
-        for name, value in zip(COUNTED, passed, strict=True):
-            self.totals[name] += value
-            self._passed[name] = 0.0
-        return self.totals
-
-    def speed(self) -> dict[str, float]:
-        """Documents and chunks a second on this process since the totals were last counted, times the processes."""
-        seconds = max(time.perf_counter() - self._clock, 1e-9) if self._clock else 1e-9
-        processes = self.accelerator.num_processes
-        return {
-            f"{name}_per_second": float(self._passed[name]) * processes / seconds if self._clock else 0.0
-            for name in ("documents", "chunks")
-        }
+        self.stats.discard_step()
+        self._tr_loss.copy_(self._logged_before)
 
     def padding_share(self) -> float:
         """Share of padding among the tokens that the encoder was given so far, on this process."""
@@ -256,7 +221,7 @@ class WeightedTrainer(ResumableTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's; the clock of training stands still meanwhile."""
-        self.count_totals()
+        self.stats.synchronize()
         return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -348,7 +313,7 @@ class WeightedTrainer(ResumableTrainer):
         loss = float(self.accelerator.reduce(loss) if self.args.world_size > 1 else loss)
         if (wrong := self._what_is_wrong(loss, float(norm))) is None:
             self.last_grad_norm = norm
-            self._passed["loss"] += loss / self.accelerator.num_processes
+            self.stats.add_loss(loss)
             self.carried.skipped = []
             self.carried.losses = [*self.carried.losses, loss][-LOSSES_LOOKED_AT:]
             return norm
@@ -359,8 +324,8 @@ class WeightedTrainer(ResumableTrainer):
         is_quiet = self.args.fp16 and len(self.carried.skipped) <= QUIET_FP16_SKIPS
         level = logging.INFO if is_quiet else logging.WARNING
         logger.log(level, f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
-        self.uncount_step()
-        self._passed["skipped"] += 1 / self.accelerator.num_processes
+        self.stats.discard_step(is_skipped=True)
+        self._tr_loss.copy_(self._logged_before)
         self._globalstep_last_logged += 1  # the mean that is logged is over the steps that were taken
         if not self.args.fp16:
             model.zero_grad()
@@ -427,5 +392,5 @@ class WeightedTrainer(ResumableTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As ResumableTrainer's, with what was counted until now."""
-        self.count_totals()
+        self.stats.synchronize()
         super()._save_checkpoint(model, trial)

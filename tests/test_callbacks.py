@@ -48,12 +48,12 @@ def test_smaller_is_better_where_the_arguments_say_so():
 def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
     trainer = SimpleNamespace(
         last_grad_norm=None,
-        totals={},
+        stats=SimpleNamespace(totals={}),
         model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
     )
     health, control = HealthWatch(trainer), TrainerControl()
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
-        trainer.totals = {"loss": loss, "steps": 1}
+        trainer.stats.totals = {"loss": loss, "steps": 1}
         health.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics={"eval_loss": eval_loss})
     return health
 

@@ -273,8 +273,8 @@ def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(robert
     assert ", ".join(f"d{index}" for index in second_step[4:8]) in caplog.text
     assert f"d{second_step[0]}," not in caplog.text
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
-    assert trainer.count_totals()["skipped"] == 1
-    assert trainer.totals["documents"] == 34
+    assert trainer.stats.synchronize()["skipped"] == 1
+    assert trainer.stats.totals["documents"] == 34
 
 
 def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tmp_path):

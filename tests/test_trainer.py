@@ -188,7 +188,7 @@ def test_an_incomplete_batch_is_dropped_in_training_only(roberta_model, tmp_path
     trainer = trainer_for(roberta_model, tmp_path, dataloader_drop_last=True)
     assert len(trainer.predict(trainer.eval_dataset).predictions) == 50  # in batches of 4
     trainer.train()
-    assert trainer.count_totals()["documents"] == 48
+    assert trainer.stats.synchronize()["documents"] == 48
 
 
 def test_one_process_on_several_gpus_is_refused_with_the_right_command(roberta_model, tmp_path, monkeypatch):

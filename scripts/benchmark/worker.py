@@ -215,7 +215,7 @@ def frozen_encoder(spec: dict[str, Any]) -> dict[str, Any]:
         trainer.add_callback(epochs)
         trainer.train()
     first, *later = epochs.seconds
-    waited = trainer.count_totals()
+    waited = trainer.stats.synchronize()
     return meter.result() | {
         "seconds": encoding + first,
         "later_seconds": sum(later) / len(later),
