@@ -240,8 +240,8 @@ def length(settings: Settings, report: Report) -> None:
             )
     if all(found.values()):
         seconds = [found[count]["seconds"] / count for count in counts]
-        memory_taken = [found[count]["bytes"] for count in counts]
-        ratio = memory_taken[-1] / memory_taken[0] if settings.is_cuda else "cuda only"
+        allocated = [found[count]["allocated, GiB"] for count in counts]
+        ratio = allocated[-1] / allocated[0] if settings.is_cuda else "cuda only"
         report.figure("memory, most chunks ÷ fewest", ratio)
         report.figure("time of a chunk, most chunks ÷ second most", seconds[-1] / seconds[-2])
         power = np.polyfit(np.log(counts), np.log([found[count]["seconds"] for count in counts]), 1)[0]
@@ -261,5 +261,4 @@ def _long_document(
         "seconds": seconds,
         "allocated, GiB": in_gib(allocated - ballast, device),
         "reserved, GiB": in_gib(reserved - ballast, device),
-        "bytes": allocated - ballast,
     }

@@ -26,7 +26,7 @@ import psutil
 PRELOADED = [
     "scripts.benchmark.gpu_checks",
     "scripts.benchmark.gpu_checks_memory",
-    "scripts.benchmark.gpu_checks_speed",
+    "scripts.benchmark.gpu_checks_kernels",
     "scripts.benchmark.gpu_checks_runs",
     "train_hf",
     "scripts.predict",
@@ -236,8 +236,9 @@ def run_in_child(check: Check, settings: Settings, sender: Connection) -> None:
         traceback.print_exc()
         sender.send(("error", "", f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"))
     finally:
-        sender.send(("end", "", None))
         sys.stdout.flush()
+        sys.stderr.flush()
+        sender.send(("end", "", None))
 
 
 def in_fresh_process(settings: Settings, function: Callable[..., Any], *args: Any, **environment: str) -> Any:
