@@ -26,7 +26,7 @@ CHECKS = (
     Check("budgets", "gpu_checks_speed:budgets", 40),
     Check("attention", "gpu_checks_kernels:attention", 30),
     Check("synchronizations", "gpu_checks_kernels:synchronizations", 25),
-    Check("gradients", "gpu_checks:gradients", 30),
+    Check("gradients", "gpu_checks:gradients", 40),
     Check("predict", "gpu_checks_runs:predict", 50),
     Check("compile", "gpu_checks_kernels:compile_layers", 75),
     Check("ranks", "gpu_checks_runs:ranks", 50),
@@ -59,7 +59,13 @@ def main() -> int:
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(arguments.device, arguments.tiny, folder.resolve(), arguments.encoder)
-    runner = Runner(settings, arguments.minutes * 60)  # its imports begin now, beside this process's own
+
+    def write_tables() -> str:
+        text = markdown(read_lines(folder / "checks.jsonl"), [check.name for check in CHECKS])
+        (folder / "gpu.md").write_text(text, encoding="utf-8")
+        return text
+
+    runner = Runner(settings, arguments.minutes * 60, write_tables)  # its imports begin now, beside this process's own
     if settings.is_cuda:
         import torch
 
@@ -71,9 +77,7 @@ def main() -> int:
     try:
         runner.run([check for check in CHECKS if check.name in arguments.only])
     finally:
-        text = markdown(read_lines(folder / "checks.jsonl"), [check.name for check in CHECKS])
-        (folder / "gpu.md").write_text(text, encoding="utf-8")
-        print(text, flush=True)
+        print(write_tables(), flush=True)
     return 0
 
 

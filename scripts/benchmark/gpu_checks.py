@@ -8,14 +8,15 @@ import math
 import platform
 import shutil
 import subprocess
-from importlib.metadata import version
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from scripts.benchmark.gpu_runner import Report, Settings, in_fresh_process
+from scripts.benchmark.gpu_runner import Report, Settings, begin, finish
 from scripts.benchmark.gpu_setup import (
     GIB,
     autocast,
@@ -45,22 +46,32 @@ def environment(settings: Settings, report: Report) -> None:
     report.figure("Python", platform.python_version())
     report.figure("torch", torch.__version__)
     for name in LIBRARIES:
-        report.measure(name, version, name)
+        report.figure(name, _version(name))
     if settings.is_cuda:
         report.measure("device", torch.cuda.get_device_name, device)
         report.measure("capability", lambda: ".".join(map(str, torch.cuda.get_device_capability(device))))
         report.measure("memory, GiB", lambda: torch.cuda.mem_get_info(device)[1] / GIB)
         report.figure("CUDA", str(torch.version.cuda))
         report.measure("cuDNN", torch.backends.cudnn.version)
-        report.measure("driver", _driver)
+        report.figure("driver", _driver())
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         report.measure(f"matmul peak {name}, TFLOP/s", matmul_peak, settings, device, dtype)
     report.measure("matmul peak TF32, TFLOP/s", _tf32_peak, settings, device)
 
 
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
 def _driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "not told by nvidia-smi"
 
 
 def _tf32_peak(settings: Settings, device: torch.device) -> float | str:
@@ -165,27 +176,34 @@ def _live_chunks(
 
 def precision(settings: Settings, report: Report) -> None:
     """Decides whether bf16 and fp16 train as fp32 does, whether the loss scaler settles and resumes, and whether a
-    resumed run has the same bits: on CUDA only --full_determinism promises that. Each setting in a process that has not
-    used CUDA yet, since cuBLAS reads its workspace's configuration once."""
-    losses: dict[str, list[float]] = {}
-    for determinism in (False, True):
-        for name in precisions(settings):
-            if determinism and name == "fp32":
-                continue
-            row = f"{name}, full_determinism" if determinism else name
-            found = report.measure(row, in_fresh_process, settings, _precision_run, settings, name, determinism, losses)
-            if found and not determinism:
-                losses[name] = [float(loss) for loss in str(found["losses"]).split()]
+    resumed run has the same bits: on CUDA only --full_determinism promises that. Each setting in a process of its own,
+    all at once: cuBLAS reads its workspace's configuration before CUDA is first used."""
+    names = precisions(settings)
+    begun = {
+        f"{name}{', full_determinism' if determinism else ''}": begin(
+            settings, _precision_run, settings, name, determinism
+        )
+        for determinism in (False, True)
+        for name in names
+    }
+    losses = {}
+    for row, process in begun.items():
+        if found := report.measure(row, finish, process):
+            losses[row] = [float(loss) for loss in found["losses"].split()]
+    for row, values in losses.items():
+        if row != "fp32" and "fp32" in losses:
+            differences = [abs(one - other) for one, other in zip(values, losses["fp32"], strict=True)]
+            report.figure(f"{row}: largest loss difference to fp32", max(differences))
 
 
-def _precision_run(
-    settings: Settings, name: str, determinism: bool, losses_before: dict[str, list[float]]
-) -> dict[str, Any]:
-    device = set_up(settings)
+def _precision_run(settings: Settings, name: str, determinism: bool) -> dict[str, Any]:
+    set_up(settings)
     length = min(128, chunk_length(settings))
     documents = documents_of(settings, [1 + i % 5 for i in range(8 * STEPS)], length)
 
-    def trained(output_dir: str | None, checkpoint: str | None) -> tuple[Any, Any]:
+    folder = tempfile.mkdtemp()
+
+    def trained(checkpoint: str | None) -> tuple[Any, Any]:
         model = build_model(settings, dropout=0.1, attention_dropout=0.1, length=length, layers=4, vocab_size=5000)
         trainer, clock = trainer_for(
             settings,
@@ -199,13 +217,12 @@ def _precision_run(
             save_steps=SAVED_AT,
             save_total_limit=None,
             full_determinism=determinism,
-            **({} if output_dir is None else {"output_dir": output_dir}),
+            output_dir=folder,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer, clock
 
-    trainer, clock = trained(None, None)
-    folder = trainer.args.output_dir
+    trainer, clock = trained(None)
     whole, evaluation = weights_of(trainer.model), trainer.evaluate()
     scaler = trainer.accelerator.scaler
     figures: dict[str, Any] = {
@@ -213,18 +230,14 @@ def _precision_run(
         "evaluation loss": evaluation["eval_loss"],
         "skipped steps": round(math.log2(65536 / scaler.get_scale())) if scaler is not None else 0,
     }
-    if "fp32" in losses_before:
-        pairs = zip(clock.losses, losses_before["fp32"], strict=True)
-        figures["largest loss difference to fp32"] = max(abs(one - other) for one, other in pairs)
     logits = trainer.predict(documents).predictions
     del trainer
-    resumed, _ = trained(folder, str(Path(folder) / f"checkpoint-{SAVED_AT}"))
+    resumed, _ = trained(str(Path(folder) / f"checkpoint-{SAVED_AT}"))
     again = weights_of(resumed.model)
     figures["same bits after resume"] = all(bool((again[key] == value).all()) for key, value in whole.items())
     figures["largest weight difference after resume"] = _furthest(again, whole)
     figures["largest logit difference after resume"] = float(abs(resumed.predict(documents).predictions - logits).max())
     shutil.rmtree(folder, ignore_errors=True)
-    assert device.type == settings.device
     return figures
 
 

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from scripts.benchmark.gpu_checks_speed import Model, ours, share_of_peak, trained_pass
+from scripts.benchmark.gpu_checks_speed import TOKEN_BUDGET, Model, ours, share_of_peak, trained_pass
 from scripts.benchmark.gpu_runner import Report, Settings, free_memory
 from scripts.benchmark.gpu_setup import (
     RandomDocuments,
@@ -37,23 +37,24 @@ def attention(settings: Settings, report: Report) -> None:
     """Decides whether cuDNN's attention must be switched off: it may build a plan for every new shape, and encoder
     batches have new shapes all the time. And what a mask costs, which keeps flash attention away."""
     device = set_up(settings)
-    report.measure("priority of backends (0 math, 1 flash, 2 efficient, 3 cuDNN)", _priority)
+    report.measure("priority of backends (0 math, 1 flash, 2 efficient, 3 cuDNN)", _priority, device)
     rng = np.random.default_rng(0)
     top = 32 if settings.tiny else 512
     every = [(n, length) for n in range(4, 60) for length in range(max(8, top // 4), top + 1)]
     shapes = [every[i] for i in rng.permutation(len(every))[:80]]
-    again = {}
+    again: dict[str, dict[str, Any] | None] = {}
     for number, (cudnn, masked) in enumerate(((True, False), (True, True), (False, False), (False, True))):
         name = f"cuDNN {'on' if cudnn else 'off'}, {'mask' if masked else 'no mask'}"
         own = shapes[20 * number : 20 * number + 20]
-        result = report.measure(name, _new_shapes, settings, device, own, cudnn, masked)
-        again[name] = report.measure(f"{name}, full batch", _full_batch, settings, device, cudnn, masked) if result else 0
-    for cudnn in ("on", "off"):
-        if (masked_ms := again[f"cuDNN {cudnn}, mask"]) and (plain := again[f"cuDNN {cudnn}, no mask"]):
-            report.figure(f"mask ÷ no mask, cuDNN {cudnn}", masked_ms["ms"] / plain["ms"])
+        report.measure(name, _new_shapes, settings, device, own, cudnn, masked)
+        again[name] = report.measure(f"{name}, full batch", _full_batch, settings, device, cudnn, masked)
+    for switch in ("on", "off"):
+        if (with_mask := again[f"cuDNN {switch}, mask"]) and (plain := again[f"cuDNN {switch}, no mask"]):
+            report.figure(f"mask ÷ no mask, cuDNN {switch}", with_mask["ms"] / plain["ms"])
 
 
-def _priority() -> str:
+def _priority(device: torch.device) -> str:
+    _call(device, 2, 16, masked=False)[0]()  # the order may be set when attention is first called
     order = getattr(torch._C, "_get_sdp_priority_order", None)
     return " ".join(map(str, order())) if order else "not told by this torch"
 
@@ -125,10 +126,16 @@ def synchronizations(settings: Settings, report: Report) -> None:
 
 
 def _synchronizations(settings: Settings, report: Report) -> None:
-    if settings.is_cuda:
-        begin, end = (lambda mode=mode: torch.cuda.set_sync_debug_mode(mode) for mode in ("warn", "default"))
-    else:
-        begin, end = (lambda: warnings.warn("a synchronizing operation, as if", stacklevel=1)), (lambda: None)
+    def begin() -> None:
+        if settings.is_cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        else:
+            warnings.warn("a synchronizing operation, as if", stacklevel=1)
+
+    def end() -> None:
+        if settings.is_cuda:
+            torch.cuda.set_sync_debug_mode("default")
+
     trainer, _ = trainer_for(settings, ours(settings), mix(settings, 32), max_steps=4)
     trainer.add_callback(_InStep(begin, end, 1))
     with warnings.catch_warnings(record=True) as caught:
@@ -193,13 +200,13 @@ def compile_layers(settings: Settings, report: Report) -> None:
     device = set_up(settings)
     peak_tflops = matmul_peak(settings, device, torch.bfloat16)
     bound = 4 if settings.tiny else 16
-    for scenario, documents, live_chunks in (
-        ("films", films(settings, 16), 0),
-        ("mix", mix(settings, 48), bound),
+    for scenario, documents, budget, live_chunks in (
+        ("films", films(settings, 16), TOKEN_BUDGET, 0),
+        ("mix", mix(settings, 48), 4096, bound),
     ):
-        eager = report.measure(f"{scenario}, eager", trained_pass, settings, ours(settings, 4096, live_chunks), documents)
-        name = f"{scenario}, compiled"
-        compiled = report.measure(name, _compiled_pass, settings, ours(settings, 4096, live_chunks), documents)
+        geometry = (settings, budget, live_chunks)
+        eager = report.measure(f"{scenario}, eager", trained_pass, settings, ours(*geometry), documents)
+        compiled = report.measure(f"{scenario}, compiled", _compiled_pass, settings, ours(*geometry), documents)
         report.figure(f"{scenario}: graphs", int(counters["stats"]["unique_graphs"]))
         torch._dynamo.reset()
         counters.clear()

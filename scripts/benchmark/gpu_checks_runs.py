@@ -49,7 +49,9 @@ def ranks(settings: Settings, report: Report) -> None:
     """Decides whether several processes train as one does: two on this card over gloo end with one process's weights, and
     FSDP2 in bf16 trains over nccl (a world of one: it is the path that matters here)."""
     report.measure("one process and two", _one_and_two, settings, report)
-    report.measure("FSDP2, a world of one", in_fresh_process, settings, _sharded_run, settings, **_rank_environment(0, 1))
+    report.measure(
+        "FSDP2, a world of one", in_fresh_process, settings, _sharded_run, settings, **_rank_environment(0, 1)
+    )
 
 
 def _one_and_two(settings: Settings, report: Report) -> None:
@@ -85,7 +87,7 @@ def _rank_run(settings: Settings, world: int) -> Any:
         max_steps=3,
         learning_rate=1e-4,
         adam_epsilon=1e-6,
-        **({"ddp_backend": "gloo"} if world > 1 else {}),
+        ddp_backend="gloo" if world > 1 else None,
     )
     trainer.train()
     if trainer.args.world_size != world:
@@ -198,11 +200,11 @@ def predict(settings: Settings, report: Report) -> None:
         if source is None:
             return
         begun = {
-            "torchrun": begin(settings, _torchrun_predict, folder),
-            "plain": begin(settings, _plain_predict, folder, "plain"),
-            "CPU": begin(settings, _plain_predict, folder, "cpu", **HIDDEN_GPU),
-            "report": begin(settings, _explain, folder, "report"),
-            "report, CPU": begin(settings, _explain, folder, "report_cpu", **HIDDEN_GPU),
+            "torchrun": begin(settings, _torchrun_predict, settings, folder),
+            "plain": begin(settings, _plain_predict, settings, folder, "plain"),
+            "CPU": begin(settings, _plain_predict, settings, folder, "cpu", **HIDDEN_GPU),
+            "report": begin(settings, _explain, settings, folder, "report"),
+            "report, CPU": begin(settings, _explain, settings, folder, "report_cpu", **HIDDEN_GPU),
         }
         for row, process in begun.items():
             report.measure(row, finish, process)
@@ -232,15 +234,27 @@ def _build_run(settings: Settings, folder: Path) -> str:
     return "built"
 
 
-def _predict_arguments(folder: Path, name: str) -> list[str]:
-    output = str(folder / f"{name}.jsonl")
-    return ["--model", str(folder / "run"), "--source", str(folder / "stories.jsonl"), "--output", output]
+def _threads(settings: Settings) -> list[str]:
+    """The commands run beside one another."""
+    return ["--cpu_threads", "1" if settings.tiny else "3"]
 
 
-def _torchrun_predict(folder: Path) -> dict[str, Any]:
+def _predict_arguments(settings: Settings, folder: Path, name: str) -> list[str]:
+    files = ["--source", str(folder / "stories.jsonl"), "--output", str(folder / f"{name}.jsonl")]
+    return ["--model", str(folder / "run"), *files, *_threads(settings)]
+
+
+def _torchrun_predict(settings: Settings, folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", "-m", "scripts.benchmark.gpu_checks_runs"]
-    command += _predict_arguments(folder, "torchrun")
+    command += [
+        "--rdzv_endpoint",
+        "127.0.0.1:0",
+        "--local_addr",
+        "127.0.0.1",
+        "-m",
+        "scripts.benchmark.gpu_checks_runs",
+    ]
+    command += _predict_arguments(settings, folder, "torchrun")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     if done.returncode:
@@ -248,8 +262,8 @@ def _torchrun_predict(folder: Path) -> dict[str, Any]:
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"device"')))
 
 
-def _plain_predict(folder: Path, name: str) -> dict[str, Any]:
-    return predict_and_tell(_predict_arguments(folder, name))
+def _plain_predict(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
+    return predict_and_tell(_predict_arguments(settings, folder, name))
 
 
 def predict_and_tell(arguments: list[str]) -> dict[str, Any]:
@@ -268,8 +282,9 @@ def predict_and_tell(arguments: list[str]) -> dict[str, Any]:
     return {"device": found[0], "seconds": round(seconds, 2)}
 
 
-def _explain(folder: Path, name: str) -> dict[str, Any]:
+def _explain(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
     arguments = ["--model", folder / "run", "--dataset_dir", folder / "dataset", "--output_dir", folder / name]
+    arguments += _threads(settings)
     return {"seconds": run_command("scripts.evaluate_and_explain", [str(argument) for argument in arguments])}
 
 
@@ -292,7 +307,8 @@ def _compare_explanations(report: Report, folder: Path) -> None:
         for one, two in zip(mine["chunks"], other["chunks"], strict=True):
             contributions.append(abs(one["contribution"] - two["contribution"]))
         marked = [
-            {(e["start"], e["end"]): e["score"] for s in row["evidence"] for e in (s, *s["words"])} for row in (mine, other)
+            {(e["start"], e["end"]): e["score"] for s in row["evidence"] for e in (s, *s["words"])}
+            for row in (mine, other)
         ]
         both = marked[0].keys() & marked[1].keys()
         shared, named = shared + len(both), named + len(marked[1])
@@ -320,7 +336,7 @@ def demo(settings: Settings, report: Report) -> None:
             precision: begin(settings, _demo_run, settings, folder, encoder, precision)
             for precision in precisions(settings)
         }
-        rows = {precision: report.measure(precision, finish, process) for precision, process in begun.items()}
+        rows = {precision: report.measure(precision, finish, process, 85) for precision, process in begun.items()}
         exact = rows["fp32"]
         for precision, row in rows.items():
             if exact and row:

@@ -94,7 +94,7 @@ class Report:
             result = function(*args, **kwargs)
         except Exception as error:
             traceback.print_exc()
-            self._send(("failed", name, f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"))
+            self._send(("failed", name, in_words(error)))
             traceback.clear_frames(error.__traceback__)
         free_memory()
         print(f"({name}: {time.monotonic() - started:.1f} s)", flush=True)
@@ -104,6 +104,14 @@ class Report:
         elif result is not None:
             self.figure(name, result)
         return result
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a paragraph, without this machine's folders."""
+    text = " ".join(str(error).split())
+    for folder in (os.getcwd(), sys.prefix):
+        text = text.replace(f"{folder}/", "")
+    return f"{type(error).__name__}: {text[:600]}"
 
 
 def free_memory() -> None:
@@ -118,19 +126,22 @@ def free_memory() -> None:
 
 
 class Runner:
-    """Runs checks one after the other within so many seconds in all, from now on."""
+    """Runs checks one after the other within so many seconds in all, from now on; `after_each` is called when a check's
+    line is written."""
 
-    def __init__(self, settings: Settings, seconds: float, preloaded: Sequence[str] = tuple(PRELOADED)):
-        self.settings = settings
+    def __init__(self, settings: Settings, seconds: float, after_each: Callable[[], Any] = lambda: None):
+        self.settings, self.after_each = settings, after_each
         self.deadline = time.monotonic() + seconds
         self.path = settings.output_dir / "checks.jsonl"
         self.path.unlink(missing_ok=True)
-        # Asking whether there is a GPU must not initialize CUDA: a fork of such a process cannot use it.
+        # One card, since one process drives one; and asking whether there is a GPU must not initialize CUDA: a fork of such a process cannot use it.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+        if settings.is_cuda:
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(preloaded))
+        context.set_forkserver_preload(PRELOADED)
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()
@@ -141,6 +152,7 @@ class Runner:
         Where importing the libraries has initialized CUDA, a fork cannot use it: then checks are started afresh."""
         left = list(checks)
         try:
+            self._wait_for_imports()
             while left and self.deadline - time.monotonic() >= ENOUGH_TO_BEGIN:
                 check = left.pop(0)
                 print(f"{check.name} …", flush=True)
@@ -151,10 +163,17 @@ class Runner:
             for check in left:
                 self._write({"check": check.name, "ok": False, "seconds": 0, "figures": {}, "error": "not run"})
 
+    def _wait_for_imports(self) -> None:
+        """On a machine that has just started they take long, and are no part of the first check."""
+        process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+        process.start()
+        process.join(max(self.deadline - time.monotonic(), 0))
+
     def _write(self, line: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         failed = line.get("error") or "; ".join(line.get("failed", {}).values())
+        self.after_each()
         print(f"  {'ok' if line['ok'] else failed} ({line['seconds']:.0f} s)", flush=True)
 
     def _run_one(self, check: Check) -> dict[str, Any]:
@@ -234,7 +253,7 @@ def run_in_child(check: Check, settings: Settings, sender: Connection) -> None:
         function(settings, Report(sender.send))
     except BaseException as error:
         traceback.print_exc()
-        sender.send(("error", "", f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"))
+        sender.send(("error", "", in_words(error)))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -251,27 +270,27 @@ def begin(settings: Settings, function: Callable[..., Any], *args: Any, **enviro
     """As `in_fresh_process`, without waiting: give what this returns to `finish`."""
     context = multiprocessing.get_context("fork" if settings.start == "forkserver" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, args, environment))
+    process = context.Process(target=_call, args=(sender, function, args, environment))  # type: ignore[attr-defined]
     process.start()
     sender.close()
     return process, receiver
 
 
-def finish(begun: tuple[Any, Connection]) -> Any:
-    """The result of what `begin` began.
+def finish(begun: tuple[Any, Connection], seconds: float = 40.0) -> Any:
+    """The result of what `begin` began, for which it has so many seconds from now on.
 
     Raises:
         RuntimeError: it failed; the message says how.
     """
     process, receiver = begun
-    try:
-        error, result = receiver.recv()
-    except EOFError:
-        process.join()
-        error, result = f"the process ended with exit status {process.exitcode}", None
-    process.join(5)
-    if process.is_alive():
-        process.kill()
+    error, result = f"no result after {seconds:.0f} s", None
+    if receiver.poll(seconds):
+        try:
+            error, result = receiver.recv()
+        except EOFError:
+            process.join(5)
+            error = f"the process ended with exit status {process.exitcode}"
+    kill_with_children(process)
     if error:
         raise RuntimeError(error)
     return result
@@ -283,7 +302,7 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple, environ
         sender.send((None, function(*args)))
     except BaseException as error:
         traceback.print_exc()
-        sender.send((f"{type(error).__name__}: {' '.join(str(error).split())[:600]}", None))
+        sender.send((in_words(error), None))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # no interpreter shutdown: threads of gloo and nccl can hang there

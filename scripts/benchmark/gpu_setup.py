@@ -3,6 +3,7 @@
 B documents, N chunks in the batch, L tokens of a chunk.
 """
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,19 +73,26 @@ def build_model(
     max_chunks: int = 20,
     **fields: Any,
 ) -> HierarchicalRobertaForSequenceClassification:
-    """A classifier of random weights on the CPU, the same ones every time."""
-    torch.manual_seed(0)
-    encoder = encoder_config(
-        settings, hidden_dropout_prob=dropout, attention_probs_dropout_prob=attention_dropout, **fields
-    )
-    config = HierarchicalRobertaConfig(
-        encoder_config=encoder,
-        num_labels=3,
-        chunk_length=length or chunk_length(settings),
-        max_chunks=max_chunks,
-        classifier_dropout=dropout,
-    )
-    return kind(config)
+    """A classifier of random weights on the CPU, the same ones every time. (They are drawn once, which takes seconds.)"""
+    key = repr((kind, dropout, attention_dropout, length, max_chunks, fields))
+    if key not in _drawn:
+        torch.manual_seed(0)
+        encoder = encoder_config(
+            settings, hidden_dropout_prob=dropout, attention_probs_dropout_prob=attention_dropout, **fields
+        )
+        config = HierarchicalRobertaConfig(
+            encoder_config=encoder,
+            num_labels=3,
+            chunk_length=length or chunk_length(settings),
+            max_chunks=max_chunks,
+            classifier_dropout=dropout,
+        )
+        _drawn[key] = kind(config)
+        _drawn[key].token_budget = 64 if settings.tiny else 4096
+    return copy.deepcopy(_drawn[key])
+
+
+_drawn: dict[str, HierarchicalRobertaForSequenceClassification] = {}
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
@@ -98,7 +106,7 @@ class RandomDocuments(Dataset):
 
     def __init__(self, sizes: Sequence[float], length: int, vocab_size: int = 50265, seed: int = 0):
         rng = np.random.default_rng(seed)
-        self.items = []
+        self.items: list[dict[str, Any]] = []
         for number, size in enumerate(sizes):
             count = max(1, int(np.ceil(size)))
             mean = length * size / count
@@ -241,8 +249,8 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients, on the CPU in fp64; the model has none afterwards."""
-    gradients = {name: p.grad.detach().cpu().double() for name, p in model.named_parameters() if p.grad is not None}
+    """The gradients in fp64; the model has none afterwards."""
+    gradients = {name: p.grad.detach().double() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return gradients
 
@@ -251,9 +259,10 @@ def largest_difference(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Te
     """The largest difference of a number ÷ the largest number of its tensor. A tensor whose numbers are all below a
     thousandth of the largest of all, such as the gradient of the keys' bias, which is zero but for rounding, is measured
     by that thousandth."""
-    floor = 1e-3 * max(float(tensor.abs().max()) for tensor in ours.values())
+    largest = {name: float(tensor.abs().max()) for name, tensor in ours.items()}
+    floor = 1e-3 * max(largest.values())
     return max(
-        float((theirs[name] - tensor).abs().max()) / max(float(tensor.abs().max()), floor)
+        float((theirs[name] - tensor.to(theirs[name].device)).abs().max()) / max(largest[name], floor)
         for name, tensor in ours.items()
     )
 
