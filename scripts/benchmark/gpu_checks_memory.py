@@ -188,7 +188,7 @@ def _forced_out_of_memory(settings: Settings, device: torch.device, master: Mode
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
-            if gib and not settings.is_cuda:
+            if gib and (settings.tiny or not settings.is_cuda):
                 _run_out_of_memory_once(model)
             trainer, clock = trainer_for(
                 settings, model, films(settings, 16), max_steps=2, logging_strategy="steps", logging_steps=1
@@ -204,7 +204,7 @@ def _forced_out_of_memory(settings: Settings, device: torch.device, master: Mode
 
 
 def _run_out_of_memory_once(model: Model) -> None:
-    """In place of a card that is too small, on a CPU."""
+    """In place of a card that is too small, where there is none or the model is tiny."""
     encode_chunks = model.encode_chunks
 
     def once(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -78,6 +78,7 @@ def speed(settings: Settings, report: Report) -> None:
     device = set_up(settings)
     peak_tflops = matmul_peak(settings, device, torch.bfloat16)
     report.figure("matmul peak bf16, TFLOP/s", peak_tflops)
+    report.figure("token budget of ours", ours(settings).token_budget)
     bare = report.measure("bare encoder, dense, real tokens/s", _bare_encoder, settings, device)
     fp16 = "fp16" if settings.is_cuda else "fp32"
     most = 4 if settings.tiny else 20

@@ -9,8 +9,10 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -134,10 +136,10 @@ class Runner:
         self.deadline = time.monotonic() + seconds
         self.path = settings.output_dir / "checks.jsonl"
         self.path.unlink(missing_ok=True)
-        # One card, since one process drives one; and asking whether there is a GPU must not initialize CUDA: a fork of such a process cannot use it.
+        # Asking whether there is a GPU must not initialize CUDA: a fork of a process that has cannot use it.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         if settings.is_cuda:
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # WeightedTrainer drives one
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         context = multiprocessing.get_context("forkserver")
@@ -164,10 +166,19 @@ class Runner:
                 self._write({"check": check.name, "ok": False, "seconds": 0, "figures": {}, "error": "not run"})
 
     def _wait_for_imports(self) -> None:
-        """On a machine that has just started they take long, and are no part of the first check."""
+        """On a machine that has just started they take long, and are no part of the first check. Where the fork server
+        does not survive them, every check imports for itself."""
+        started = time.monotonic()
         process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
-        process.start()
-        process.join(max(self.deadline - time.monotonic(), 0))
+        try:
+            process.start()
+            process.join(max(self.deadline - started, 0))
+            works = process.exitcode == 0
+        except (OSError, EOFError):
+            works = False
+        if not works:
+            self.settings = replace(self.settings, start="spawn")
+        print(f"Imports: {time.monotonic() - started:.0f} s ({self.settings.start})", flush=True)
 
     def _write(self, line: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -182,10 +193,12 @@ class Runner:
         line: dict[str, Any] = {"check": check.name, "ok": False, "seconds": 0.0, "figures": {}, "failed": {}}
         context = multiprocessing.get_context(self.settings.start)
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=run_in_child, args=(check, self.settings, sender))  # type: ignore[attr-defined]
-        process.start()
-        sender.close()
+        scratch = tempfile.mkdtemp()
+        given = (check, self.settings, sender, scratch)
+        process = context.Process(target=run_in_child, args=given)  # type: ignore[attr-defined]
         try:
+            process.start()
+            sender.close()
             while not {"end", "error", "bad_fork"} & line.keys():
                 message = _receive(receiver, process, started + limit - time.monotonic())
                 if message is None:
@@ -201,6 +214,7 @@ class Runner:
         finally:
             kill_with_children(process)
             receiver.close()
+            shutil.rmtree(scratch, ignore_errors=True)
             line.pop("end", None)
             line["seconds"] = round(time.monotonic() - started, 1)
             line["ok"] = "error" not in line and not line["failed"]
@@ -225,6 +239,8 @@ def _receive(receiver: Connection, process: Any, seconds: float) -> tuple[str, s
 
 def kill_with_children(process: Any) -> None:
     """End a check with everything that it started."""
+    if process.pid is None:
+        return
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -238,9 +254,10 @@ def kill_with_children(process: Any) -> None:
     process.join(10)
 
 
-def run_in_child(check: Check, settings: Settings, sender: Connection) -> None:
-    """A check's process: a session of its own, its output in DIR/NAME.log."""
+def run_in_child(check: Check, settings: Settings, sender: Connection, scratch: str) -> None:
+    """A check's process: a session of its own, its output in DIR/NAME.log, its files in a folder that goes with it."""
     os.setsid()
+    tempfile.tempdir = os.environ["TMPDIR"] = scratch
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(settings.output_dir / f"{check.name}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for stream in (1, 2):
