@@ -1,0 +1,85 @@
+"""What this project claims, measured on a GPU in minutes: exactness, precision, memory, speed, several processes.
+
+    python -m scripts.benchmark.gpu --output_dir outputs/gpu --encoder outputs/minilm
+
+Each check is a process of its own with a time limit. DIR/checks.jsonl gets a line as each ends, DIR/NAME.log what it
+said, and DIR/gpu.md the tables. `--device cpu --tiny` runs the same code on a CPU with tiny models, to test the checks.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from scripts.benchmark.gpu_runner import Check, Runner, Settings
+from scripts.benchmark.gpu_table import markdown, read_lines
+from scripts.command_line import UserParser, run_main
+
+# In the order of what they decide; the seconds are each one's limit, on an H100.
+CHECKS = (
+    Check("environment", "gpu_checks:environment", 30),
+    Check("exactness", "gpu_checks:exactness", 50),
+    Check("memory", "gpu_checks_memory:memory", 50),
+    Check("speed", "gpu_checks_speed:speed", 80),
+    Check("small_cards", "gpu_checks_memory:small_cards", 60),
+    Check("length", "gpu_checks_memory:length", 45),
+    Check("precision", "gpu_checks:precision", 50),
+    Check("budgets", "gpu_checks_speed:budgets", 40),
+    Check("attention", "gpu_checks_kernels:attention", 30),
+    Check("synchronizations", "gpu_checks_kernels:synchronizations", 25),
+    Check("gradients", "gpu_checks:gradients", 40),
+    Check("predict", "gpu_checks_runs:predict", 50),
+    Check("compile", "gpu_checks_kernels:compile_layers", 75),
+    Check("ranks", "gpu_checks_runs:ranks", 50),
+    Check("demo", "gpu_checks_runs:demo", 90),
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all checks together")
+    parser.add_argument("--only", help=f"some of {', '.join(check.name for check in CHECKS)}")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny models and few steps: tests the checks themselves")
+    parser.add_argument("--encoder", type=Path, help="a folder with an encoder and its tokenizer, for the check `demo`")
+    arguments = parser.parse_args()
+    names = [check.name for check in CHECKS]
+    arguments.only = names if arguments.only is None else arguments.only.split(",")
+    if unknown := [name for name in arguments.only if name not in names]:
+        raise ValueError(f"--only does not know {', '.join(unknown)}; the checks are {', '.join(names)}.")
+    if arguments.minutes <= 0:
+        raise ValueError(f"--minutes must be above 0, got {arguments.minutes:g}.")
+    if arguments.encoder is not None and not (arguments.encoder / "config.json").is_file():
+        raise ValueError(f"--encoder {arguments.encoder} has no config.json: name a folder with an encoder.")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    folder: Path = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(arguments.device, arguments.tiny, folder.resolve(), arguments.encoder)
+
+    def write_tables() -> str:
+        text = markdown(read_lines(folder / "checks.jsonl"), [check.name for check in CHECKS])
+        (folder / "gpu.md").write_text(text, encoding="utf-8")
+        return text
+
+    runner = Runner(settings, arguments.minutes * 60, write_tables)  # its imports begin now, beside this process's own
+    if settings.is_cuda:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "There is no GPU that torch can use. Run this on a machine with one, or test the checks themselves with "
+                "--device cpu --tiny."
+            )
+    try:
+        runner.run([check for check in CHECKS if check.name in arguments.only])
+    finally:
+        print(write_tables(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

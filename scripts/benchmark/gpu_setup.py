@@ -1,0 +1,354 @@
+"""What the checks on a GPU share: models of random weights, documents of random tokens, training, clocks and memory.
+
+B documents, N chunks in the batch, L tokens of a chunk.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import send_to_device
+from torch.utils.data import Dataset
+from transformers import RobertaConfig, TrainerCallback
+
+from data.collator import DocumentCollator
+from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.trainer import WeightedTrainer
+from modeling.training_args import HierarchicalTrainingArguments
+from scripts.benchmark.documents import MIX
+from scripts.benchmark.gpu_runner import Settings
+from scripts.run_plan import Documents
+
+GIB = 2**30
+PAD = 1
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLASS_WEIGHTS = (0.54, 1.21, 2.97)
+
+
+def set_up(settings: Settings) -> torch.device:
+    """A check's first call: seeds, quiet libraries, and the device."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.set_seed(0)
+    if settings.tiny:
+        torch.set_num_threads(1)
+    return torch.device(settings.device, 0) if settings.is_cuda else torch.device("cpu")
+
+
+def precisions(settings: Settings) -> tuple[str, ...]:
+    """Those that the device has; accelerate has no fp16 on a CPU."""
+    return ("fp32", "bf16", "fp16") if settings.is_cuda else ("fp32", "bf16")
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def chunk_length(settings: Settings) -> int:
+    return 32 if settings.tiny else 512
+
+
+def encoder_config(settings: Settings, layers: int = 12, vocab_size: int = 50265, **fields: Any) -> RobertaConfig:
+    """RoBERTa-base's geometry, or a tiny one. Fewer layers and tokens make checkpoints small where speed is not asked."""
+    if settings.tiny:
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37}
+        return RobertaConfig(vocab_size=99, num_hidden_layers=2, max_position_embeddings=66, **sizes, **fields)
+    return RobertaConfig(
+        vocab_size=vocab_size, num_hidden_layers=layers, max_position_embeddings=514, type_vocab_size=1, **fields
+    )
+
+
+def build_model(
+    settings: Settings,
+    kind: type[HierarchicalRobertaForSequenceClassification] = HierarchicalRobertaForSequenceClassification,
+    dropout: float = 0.1,
+    attention_dropout: float = 0.0,
+    length: int | None = None,
+    max_chunks: int = 20,
+    **fields: Any,
+) -> HierarchicalRobertaForSequenceClassification:
+    """A classifier of random weights on the CPU, the same ones every time. (They are drawn once, which takes seconds.)"""
+    key = repr((kind, dropout, attention_dropout, length, max_chunks, fields))
+    if key not in _drawn:
+        torch.manual_seed(0)
+        encoder = encoder_config(
+            settings, hidden_dropout_prob=dropout, attention_probs_dropout_prob=attention_dropout, **fields
+        )
+        config = HierarchicalRobertaConfig(
+            encoder_config=encoder,
+            num_labels=3,
+            chunk_length=length or chunk_length(settings),
+            max_chunks=max_chunks,
+            classifier_dropout=dropout,
+        )
+        _drawn[key] = kind(config)
+        _drawn[key].token_budget = 64 if settings.tiny else 4096
+    return copy.deepcopy(_drawn[key])
+
+
+_drawn: dict[str, HierarchicalRobertaForSequenceClassification] = {}
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+class RandomDocuments(Dataset):
+    """Documents of random tokens; `sizes` gives each one's length in chunks, a fraction for a shorter one.
+
+    A document of 3.4 chunks has four, near-equal as the chunker makes them; one of 20 has 20 full ones.
+    """
+
+    def __init__(self, sizes: Sequence[float], length: int, vocab_size: int = 50265, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.items: list[dict[str, Any]] = []
+        for number, size in enumerate(sizes):
+            count = max(1, int(np.ceil(size)))
+            mean = length * size / count
+            low = mean if size == count else 0.85 * mean
+            lengths = np.clip(np.round(rng.uniform(low, mean, count)), 3, length).astype(int)
+            chunks = [rng.integers(5, vocab_size, tokens, dtype=np.int64) for tokens in lengths]
+            self.items.append({"input_ids": chunks, "labels": number % 3, "id": f"d{number}"})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+    def lengths(self) -> list[int]:
+        """Tokens of every chunk."""
+        return [len(chunk) for item in self.items for chunk in item["input_ids"]]
+
+    def sizes(self) -> Documents:
+        """Chunks of each document and the mean tokens of one, as `choose_live_chunks` takes them."""
+        chunks = [item["input_ids"] for item in self.items]
+        return Documents(
+            np.array([len(each) for each in chunks]),
+            np.array([sum(map(len, each)) / len(each) for each in chunks]),
+        )
+
+
+def documents_of(settings: Settings, sizes: Sequence[float], length: int | None = None) -> RandomDocuments:
+    vocab_size = 99 if settings.tiny else 5000  # every check's encoder has these
+    return RandomDocuments(sizes, length or chunk_length(settings), vocab_size)
+
+
+def mix(settings: Settings, count: int) -> RandomDocuments:
+    """Documents of 1 to 20 chunks, 6 on average, hardly two chunks of the same length."""
+    if settings.tiny:
+        return documents_of(settings, [1 + size % 3 for size in (MIX * 4)[: min(count, 8)]])
+    return documents_of(settings, [MIX[i % len(MIX)] for i in range(count)])
+
+
+def films(settings: Settings, count: int) -> RandomDocuments:
+    """Documents of 20 full chunks."""
+    return documents_of(settings, [4.0] * min(count, 4) if settings.tiny else [20.0] * count)
+
+
+def batch_of(documents: RandomDocuments, device: torch.device, count: int | None = None) -> dict[str, Any]:
+    """The first documents as one batch on the device."""
+    batch = DocumentCollator(PAD)([documents[i] for i in range(count or len(documents))])
+    return send_to_device(batch, device)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
+
+
+def training_arguments(settings: Settings, precision: str = "bf16", **given: Any) -> HierarchicalTrainingArguments:
+    """Arguments of a training that saves and evaluates nothing, unless told to."""
+    defaults: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "use_cpu": not settings.is_cuda,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "dataloader_num_workers": 0,
+        "warmup_steps": 0,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+    }
+    return HierarchicalTrainingArguments(**(defaults | given))
+
+
+class Clock(TrainerCallback):
+    """Times the steps and epochs of a training, waiting for the device at each end.
+
+    Attributes:
+        steps: seconds of each optimizer step.
+        epochs: seconds of each epoch.
+        losses: the losses that were logged.
+        peaks: (allocated, reserved) bytes at the most in each epoch.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.steps: list[float] = []
+        self.epochs: list[float] = []
+        self.losses: list[float] = []
+        self.peaks: list[tuple[int, int]] = []
+        self._step = self._epoch = 0.0
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        reset_peak(self.device)
+        self._epoch = now(self.device)
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.epochs.append(now(self.device) - self._epoch)
+        self.peaks.append(peak(self.device))
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._step = now(self.device)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.steps.append(now(self.device) - self._step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+def trainer_for(
+    settings: Settings,
+    model: HierarchicalRobertaForSequenceClassification,
+    documents: RandomDocuments,
+    precision: str = "bf16",
+    collator: Callable[..., Any] | None = None,
+    **given: Any,
+) -> tuple[WeightedTrainer, Clock]:
+    """WeightedTrainer with class weights, and its clock. It trains the documents in batches of 4 × 2 by default."""
+    arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2} | given
+    args = training_arguments(settings, precision, **arguments)
+    clock = Clock(args.device)
+    trainer = WeightedTrainer(
+        model=model.to(args.device),
+        args=args,
+        class_weights=torch.tensor(CLASS_WEIGHTS),
+        data_collator=collator or DocumentCollator(PAD, with_ids=True),
+        train_dataset=documents,
+        eval_dataset=documents,
+        callbacks=[clock],
+    )
+    return trainer, clock
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+
+
+def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gradients in fp64; the model has none afterwards."""
+    gradients = {name: p.grad.detach().double() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return gradients
+
+
+def largest_difference(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a number ÷ the largest number of its tensor. A tensor whose numbers are all below a
+    thousandth of the largest of all, such as the gradient of the keys' bias, which is zero but for rounding, is measured
+    by that thousandth."""
+    largest = {name: float(tensor.abs().max()) for name, tensor in ours.items()}
+    floor = 1e-3 * max(largest.values())
+    return max(
+        float((theirs[name] - tensor.to(theirs[name].device)).abs().max()) / max(largest[name], floor)
+        for name, tensor in ours.items()
+    )
+
+
+def relative_error(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference ÷ norm, over all numbers."""
+    difference = sum(float((theirs[name] - tensor).pow(2).sum()) for name, tensor in ours.items())
+    return (difference / sum(float(tensor.pow(2).sum()) for tensor in ours.values())) ** 0.5
+
+
+# ---- clocks and memory -----------------------------------------------------------------------------------------------
+
+
+def now(device: torch.device) -> float:
+    """The time when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds_of(device: torch.device, function: Callable[[], Any], times: int = 1) -> float:
+    """Seconds of a call, on average over so many."""
+    started = now(device)
+    for _ in range(times):
+        function()
+    return (now(device) - started) / times
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> tuple[int, int]:
+    """Bytes allocated and reserved at the most since `reset_peak`; (0, 0) on a CPU."""
+    if device.type != "cuda":
+        return 0, 0
+    return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+
+
+@contextmanager
+def card_of(device: torch.device, gib: float) -> Iterator[int]:
+    """As on a card of so much memory: a ballast tensor takes the rest. Gives the ballast's bytes, 0 on a CPU.
+
+    What the CUDA context takes is part of the card, as it is on a small one. (set_per_process_memory_fraction would not
+    do: mem_get_info, from which live chunks are chosen, does not see it.)
+    """
+    if device.type != "cuda":
+        yield 0
+        return
+    torch.ones(256, 256, device=device).mm(torch.ones(256, 256, device=device))  # cuBLAS's workspace comes first
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    num_bytes = int(torch.cuda.mem_get_info(device)[1] - gib * GIB)
+    if num_bytes <= 0:
+        raise ValueError(f"this card has less than {gib:g} GiB")
+    ballast = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    try:
+        yield ballast.numel()
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+
+
+def context_bytes(device: torch.device) -> int:
+    """What is used on the card beside torch's allocator: the CUDA context, libraries, other processes."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def matmul_peak(settings: Settings, device: torch.device, dtype: torch.dtype, times: int = 5) -> float:
+    """TFLOP/s of a product of large square matrices, the best of a few."""
+    size = 256 if settings.tiny else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    best = min(seconds_of(device, lambda: left @ right, 3) for _ in range(times))
+    return 2 * size**3 / best / 1e12
+
+
+def encoder_flops(model: HierarchicalRobertaForSequenceClassification, lengths: Sequence[int]) -> float:
+    """Floating-point operations of a training step over chunks of these lengths, forward and backward:
+    6 × the layers' matrix weights × tokens, and 12 · layers · L · D per token for attention."""
+    layers = model.encoder_layers()
+    matrices = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.dim() == 2)
+    tokens, squares = sum(lengths), sum(length**2 for length in lengths)
+    return 6.0 * matrices * tokens + 12.0 * len(layers) * model.config.hidden_size * squares
