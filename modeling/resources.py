@@ -1,4 +1,4 @@
-"""What a training step needs: memory from what autograd keeps, time from one micro-batch; and how many chunks may live."""
+"""What a training step needs: memory from what autograd keeps, time from one encoder batch; how many chunks may live."""
 
 import ctypes
 import os
@@ -94,10 +94,10 @@ def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> 
 
     Where live chunks are not bounded it is kept: given back to the kernel block by block, it would be faulted in anew,
     page by page, in every step, a quarter of a step's time. Where they are bounded, blocks of many sizes leave gaps, which
-    would grow with the document: every micro-batch gives them back (docs/log.md has the figures). See mallopt(3) and
+    would grow with the document: every encoder batch gives them back (docs/log.md has the figures). See mallopt(3) and
     malloc_trim(3).
     """
-    library = ctypes.CDLL(None)
+    library = ctypes.CDLL(None) if sys.platform == "linux" and model.device.type == "cpu" else None
     if not hasattr(library, "malloc_trim"):
         return
     if model.live_chunks:

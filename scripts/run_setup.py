@@ -231,8 +231,7 @@ def plan_memory(
     live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
     live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
     model.fit_batches_to(args.device, args.token_budget, live_chunks)
-    if args.device.type == "cpu":
-        settle_freed_memory(model)
+    settle_freed_memory(model)
     if args.live_chunks == "auto" and not model.encoder_is_frozen:
         chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
         logger.info(f"Live chunks, from the free memory: {chosen}.")

@@ -7,7 +7,6 @@ allocated memory on CUDA), documents, tokens, chunks; and for ours expected_mib 
 """
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from data.chunked import ChunkedDocuments
 from data.chunking import tokenize_batch
 from data.collator import DocumentCollator
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import footprint, seconds_per_chunk, settle_freed_memory
+from modeling.resources import footprint, seconds_per_chunk, settle_freed_memory, use_all_cores
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.meter import Meter
@@ -229,7 +228,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     transformers.set_seed(spec.get("seed", 0))
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    use_all_cores()
     kinds = {"bare encoder": bare_encoder, "frozen encoder": frozen_encoder}
     print(json.dumps(kinds.get(spec["contestant"], train)(spec)))
 

@@ -1,0 +1,424 @@
+"""What a GPU, a Mac or half precision would meet, as far as a CPU can show it."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface, AutoTokenizer
+from transformers.integrations.flash_attention import get_target_dtype
+
+from modeling.contributions import logits_of_subsets
+from modeling.losses import weight_sum, weighted_loss_sum
+from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from modeling.out_of_memory import out_of_memory_reason, survive_out_of_memory
+from modeling.pipeline import HierarchicalClassificationPipeline
+from modeling.pooling import mean_of_tokens
+from modeling.prefetch import prefetched
+from modeling.reduction import average_gradients
+from modeling.resources import peak_memory
+from modeling.training_args import HierarchicalTrainingArguments
+from scripts import run_setup
+from tests.conftest import ROOT, TRAINING, options, tiny_config, train
+from tests.tiny_training import Documents, trainer_for
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def pipeline_of(model, folder, **options) -> HierarchicalClassificationPipeline:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return HierarchicalClassificationPipeline(
+        model=model, tokenizer=tokenizer, task="text-classification", **{"device": "cpu", **options}
+    )
+
+
+# ---- the device that was asked for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_pipeline_takes_its_device_in_a_distributed_job(roberta_model, roberta_folder, process_group, device):
+    """`meta` stands for a GPU: transformers' Pipeline would leave the model where it is (huggingface/transformers 5.23)."""
+    rate = pipeline_of(roberta_model, roberta_folder, device=device)
+    assert rate.device.type == rate.model.device.type == "meta"
+
+
+def test_choices_follow_the_device_of_the_run(monkeypatch):
+    """A machine with a GPU whose run uses the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = HierarchicalTrainingArguments(use_cpu=True)
+    assert (args.dataloader_num_workers, args.dataloader_pin_memory) == (0, False)
+    assert peak_memory(torch.device("cpu"))["peak_memory_gib"] > 0.01
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, such as Apple's GPUs."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
+                raise TypeError(f"{func} makes float64")
+        return result
+
+
+def test_pipeline_and_training_need_no_float64(roberta_model, roberta_folder, tmp_path):
+    rate = pipeline_of(roberta_model, roberta_folder)
+    expected = rate("Once upon a time. The end.")
+    trainer = trainer_for(roberta_model, tmp_path, eval_strategy="epoch")
+    with NoFloat64():
+        assert rate("Once upon a time. The end.") == expected
+        trainer.train()
+    with pytest.raises(TypeError, match="makes float64"), NoFloat64():
+        torch.ones(1, dtype=torch.float64)
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+def half_only(module, query, key, value, attention_mask, **kwargs):
+    """As flash attention: fp16 and bf16 only, in the type that transformers' own function finds for it."""
+    dtype = get_target_dtype(query, module) or query.dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+
+
+def test_flash_attention_is_left_out_where_it_cannot_read_fp32(roberta_model, tmp_path):
+    AttentionInterface.register("flash_half", half_only)
+    documents = [{"input_ids": [torch.randint(5, 300, (16,))], "labels": i % 3} for i in range(8)]
+    expected = trainer_for(roberta_model, tmp_path, documents).predict(documents).predictions
+    roberta_model.encoder.config._attn_implementation = "flash_half"
+    trainer = trainer_for(roberta_model, tmp_path, documents, bf16=True, num_train_epochs=0.5)
+    np.testing.assert_allclose(trainer.predict(documents).predictions, expected, atol=1e-6)
+    trainer.train()  # with it, under autocast
+    assert roberta_model.encoder.config._attn_implementation == "flash_half"
+
+
+def test_attention_that_would_drop_its_dropout_is_refused(roberta_folder):
+    with pytest.raises(ValueError, match=r"flash_attention_3 applies no dropout.*--attention_dropout 0"):
+        Model.from_encoder(str(roberta_folder), num_labels=3, attn_implementation="flash_attention_3")
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_means_over_tokens_are_fp32_under_autocast(is_padded):
+    token_NLD = (torch.randn(2, 512, 8) + 3).to(torch.bfloat16)
+    mask_NL = torch.ones(2, 512, dtype=torch.long)
+    if is_padded:
+        mask_NL[1, 300:] = 0
+    expected = [(token_NLD[i, : mask_NL[i].sum()].double().mean(dim=0)) for i in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        mean_ND = mean_of_tokens(token_NLD, mask_NL if is_padded else None)
+    assert mean_ND.dtype == torch.float32
+    torch.testing.assert_close(mean_ND.double(), torch.stack(expected), atol=1e-6, rtol=1e-6)
+
+
+def test_half_precision_gradients_do_not_get_worse_with_the_number_of_encoder_batches(roberta_folder):
+    model = Model.from_encoder(
+        str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.0, attention_dropout=0.0
+    ).train()
+    ids_NL = torch.randint(5, 300, (400, 16))
+    lengths = [[16] * 400]
+
+    def gradients(num_chunks_a_batch: int, bf16: bool) -> torch.Tensor:
+        model.token_budget = 16 * num_chunks_a_batch
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = model(input_ids=ids_NL, num_chunks=torch.tensor([400]), chunk_lengths=lengths)
+        output.logits[0, 1].backward()
+        layers = model.encoder_layers()
+        return torch.cat([weight.grad.flatten() for layer in layers for weight in layer.parameters()])
+
+    expected = gradients(400, bf16=False)
+    few, many = ((gradients(size, bf16=True) - expected).norm() / expected.norm() for size in (100, 1))
+    assert many < 1.5 * few  # four batches and 400; with one sum in bf16 over all of them it is several times more
+
+
+def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_to(roberta_model, tmp_path):
+    """bf16 products in oneDNN stand for TF32 on CUDA; both are switched by `fp32_precision`."""
+    torch.manual_seed(0)
+    viewing = Model(tiny_config(lexical_features=8))
+    viewing.lexical.set_weights(torch.arange(5, 13), torch.randn(3, 8), torch.zeros(3))
+    chunk_CX = torch.cat([torch.randn(40, 32), torch.randint(0, 5000, (40, 8)).float()], dim=1)
+    kept_SC = torch.rand(64, 40) < 0.5
+    kept_SC[:, 0] = True
+    trainer = trainer_for(roberta_model, tmp_path)
+    expected = (trainer.predict(Documents()).predictions, logits_of_subsets(viewing.eval(), chunk_CX, kept_SC))
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = (trainer.predict(Documents()).predictions, logits_of_subsets(viewing, chunk_CX, kept_SC))
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"  # as it was given
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    assert np.array_equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_folder):
+    rate = pipeline_of(roberta_model, roberta_folder)
+    text = "Once upon a time there was a fox. " * 8
+    exact, half = rate(text), rate(text, precision="bf16")
+    assert exact["scores"] != half["scores"]
+    assert half["scores"] == pytest.approx(exact["scores"], abs=0.02)
+    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, and is 'int8'"):
+        rate(text, precision="int8")
+
+
+# ---- out of memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("NCCL error: unhandled cuda error, Failed to CUDA calloc 4194304 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_is_known_in_all_its_forms(error):
+    assert out_of_memory_reason(error)
+    assert out_of_memory_reason(RuntimeError("shapes do not match")) is None
+    assert out_of_memory_reason(ValueError("out of memory")) is None
+
+
+class FullOnce(torch.optim.AdamW):
+    """Memory is full when the second parameter group first allocates its moments."""
+
+    failures = 1
+
+    def step(self, closure=None):
+        group = self.param_groups[-1]
+        if self.failures and group["name"] == "second" and len(self.param_groups) == 1 + (not self.is_fused):
+            self.failures -= 1
+            if not self.is_fused:
+                super().step()
+            self.state[group["params"][0]]["step"] = torch.tensor(0.0)  # begun, without its moments
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().step()
+
+    @property
+    def is_fused(self) -> bool:
+        return bool(self.param_groups[0]["fused"])
+
+
+def steps_of(optimizer_class, fused: bool) -> list[torch.Tensor]:
+    weights = [torch.nn.Parameter(torch.arange(4.0) + i) for i in range(2)]
+    groups = [{"params": [weight], "name": name} for weight, name in zip(weights, ("first", "second"), strict=True)]
+    optimizer = optimizer_class(groups, lr=0.1, fused=fused)
+    survive_out_of_memory(optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for _ in range(3):
+        sum((weight**2).sum() for weight in weights).backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    assert [group["name"] for group in optimizer.param_groups] == ["first", "second"]
+    return weights
+
+
+def test_an_optimizer_survives_out_of_memory_with_the_same_bits():
+    for found, expected in zip(steps_of(FullOnce, True), steps_of(torch.optim.AdamW, True), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_optimizer_whose_step_cannot_be_repeated_says_what_to_do():
+    with pytest.raises(ValueError, match=r"Out of memory in the optimizer's step.*adamw_torch_fused"):
+        steps_of(FullOnce, False)
+
+
+def test_the_process_with_least_memory_bounds_live_chunks_on_all(roberta_model, splits, tmp_path, monkeypatch):
+    trainer = trainer_for(roberta_model, tmp_path, live_chunks="8")
+    sizes = {"train": run_setup.Documents(np.array([3, 4]), np.array([16, 16]))}
+    monkeypatch.setattr(run_setup, "gather_object", lambda bounds: [0, *bounds, 4])
+    run_setup.plan_memory(roberta_model, sizes, trainer.args, trainer.accelerator)
+    assert roberta_model.live_chunks == 4
+
+
+# ---- waiting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
+@pytest.mark.parametrize("extra", [{}, {"lexical_features": 4}, {"chunk_transformer_layers": 1}])
+def test_a_step_asks_the_device_nothing_where_the_host_knows_the_lengths(pooling, extra):
+    """Fake tensors have no values: what reads one (and, on a GPU, waits for it) raises."""
+    model = Model(tiny_config(pooling=pooling, **extra)).train()
+    model.token_budget, model.live_chunks = 32, 4
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ids_NL = torch.randint(5, 90, (6, 16))
+        batch = {"input_ids": ids_NL, "attention_mask": torch.ones_like(ids_NL), "num_chunks": torch.tensor([2, 4])}
+        labels, weights = torch.zeros(2, dtype=torch.long), torch.ones(3)
+        logits = model(**batch, chunk_lengths=[[16] * 2, [16] * 4]).logits
+        (weighted_loss_sum(logits, labels, weights) / weight_sum(labels, weights)).backward()
+        with pytest.raises(DataDependentOutputException):
+            model(**batch)
+
+
+def test_lengths_from_the_host_change_nothing(model):
+    batch = trainer_for(model, "unused").data_collator([Documents()[i] for i in range(4)])
+    with_lengths = model.eval()(**batch).logits
+    del batch["chunk_lengths"]
+    assert torch.equal(model(**batch).logits, with_lengths)
+
+
+def test_training_mode_is_set_again_only_where_something_changed(roberta_model, monkeypatch):
+    roberta_model.train()
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: calls.append(mode) or self)
+    roberta_model.train()
+    assert not calls
+    monkeypatch.undo()
+    roberta_model.encoder.eval()
+    assert roberta_model.train().encoder.training
+    roberta_model.encoder_layers()[0].requires_grad_(False)
+    assert not roberta_model.train().encoder_layers()[0].training
+    roberta_model.encoder_layers()[0].requires_grad_(True)
+    assert roberta_model.train().encoder_layers()[0].training
+    assert not roberta_model.eval().encoder.training
+
+
+def test_gradients_travel_in_buckets(process_group, monkeypatch):
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(50)]
+    for i, parameter in enumerate(parameters[1:]):
+        parameter.grad = torch.full((3,), float(i))
+    messages = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: messages.append(flat) or flat.mul_(2))
+    average_gradients(parameters, num_processes=4)
+    assert len(messages) == 1
+    assert parameters[0].grad is None
+    assert [parameter.grad.tolist() for parameter in parameters[1:]] == [[i / 2] * 3 for i in range(49)]
+
+
+def test_what_comes_next_is_made_while_what_is_there_is_used():
+    made, second = [], threading.Event()
+
+    def items():
+        for number in range(3):
+            made.append(number)
+            if number == 1:
+                second.set()
+            yield number
+        raise ValueError("row 4 has no text")
+
+    results = prefetched(items())
+    assert next(results) == 0
+    assert second.wait(10)  # the second, though nobody has asked for it
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(ValueError, match="row 4 has no text"):
+        next(results)
+
+
+def test_compiled_layers_give_the_same_gradients_with_live_chunks(roberta_model):
+    """Recomputed batches must take the graph that they took forwards."""
+    lengths = [[16, 16, 9], [12], [16, 5]]
+    batch = {"input_ids": torch.randint(5, 300, (6, 16)), "num_chunks": torch.tensor([3, 1, 2])}
+    batch["attention_mask"] = (torch.arange(16) < torch.tensor(sum(lengths, []))[:, None]).long()  # noqa: RUF017
+    roberta_model.token_budget, roberta_model.live_chunks = 32, 3
+
+    def gradients() -> list[torch.Tensor]:
+        roberta_model.zero_grad()
+        roberta_model.train()(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
+        return [parameter.grad for parameter in roberta_model.parameters()]
+
+    expected = gradients()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    roberta_model.compile_layers(backend=backend)
+    for found, wanted in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    roberta_model.eval()(**batch)
+    assert 1 <= len(graphs) <= 12
+    assert torch._dynamo.config.recompile_limit >= 32
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+STUCK = """
+import runpy, sys, time, torch.distributed
+torch.distributed.destroy_process_group = lambda *_: time.sleep(10**6)  # as nccl's may, while another rank does not call it
+sys.argv[0] = "train_hf.py"
+runpy.run_path("train_hf.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_an_error_on_one_rank_ends_it_at_once(prepared_folder, roberta_folder, tmp_path):
+    """Rank 1 is given an encoder that is not there; leaving the process group would wait for rank 0."""
+    given = {"dataset_dir": prepared_folder, "output_dir": tmp_path / "run", **TRAINING, "ddp_timeout": 20}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank, encoder in enumerate((roberta_folder, tmp_path / "nowhere")):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, **{name: str(value) for name, value in places.items()}}
+        command = [sys.executable, "-c", STUCK, *options(**given, encoder=encoder)]
+        ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        said = ranks[1].communicate(timeout=120)[1]
+        assert ranks[1].returncode == 1
+        assert "nowhere" in said
+        assert "Traceback" not in said
+        assert ranks[0].communicate(timeout=120)[0] is None
+        assert ranks[0].returncode == 1
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_full_determinism_runs_and_resumes_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
+    given = {"full_determinism": True, "dropout": 0.1, "live_chunks": 4, "save_strategy": "steps", "save_steps": 3}
+    given |= {"eval_strategy": "steps", "eval_steps": 3}
+    whole = train(prepared_folder, roberta_folder, tmp_path / "whole", **given)
+    assert whole.returncode == 0, whole.stderr
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part" / "model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "part" / "checkpoint-6")
+    part = train(prepared_folder, roberta_folder, tmp_path / "part", resume_from_checkpoint="auto", **given)
+    assert part.returncode == 0, part.stderr
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "part")]
+    assert same[0] == same[1]
+
+
+def test_the_first_steps_that_the_fp16_scaler_skips_are_no_warning(roberta_model, tmp_path, caplog):
+    trainer = trainer_for(roberta_model, tmp_path, gradient_accumulation_steps=1, per_device_train_batch_size=16)
+    trainer.args.fp16 = True  # as on a GPU; here nothing but the warning depends on it
+    forward = roberta_model.classify
+
+    def overflowing(*args):
+        logits_BK, weights_N = forward(*args)
+        return logits_BK * float("inf"), weights_N
+
+    roberta_model.classify = overflowing
+    with caplog.at_level(logging.INFO):
+        trainer.train()
+    levels = [record.levelname for record in caplog.records if "is not taken" in record.message]
+    assert levels[:2] == ["INFO", "INFO"]
+    assert set(levels[2:]) == {"WARNING"}
