@@ -97,7 +97,9 @@ def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> 
     would grow with the document: every encoder batch gives them back (docs/log.md has the figures). See mallopt(3) and
     malloc_trim(3).
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" and model.device.type == "cpu" else None
+    if sys.platform != "linux" or model.device.type != "cpu":
+        return
+    library = ctypes.CDLL(None)
     if not hasattr(library, "malloc_trim"):
         return
     if model.live_chunks:

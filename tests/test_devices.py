@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoTokenizer
 from transformers.integrations.flash_attention import get_target_dtype
 
+from modeling.callbacks import StopOnSignal
 from modeling.contributions import logits_of_subsets
 from modeling.losses import weight_sum, weighted_loss_sum
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
@@ -62,6 +63,21 @@ def test_choices_follow_the_device_of_the_run(monkeypatch):
     args = HierarchicalTrainingArguments(use_cpu=True)
     assert (args.dataloader_num_workers, args.dataloader_pin_memory) == (0, False)
     assert peak_memory(torch.device("cpu"))["peak_memory_gib"] > 0.01
+
+
+def test_allocated_and_reserved_memory_of_a_gpu_are_both_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 3 * 2**30)
+    assert peak_memory(torch.device("cuda")) == {"peak_memory_gib": 1, "peak_reserved_gib": 3}
+
+
+def test_processes_that_cannot_meet_by_gloo_are_told_what_to_name(process_group, monkeypatch):
+    def unreachable(**kwargs):
+        raise RuntimeError("Gloo connectFullMesh failed")
+
+    monkeypatch.setattr(torch.distributed, "new_group", unreachable)
+    with pytest.raises(ValueError, match="GLOO_SOCKET_IFNAME"):
+        StopOnSignal()
 
 
 class NoFloat64(TorchDispatchMode):

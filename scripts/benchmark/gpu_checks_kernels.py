@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from scripts.benchmark.gpu_checks_speed import TOKEN_BUDGET, Model, ours, share_of_peak, trained_pass
+from scripts.benchmark.gpu_checks_speed import Model, ours, share_of_peak, trained_pass
 from scripts.benchmark.gpu_runner import Report, Settings, free_memory
 from scripts.benchmark.gpu_setup import (
     RandomDocuments,
@@ -200,11 +200,8 @@ def compile_layers(settings: Settings, report: Report) -> None:
     device = set_up(settings)
     peak_tflops = matmul_peak(settings, device, torch.bfloat16)
     bound = 4 if settings.tiny else 16
-    for scenario, documents, budget, live_chunks in (
-        ("films", films(settings, 16), TOKEN_BUDGET, 0),
-        ("mix", mix(settings, 48), 4096, bound),
-    ):
-        geometry = (settings, budget, live_chunks)
+    for scenario, documents, live_chunks in (("films", films(settings, 16), 0), ("mix", mix(settings, 48), bound)):
+        geometry = (settings, live_chunks)
         eager = report.measure(f"{scenario}, eager", trained_pass, settings, ours(*geometry), documents)
         compiled = report.measure(f"{scenario}, compiled", _compiled_pass, settings, ours(*geometry), documents)
         report.figure(f"{scenario}: graphs", int(counters["stats"]["unique_graphs"]))
@@ -220,9 +217,6 @@ def compile_layers(settings: Settings, report: Report) -> None:
 
 
 def _compiled_pass(settings: Settings, model: Model, documents: RandomDocuments) -> dict[str, Any]:
-    if settings.tiny:  # the same tracing without generating code, which takes minutes on a CPU
-        for layer in model.encoder_layers():
-            layer.compile(dynamic=True, backend="aot_eager")
-    else:
-        model.compile_layers()
+    # When tiny, the same tracing without generating code, which takes minutes on a CPU.
+    model.compile_layers("aot_eager" if settings.tiny else "inductor")
     return trained_pass(settings, model, documents)

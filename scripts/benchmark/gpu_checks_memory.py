@@ -80,7 +80,7 @@ def _step_memory(
     model: Model, device: torch.device, batch: dict[str, Any], precision: str, checkpointing: bool, live_chunks: int
 ) -> dict[str, Any]:
     model.zero_grad()
-    model.live_chunks = live_chunks
+    model.fit_batches_to(device, None, live_chunks)
     if checkpointing:
         model.gradient_checkpointing_enable()
     else:
@@ -160,10 +160,8 @@ def _small_card(
 ) -> dict[str, Any]:
     with card_of(device, gib) as ballast, MemoryWarnings() as warnings:
         model = copy.deepcopy(master)
-        model.token_budget = budget
-        trainer, clock = trainer_for(settings, model, documents, max_steps=steps)
+        trainer, clock = trainer_for(settings, model, documents, max_steps=steps, token_budget=budget)
         chosen = choose_live_chunks(model, documents.sizes(), trainer.args, trainer.accelerator.autocast)
-        model.live_chunks = chosen
         trainer.train()
         allocated, reserved = clock.peaks[-1]
         timed = clock.steps[len(clock.steps) // 4 :]
@@ -223,11 +221,11 @@ def length(settings: Settings, report: Report) -> None:
     device = set_up(settings)
     counts = (4, 8, 40) if settings.tiny else (20, 200, 2000)
     model = build_model(settings, max_chunks=counts[-1]).to(device).train()
-    args = training_arguments(settings, per_device_train_batch_size=1)
+    budget = 64 if settings.tiny else None
+    args = training_arguments(settings, per_device_train_batch_size=1, token_budget=budget)
     longest = documents_of(settings, [float(counts[-1])])
     found = {}
     with card_of(device, 8) as ballast:
-        model.token_budget = 64 if settings.tiny else 4096
         model.live_chunks = choose_live_chunks(model, longest.sizes(), args, lambda: autocast(device, "bf16"))
         report.figure("live chunks, auto", model.live_chunks)
         if settings.tiny:

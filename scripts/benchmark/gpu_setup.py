@@ -20,6 +20,7 @@ from transformers import RobertaConfig, TrainerCallback
 from data.collator import DocumentCollator
 from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import use_flash_attention_on_cuda
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.documents import MIX
@@ -33,10 +34,11 @@ CLASS_WEIGHTS = (0.54, 1.21, 2.97)
 
 
 def set_up(settings: Settings) -> torch.device:
-    """A check's first call: seeds, quiet libraries, and the device."""
+    """A check's first call: seeds, quiet libraries, the attention that training takes, and the device."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(0)
+    use_flash_attention_on_cuda()
     if settings.tiny:
         torch.set_num_threads(1)
     return torch.device(settings.device, 0) if settings.is_cuda else torch.device("cpu")
@@ -87,8 +89,7 @@ def build_model(
             max_chunks=max_chunks,
             classifier_dropout=dropout,
         )
-        _drawn[key] = kind(config)
-        _drawn[key].token_budget = 64 if settings.tiny else 4096
+        _drawn[key] = kind(config).fit_batches_to(torch.device(settings.device), 64 if settings.tiny else None)
     return copy.deepcopy(_drawn[key])
 
 

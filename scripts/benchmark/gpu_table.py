@@ -92,6 +92,8 @@ def markdown(lines: Sequence[Line], names: Iterable[str] = ()) -> str:
     environment = found.get("environment", {}).get("figures", {})
     device = str(environment.get("device type", "cuda"))
     parts = ["# Measured on a GPU", _environment(environment), _overview(lines, device)]
+    if device != "cuda":
+        parts.insert(1, "**Not a GPU: these figures say that the checks work, and nothing else.**")
     if missed := list(_missed(lines, device)):
         parts.append("Aims not met:\n\n" + "\n".join(f"- {text}" for text in missed))
     parts += [_topic(line, device) for line in lines if line["figures"] or line.get("failed")]
