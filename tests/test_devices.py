@@ -164,25 +164,30 @@ def test_half_precision_gradients_do_not_get_worse_with_the_number_of_encoder_ba
     assert many < 1.5 * few  # four batches and 400; with one sum in bf16 over all of them it is several times more
 
 
-def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_to(roberta_model, tmp_path):
-    """bf16 products in oneDNN stand for TF32 on CUDA; both are switched by `fp32_precision`."""
+def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_to(roberta_model, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    viewing = Model(tiny_config(lexical_features=8))
+    viewing = Model(tiny_config(lexical_features=8)).eval()
     viewing.lexical.set_weights(torch.arange(5, 13), torch.randn(3, 8), torch.zeros(3))
     chunk_CX = torch.cat([torch.randn(40, 32), torch.randint(0, 5000, (40, 8)).float()], dim=1)
     kept_SC = torch.rand(64, 40) < 0.5
     kept_SC[:, 0] = True
-    trainer = trainer_for(roberta_model, tmp_path)
-    expected = (trainer.predict(Documents()).predictions, logits_of_subsets(viewing.eval(), chunk_CX, kept_SC))
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    try:
-        found = (trainer.predict(Documents()).predictions, logits_of_subsets(viewing, chunk_CX, kept_SC))
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32"  # as it was given
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
-    assert np.array_equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    expected = logits_of_subsets(viewing, chunk_CX, kept_SC)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits_of_subsets(viewing, chunk_CX, kept_SC), expected)
+
+    matmul, seen = torch.backends.cuda.matmul, []
+    encode_chunks = roberta_model.encode_chunks
+
+    def watched(*args):
+        seen.append((matmul.fp32_precision, torch.is_autocast_enabled("cpu")))
+        return encode_chunks(*args)
+
+    monkeypatch.setattr(roberta_model, "encode_chunks", watched)
+    trainer = trainer_for(roberta_model, tmp_path, bf16=True)
+    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
+    trainer.predict(Documents())
+    assert set(seen) == {("ieee", False)}
+    assert matmul.fp32_precision == "tf32"  # as it was given
 
 
 def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_folder):
