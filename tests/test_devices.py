@@ -184,10 +184,13 @@ def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_t
 
     monkeypatch.setattr(roberta_model, "encode_chunks", watched)
     trainer = trainer_for(roberta_model, tmp_path, bf16=True)
-    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
-    trainer.predict(Documents())
-    assert set(seen) == {("ieee", False)}
-    assert matmul.fp32_precision == "tf32"  # as it was given
+    matmul.fp32_precision = "tf32"
+    try:
+        trainer.predict(Documents())
+        assert set(seen) == {("ieee", False)}
+        assert matmul.fp32_precision == "tf32"  # as it was given
+    finally:
+        matmul.fp32_precision = "none"
 
 
 def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_folder):

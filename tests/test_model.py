@@ -84,6 +84,9 @@ def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
     assert sorted(row for rows in plan for row in rows) == list(range(8))
     assert all(len(rows) * max(lengths[row] for row in rows) <= 32 and len(rows) <= 3 for rows in plan)
     assert plan_encoder_batches([100], token_budget=1, batch_cost=0) == [[0]]
+    # Padding of 12 tokens is dearer than another batch that costs 8, and cheaper than one that costs 16.
+    assert plan_encoder_batches([16, 16, 4], token_budget=64, batch_cost=8) == [[0, 1], [2]]
+    assert plan_encoder_batches([16, 16, 4], token_budget=64, batch_cost=16) == [[0, 1, 2]]
 
 
 LONG_CHUNKS = [[12, 9, 16], [11], [16, 16, 10], [13, 14]]  # two of them fill a micro-batch of 32 tokens
