@@ -8,6 +8,7 @@ without one), K labels. Only real chunks enter: there are no padding chunks. Thi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -62,6 +63,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
             batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
             `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
+        agree_on_batches: where the weights are sharded over ranks, this rank's encoder batches (is each recomputed?) → those
+            of all ranks (modeling/sharding.py); what this rank has too few of it makes up with two tokens, which count for
+            nothing.
         encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
@@ -99,6 +103,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget, self.batch_cost = 4096, 64
         self.live_chunks = 0
+        self.agree_on_batches: Callable[[list[bool]], list[bool]] | None = None
         self._trained_state: list[Any] | None = None
         self.encoded_tokens = [0, 0]
         self.post_init()
@@ -386,20 +391,24 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         ids_NL, mask_NL = input_ids_NL[order_N], attention_mask_NL[order_N]
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
         # The batch that is being recomputed is alive in the backward pass beside those that were kept.
-        most, live = max(map(len, plan)), 0
+        most = max(map(len, plan))
         is_bounded = keeps_graph and 0 < self.live_chunks < len(lengths)
+        live = accumulate(map(len, plan))
+        recomputes = [is_bounded and chunks + most > self.live_chunks for chunks in live]
+        if self.agree_on_batches is not None:
+            recomputes = self.agree_on_batches(recomputes)
         vectors: list[torch.Tensor] = []
         begin = 0
         with torch.set_grad_enabled(keeps_graph):
-            for rows in plan:
-                batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
-                ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
-                real = sum(lengths[row] for row in rows)
-                self.encoded_tokens[0] += real
-                self.encoded_tokens[1] += ids_nl.numel() - real
-                begin += len(rows)
-                live += len(rows)
-                recompute = is_bounded and live + most > self.live_chunks
+            for rows, recompute in zip(plan + [[]] * (len(recomputes) - len(plan)), recomputes, strict=True):
+                ids_nl, mask_nl, real = ids_NL[:1, :2], mask_NL[:1, :2], 2
+                if rows:
+                    batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
+                    ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
+                    real = sum(lengths[row] for row in rows)
+                    self.encoded_tokens[0] += real
+                    self.encoded_tokens[1] += ids_nl.numel() - real
+                    begin += len(rows)
                 encode = recomputed(self.encode_batch, ids_nl.device) if recompute else self.encode_batch
                 if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:
                     torch.clear_autocast_cache()
