@@ -427,7 +427,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             # Without a mask attention takes its fastest path, and a batch without padding needs none.
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
-            return mean_of_tokens(output.last_hidden_state, mask_nl)
+            # Where ranks recompute together all must begin at the same point of the backward pass: at this mask.
+            is_shared = self.agree_on_batches is not None
+            return mean_of_tokens(output.last_hidden_state, attention_mask_nl if is_shared else mask_nl)
 
 
 HierarchicalRobertaConfig.register_for_auto_class()

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -34,6 +35,10 @@ def test_every_accelerate_config_is_one(path):
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"] in head + "MULTI_GPU FSDP DEEPSPEED"
 
 
+def largest_difference(ours, theirs):
+    return max(float((value.double() - theirs[name].double()).abs().max()) for name, value in ours.items())
+
+
 # Without dropout, two processes and one compute the same.
 EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2, "gradient_accumulation_steps": 2}
 
@@ -53,10 +58,11 @@ def train_sharded(dataset_dir, encoder, output_dir, **more):
 @pytest.mark.distributed
 def test_sharded_training_ends_as_one_process_does_and_exports_a_plain_file(prepared_folder, roberta_folder, tmp_path):
     sharded = partial(train_sharded, prepared_folder, roberta_folder, tmp_path / "sharded")
-    done = sharded()
+    # Two chunks an encoder batch: the ranks have more and fewer, and recompute some of them.
+    uneven = {"token_budget": 32, "live_chunks": 4}
+    done = sharded(**uneven)
     assert done.returncode == 0, done.stderr
-    assert "give --live_chunks" in done.stderr + done.stdout
-    one = train(prepared_folder, roberta_folder, tmp_path / "one", per_device_train_batch_size=10, **EXACT)
+    one = train(prepared_folder, roberta_folder, tmp_path / "one", per_device_train_batch_size=10, **EXACT, **uneven)
     assert one.returncode == 0, one.stderr
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "sharded"))
     assert set(ours) == set(theirs)
@@ -72,7 +78,7 @@ def test_sharded_training_ends_as_one_process_does_and_exports_a_plain_file(prep
     for path in sorted(last.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     last.rmdir()
-    done = sharded(resume_from_checkpoint="auto")
+    done = sharded(resume_from_checkpoint="auto", **uneven)
     assert done.returncode == 0, done.stderr
     found = load_file(last / "model.safetensors")
     for name, value in expected.items():
@@ -116,3 +122,24 @@ def test_a_model_that_will_be_sharded_is_not_loaded_whole(roberta_model, tmp_pat
     for option in ("dry_run", "freeze_encoder", "bf16_full_eval"):
         with pytest.raises(ValueError, match=f"^--{option} .* cannot be used where weights are sharded"):
             plan(HierarchicalTrainingArguments(output_dir=str(tmp_path), **{option: True}), accelerator)
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_sharded_bf16_is_autocast_over_fp32_weights(prepared_folder, roberta_folder, tmp_path):
+    """As two processes that do not shard, whose encoder batches are the same: gradients are added up in fp32, so no more
+    than their order differs. (bf16 itself moves weights a hundred times as far.) Scores of `predict` are fp32 in both."""
+    given = {"bf16": True, "token_budget": 32}
+    done = train_sharded(prepared_folder, roberta_folder, tmp_path / "sharded", **given)
+    assert done.returncode == 0, done.stderr
+    assert "give --live_chunks" in done.stderr + done.stdout
+    batches = {"per_device_train_batch_size": 5, "processes": 2, **EXACT}
+    for name, more in (("whole", given), ("fp32", given | {"bf16": False})):
+        done = train(prepared_folder, roberta_folder, tmp_path / name, **batches, **more)
+        assert done.returncode == 0, done.stderr
+    weights = {name: load_file(tmp_path / name / "model.safetensors") for name in ("sharded", "whole", "fp32")}
+    assert all(value.dtype == torch.float32 for value in weights["sharded"].values() if value.is_floating_point())
+    difference = {name: largest_difference(weights["sharded"], weights[name]) for name in ("whole", "fp32")}
+    print(difference)
+    assert difference["whole"] < 1e-5 < 1e-4 < difference["fp32"]
+    ours, theirs = (pd.read_csv(tmp_path / name / "predictions_test.csv") for name in ("sharded", "whole"))
+    print((ours.select_dtypes("number") - theirs.select_dtypes("number")).abs().max())

@@ -19,7 +19,7 @@ from modeling.sharding import agree_on_batches, gloo_group
 from tests.conftest import tiny_config
 
 # The chunks of each rank's document: in training, in evaluation, in training again.
-TRAINING, EVALUATION, TRAINING_AGAIN = (7, 2), (1, 5), (3, 11)
+TRAINING, EVALUATION, TRAINING_AGAIN = (7, 2), (1, 5), (4, 11)
 SECONDS = 20  # after which a rank that waits for the other gives up
 
 
@@ -37,10 +37,11 @@ def tiny_model() -> HierarchicalRobertaForSequenceClassification:
 
 
 def document(num_chunks: int) -> dict[str, torch.Tensor]:
+    """An even number of chunks without padding, or an odd number of any length."""
     generator = torch.Generator().manual_seed(num_chunks)
     ids = torch.randint(5, 90, (num_chunks, 16), generator=generator)
     lengths = torch.randint(3, 17, (num_chunks, 1), generator=generator)
-    mask = (torch.arange(16) < lengths).long()
+    mask = (torch.arange(16) < lengths if num_chunks % 2 else torch.ones(num_chunks, 16)).long()
     return {"input_ids": ids * mask + (1 - mask), "attention_mask": mask, "num_chunks": torch.tensor([num_chunks])}
 
 
@@ -67,9 +68,9 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder / 'store'}", timeout=timeout)
     mesh = init_device_mesh("cpu", (2,))
     model = tiny_model()
-    for layer in model.encoder_layers():
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # As accelerate does.
+    for part in (*model.encoder_layers(), model.get_input_embeddings(), model):
+        fully_shard(part, mesh=mesh)
     model.agree_on_batches = partial(agree_on_batches, group=gloo_group(SECONDS))
     logits = steps(model, (rank,))
     weights = {name: value.full_tensor() for name, value in model.named_parameters()}
