@@ -8,7 +8,6 @@ without one), K labels. Only real chunks enter: there are no padding chunks. Thi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from .encoder_batches import plan_encoder_batches
+from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import (
     ATTENTION_DROPOUTS,
     HIDDEN_DROPOUTS,
@@ -63,9 +62,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
             batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
             `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
-        agree_on_batches: where the weights are sharded over ranks, this rank's encoder batches (is each recomputed?) → those
-            of all ranks (modeling/sharding.py); what this rank has too few of it makes up with two tokens, which count for
-            nothing.
+        agree_on_batches: where weights are sharded, this rank's encoder batches (is each recomputed?) → all ranks' (see
+            modeling/sharding.py). A rank with fewer runs two tokens in place of each that it lacks, which nothing reads.
         encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
@@ -390,11 +388,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         order_N = to_device(torch.tensor(order), input_ids_NL.device)
         ids_NL, mask_NL = input_ids_NL[order_N], attention_mask_NL[order_N]
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
-        # The batch that is being recomputed is alive in the backward pass beside those that were kept.
-        most = max(map(len, plan))
-        is_bounded = keeps_graph and 0 < self.live_chunks < len(lengths)
-        live = accumulate(map(len, plan))
-        recomputes = [is_bounded and chunks + most > self.live_chunks for chunks in live]
+        recomputes = batches_to_recompute(plan, self.live_chunks if keeps_graph else 0)
         if self.agree_on_batches is not None:
             recomputes = self.agree_on_batches(recomputes)
         vectors: list[torch.Tensor] = []
@@ -428,8 +422,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
             # Where ranks recompute together all must begin at the same point of the backward pass: at this mask.
-            is_shared = self.agree_on_batches is not None
-            return mean_of_tokens(output.last_hidden_state, attention_mask_nl if is_shared else mask_nl)
+            return mean_of_tokens(output.last_hidden_state, attention_mask_nl if self.agree_on_batches else mask_nl)
 
 
 HierarchicalRobertaConfig.register_for_auto_class()

@@ -157,3 +157,18 @@ def test_sharded_weights_train_and_evaluate_under_autocast_and_predict_in_fp32(r
     seen.clear()
     trainer.predict(trainer.eval_dataset)
     assert seen == {False}
+
+
+def test_out_of_memory_ends_a_sharded_run(roberta_model, tmp_path, monkeypatch):
+    """What one rank does anew, alone, the others would wait for for ever."""
+    trainer = trainer_for(roberta_model, tmp_path, Documents(8), use_cpu=True)
+    monkeypatch.setattr("modeling.trainer.shards_weights", lambda _: True)
+
+    def encode_batch(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(roberta_model, "encode_batch", encode_batch)
+    with pytest.raises(ValueError, match="lower --token_budget or --per_device_eval_batch_size"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="lower --live_chunks or --per_device_train_batch_size"):
+        trainer.train()
