@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from .files import write_json
 from .resources import peak_memory
+from .sharding import gloo_group
 from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
@@ -161,17 +161,8 @@ class StopOnSignal(TrainerCallback):
         self.received: int | None = None
         self.received_at = 0.0
         self.agreed: int | None = None
-        # On the CPU, so that to agree does not wait for a GPU.
-        self.group = None
+        self.group = gloo_group(timeout) if torch.distributed.is_initialized() else None
         self._asked: tuple[torch.Tensor, Any] | None = None
-        if torch.distributed.is_initialized():
-            try:
-                self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-            except RuntimeError as error:
-                raise ValueError(
-                    f"The processes cannot reach one another by gloo ({str(error).partition(chr(10))[0]}): name the "
-                    "network interface between them, GLOO_SOCKET_IFNAME=eth0, or make the host's name resolve."
-                ) from error
 
     @contextmanager
     def listening(self) -> Iterator[None]:

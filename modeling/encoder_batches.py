@@ -3,6 +3,8 @@
 This file travels to the hub with the model and imports nothing else of the project.
 """
 
+from itertools import accumulate
+
 
 def plan_encoder_batches(
     lengths: list[int], token_budget: int, batch_cost: int, live_chunks: int = 0
@@ -36,3 +38,16 @@ def plan_encoder_batches(
         plan.append([index])
         padding = 0
     return plan
+
+
+def batches_to_recompute(plan: list[list[int]], live_chunks: int) -> list[bool]:
+    """Of each encoder batch whether the backward pass recomputes it, so that at most `live_chunks` chunks hold activations
+    (0: no bound). The batch that is being recomputed is alive there beside those that were kept.
+
+    >>> batches_to_recompute([[1, 2], [0, 3], [4, 5]], live_chunks=4)
+    [False, True, True]
+    """
+    sizes = [len(batch) for batch in plan]
+    if not 0 < live_chunks < sum(sizes):
+        return [False] * len(plan)
+    return [chunks + max(sizes) > live_chunks for chunks in accumulate(sizes)]

@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from .encoder_batches import plan_encoder_batches
+from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical import LexicalView
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
@@ -55,6 +55,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
             batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
             `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
+        agree_on_batches: where weights are sharded, this rank's encoder batches (is each recomputed?) → all ranks' (see
+            modeling/sharding.py). A rank with fewer runs two tokens in place of each that it lacks, which nothing reads.
         encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
@@ -92,6 +94,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget, self.batch_cost = 4096, 64
         self.live_chunks = 0
+        self.agree_on_batches: Callable[[list[bool]], list[bool]] | None = None
         self._trained_state: list[Any] | None = None
         self.encoded_tokens = [0, 0]
         self.post_init()
@@ -361,21 +364,21 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         order_N = to_device(torch.tensor(order), input_ids_NL.device)
         ids_NL, mask_NL = input_ids_NL[order_N], attention_mask_NL[order_N]
         keeps_graph = torch.is_grad_enabled() and not self.encoder_is_frozen
-        # The batch that is being recomputed is alive in the backward pass beside those that were kept.
-        most, live = max(map(len, plan)), 0
-        is_bounded = keeps_graph and 0 < self.live_chunks < len(lengths)
+        recomputes = batches_to_recompute(plan, self.live_chunks if keeps_graph else 0)
+        if self.agree_on_batches is not None:
+            recomputes = self.agree_on_batches(recomputes)
         vectors: list[torch.Tensor] = []
         begin = 0
         with torch.set_grad_enabled(keeps_graph):
-            for rows in plan:
-                batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
-                ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
-                real = sum(lengths[row] for row in rows)
-                self.encoded_tokens[0] += real
-                self.encoded_tokens[1] += ids_nl.numel() - real
-                begin += len(rows)
-                live += len(rows)
-                recompute = is_bounded and live + most > self.live_chunks
+            for rows, recompute in zip(plan + [[]] * (len(recomputes) - len(plan)), recomputes, strict=True):
+                ids_nl, mask_nl, real = ids_NL[:1, :2], mask_NL[:1, :2], 2
+                if rows:
+                    batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
+                    ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
+                    real = sum(lengths[row] for row in rows)
+                    self.encoded_tokens[0] += real
+                    self.encoded_tokens[1] += ids_nl.numel() - real
+                    begin += len(rows)
                 encode = recomputed(self.encode_batch, ids_nl.device) if recompute else self.encode_batch
                 if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:
                     torch.clear_autocast_cache()
@@ -394,7 +397,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             # Without a mask attention takes its fastest path, and a batch without padding needs none.
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
-            return mean_of_tokens(output.last_hidden_state, mask_nl)
+            # Where ranks recompute together all must begin at the same point of the backward pass: at this mask.
+            return mean_of_tokens(output.last_hidden_state, attention_mask_nl if self.agree_on_batches else mask_nl)
 
 
 HierarchicalRobertaConfig.register_for_auto_class()

@@ -89,15 +89,16 @@ def use_flash_attention_on_cuda() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification) -> None:
-    """Tell the C library what to do with the memory that tensors free on a CPU (glibc; elsewhere nothing is done).
+def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification, device: torch.device) -> None:
+    """Tell the C library what to do with the memory that tensors free on a CPU (glibc; elsewhere, and on
+    another device, nothing is done).
 
     Where live chunks are not bounded it is kept: given back to the kernel block by block, it would be faulted in anew,
     page by page, in every step, a quarter of a step's time. Where they are bounded, blocks of many sizes leave gaps, which
     would grow with the document: every encoder batch gives them back (docs/log.md has the figures). See mallopt(3) and
     malloc_trim(3).
     """
-    if sys.platform != "linux" or model.device.type != "cpu":
+    if sys.platform != "linux" or device.type != "cpu":
         return
     library = ctypes.CDLL(None)
     if not hasattr(library, "malloc_trim"):

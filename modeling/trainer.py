@@ -28,6 +28,7 @@ from .reduction import average_gradients
 from .resources import split_documents
 from .resumable_trainer import ResumableTrainer, shown
 from .sampling import EpochSampler, WithBlanks
+from .sharding import prepare_to_shard, shards_weights
 from .training_stats import TrainingStats
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class WeightedTrainer(ResumableTrainer):
         if max_loss_spike is not None and self.args.fp16:
             raise ValueError("max_loss_spike is for bf16 and fp32: under fp16 the scaler decides which step is taken.")
         self.max_loss_spike = max_loss_spike
+        if shards_weights(self.accelerator):
+            prepare_to_shard(self.model, self.accelerator, self.args.ddp_timeout)
         # The loss is divided by the weights of the whole step: Trainer must not divide by the accumulation steps again.
         self.loss_is_scaled_for_ga = True
         self.optimizer: torch.optim.Optimizer | None
@@ -127,6 +130,11 @@ class WeightedTrainer(ResumableTrainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    # accelerate wraps the forward of a model in autocast, but not of one that FSDP2 has sharded.
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's (nothing); where weights are sharded, the precision of training."""
+        return self.accelerator.autocast() if shards_weights(self.accelerator) else nullcontext()
+
     # ---- a step, in the memory there is ----
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -151,10 +159,6 @@ class WeightedTrainer(ResumableTrainer):
                 except (RuntimeError, MemoryError) as error:
                     if (reason := out_of_memory_reason(error)) is None:
                         raise
-                if is_sharded:
-                    raise ValueError(
-                        f"Out of memory ({reason}): lower --live_chunks, or --per_device_train_batch_size."
-                    )
                 self._make_room(inputs, reason, training=True)
                 model.zero_grad()
                 set_random_state(self.args.device, self._step_random)
@@ -173,8 +177,11 @@ class WeightedTrainer(ResumableTrainer):
         """Halve what is alive at once, and say so.
 
         Raises:
-            ValueError: one chunk of one document does not fit.
+            ValueError: one chunk of one document does not fit; the other processes are in the midst of this batch too.
         """
+        if shards_weights(self.accelerator) or (training and self.is_deepspeed_enabled):
+            lower = "--live_chunks or --per_device_train" if training else "--token_budget or --per_device_eval"
+            raise ValueError(f"Out of memory ({reason}): lower {lower}_batch_size.")
         clear_device_cache(garbage_collection=True)
         model = self.accelerator.unwrap_model(self.model)
         largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.document_parts[training]))
@@ -226,7 +233,6 @@ class WeightedTrainer(ResumableTrainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, in fp32: what the saved weights say to whoever loads them. For after training."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         self._full_precision = True
         try:
             with full_precision(self.args.device):
@@ -240,7 +246,8 @@ class WeightedTrainer(ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         inputs.pop("ids", None)
         labels = inputs.pop("labels", None)
-        bare = self.accelerator.unwrap_model(self.model)
+        # accelerate wraps the forward in autocast, also when an evaluation is what prepares the model.
+        bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=not self._full_precision)
         live_chunks = bare.live_chunks
         # Nothing is kept here: the bound of training only cuts micro-batches that memory cannot hold.
         bare.live_chunks = self._eval_live_chunks

@@ -26,6 +26,7 @@ from modeling.health import extreme_weights_message, frozen_model_message
 from modeling.losses import balanced_class_weights
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.resources import settle_freed_memory, use_flash_attention_on_cuda
+from modeling.sharding import refuse_to_shard, shards_weights
 from modeling.training_args import HierarchicalTrainingArguments, parse_class_weights
 from scripts.run_plan import Documents, choose_live_chunks
 
@@ -226,12 +227,23 @@ def plan_memory(
     args: HierarchicalTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Bound the live chunks; the same on every process, as the one with least memory can hold."""
+    """Bound the live chunks; the same on every process, as the one with least memory can hold.
+
+    Raises:
+        ValueError: an option needs the whole model on each device, and its weights are to be sharded.
+    """
     use_flash_attention_on_cuda()
-    live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
-    live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
+    is_auto = args.live_chunks == "auto"
+    if shards_weights(accelerator):
+        refuse_to_shard(args)
+        live_chunks = 0 if is_auto else int(args.live_chunks)
+        if is_auto:
+            logger.info("Live chunks: 0 (no limit). With sharded weights auto cannot measure them: give --live_chunks.")
+    else:
+        live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
+        live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
+        if is_auto and not model.encoder_is_frozen:
+            chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
+            logger.info(f"Live chunks, from the free memory: {chosen}.")
     model.fit_batches_to(args.device, args.token_budget, live_chunks)
-    settle_freed_memory(model)
-    if args.live_chunks == "auto" and not model.encoder_is_frozen:
-        chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
-        logger.info(f"Live chunks, from the free memory: {chosen}.")
+    settle_freed_memory(model, args.device)

@@ -127,7 +127,7 @@ class Search:
         chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
         model.fit_batches_to(self.args.device, self.args.token_budget, self.live_chunks)
-        settle_freed_memory(model)
+        settle_freed_memory(model, self.args.device)
         if self.means is not None:
             model.standardize(self.means)
             for documents in self.documents.values():

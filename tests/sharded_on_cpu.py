@@ -3,6 +3,7 @@
 accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml tests/sharded_on_cpu.py --use_cpu True …
 """
 
+import os
 import runpy
 import sys
 from typing import Any
@@ -20,5 +21,6 @@ def begin_as_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
 
 
 PartialState.__init__ = begin_as_on_gpus
+sys.path[0] = os.getcwd()  # this project, and not another copy of it that is installed
 runpy.run_path("train_hf.py", run_name="__main__")
 sys.exit(0)

@@ -221,7 +221,7 @@ def test_memory_given_back_between_micro_batches_changes_no_gradient(roberta_mod
         model = copy.deepcopy(roberta_model).eval()
         model.live_chunks = live_chunks
         if live_chunks:
-            settle_freed_memory(model)
+            settle_freed_memory(model, torch.device("cpu"))
         model(**batch).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -125,7 +125,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     )
     model = build(spec, options).to(args.device)
     if options.get("settles_memory", not options.get("padded")):
-        settle_freed_memory(model)
+        settle_freed_memory(model, args.device)
     if not options.get("sorts", True):
         hierarchical.plan_encoder_batches = batches_in_order
     pad = tokenizer.pad_token_id
