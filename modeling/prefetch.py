@@ -34,7 +34,7 @@ def prefetched(items: Iterable[T], number: int = 1) -> Iterator[T]:
 
 
 class Prefetched(IterableDataset):
-    """An endless or finite data set whose next items are made ahead by a thread."""
+    """An endless or finite dataset whose next items are made ahead by a thread."""
 
     def __init__(self, documents: IterableDataset, number: int):
         self.documents, self.number = documents, number

@@ -213,7 +213,7 @@ def predict(settings: Settings, report: Report) -> None:
 
 
 def _build_run(settings: Settings, folder: Path) -> str:
-    """A finished run's folder of random weights, and its data set of 60 stories, 12 of them for the test."""
+    """A finished run's folder of random weights, and its dataset of 60 stories, 12 of them for the test."""
     set_up(settings)
     run = folder / "run"
     run.mkdir()

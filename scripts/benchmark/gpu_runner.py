@@ -88,8 +88,8 @@ class Report:
         self._send(("figure", name, value))
 
     def measure(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A part of a check: what `function` returns becomes figures (a dict: `name: key` each). An error is kept, and
-        the check goes on with None; what the part had on the device is freed."""
+        """A part of a check: what `function` returns becomes figures (a dict: `name: key` each). An error is kept and
+        does not end the check, for which the result is then None; what the part had on the device is freed."""
         started = time.monotonic()
         result = None
         try:
