@@ -134,11 +134,15 @@ def run(
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
         kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
-        documents = dict(cached_chunk_vectors(model, chunked, collator, kept, trainer.accelerator))
+        documents = dict(
+            cached_chunk_vectors(model, chunked, collator, kept, trainer.accelerator, args.dataloader_num_workers or 0)
+        )
         model.standardize(document_means(documents["train"]))
-    workers = args.dataloader_num_workers
-    if args.freeze_encoder:
-        args.dataloader_num_workers = 0  # a step on cached embeddings is over before a worker has sent them
+    no_workers = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None}
+    no_workers["dataloader_persistent_workers"] = False
+    loading = {name: getattr(args, name) for name in no_workers}
+    for name, value in no_workers.items() if args.freeze_encoder else ():
+        setattr(args, name, value)  # a step on cached embeddings is over before a worker has sent them
     if args.streaming:
         documents["train"] = stream_of(data_args.train_source, chunked["train"], labels, args)
     trainer.train_dataset, trainer.eval_dataset = documents["train"], documents["validation"]
@@ -169,7 +173,8 @@ def run(
         )
         logger.warning(f"Stopped by a signal {saved}. Go on with --resume_from_checkpoint auto.")
         return stop.exit_status
-    args.dataloader_num_workers = workers
+    for name, value in loading.items():
+        setattr(args, name, value)
     # On the tokens, also where the encoder was frozen: cached embeddings have the precision of training.
     metrics = evaluate_splits(trainer, documents if args.evaluate_kept_vectors else chunked, splits, labels)
     export(trainer, history, metrics, labels)

@@ -144,12 +144,12 @@ class History(TrainerCallback, ExportableState):
 
 class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
-    A step or an evaluation that takes longer than half the grace period is given up (see resumable_trainer.py). A second
-    Ctrl-C stops at once. With several processes, made on all of them at once.
+    A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is given up (see
+    resumable_trainer.py). A second Ctrl-C stops at once. With several processes, made on all of them at once.
 
     Args:
         grace_seconds: from the signal to the exit.
-        timeout: seconds that one process waits for the others (`ddp_timeout`).
+        timeout: seconds that one rank waits for the other ranks (`ddp_timeout`).
 
     Attributes:
         received: the signal that this process was sent.
@@ -162,6 +162,8 @@ class StopOnSignal(TrainerCallback):
         self.received_at = 0.0
         self.agreed: int | None = None
         self.group = gloo_group(timeout) if torch.distributed.is_initialized() else None
+        # Micro-batches of a GPU are short: there the ranks need not wait for one another at each of them.
+        self.asks_ahead = self.group is not None and "nccl" in torch.distributed.get_backend()
         self._asked: tuple[torch.Tensor, Any] | None = None
 
     @contextmanager
@@ -187,12 +189,11 @@ class StopOnSignal(TrainerCallback):
         return self.agreed
 
     def must_give_up(self) -> bool:
-        """Whether half the grace period was over, on any process, when all of them last asked. Every process must call it.
-
-        The answer to the question before this one, so that no process waits for the others at every micro-batch."""
+        """Whether half the grace period is over, on any rank. Every rank must call it. With `asks_ahead` the answer is that of
+        the call before, which no rank has to wait for."""
         late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
-        if self.group is None:
-            return bool(late) and self.agree() is not None
+        if not self.asks_ahead:
+            return bool(self._greatest(late)) and self.agree() is not None
         was_late = self._answer()
         greatest = torch.tensor(late)
         work = torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group, async_op=True)

@@ -50,7 +50,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     """Classifies documents given as chunks; see `forward`.
 
     Attributes that are not saved, and change speed and memory but not the result:
-        token_budget, batch_cost: what makes up an encoder batch (see `plan_encoder_batches`).
+        token_budget, batch_cost: what makes up an encoder batch (see `plan_encoder_batches`). None: what suits the device,
+            see `encoder_batch_size`.
         live_chunks: at most so many chunks hold activations for the backward pass (0: no bound); the others are
             recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
             batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
@@ -92,7 +93,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         if config.lexical_features:
             vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
             self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
-        self.token_budget, self.batch_cost = 4096, 64
+        self.token_budget: int | None = None
+        self.batch_cost: int | None = None
         self.live_chunks = 0
         self.agree_on_batches: Callable[[list[bool]], list[bool]] | None = None
         self._trained_state: list[Any] | None = None
@@ -208,22 +210,19 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         finally:
             self.__class__ = given
 
-    def fit_batches_to(
-        self, device: torch.device, token_budget: int | None = None, live_chunks: int = 0
-    ) -> "HierarchicalRobertaForSequenceClassification":
-        """Size the encoder batches for a device, and bound the live chunks; the model itself.
+    def encoder_batch_size(self, device: torch.device | None = None) -> tuple[int, int]:
+        """The tokens of an encoder batch, and what one costs beside its tokens, in tokens.
 
         On a GPU a batch costs as much as thousands of tokens (computed from the launches of RoBERTa-base, not measured
         yet: `python -m scripts.benchmark.gpu`), on a CPU as few (docs/log.md). Where live chunks are bounded batches
         stay small, since the one that is recomputed takes its room from those that are kept.
 
         Args:
-            token_budget: None for what suits the device.
+            device: None for the model's own.
         """
-        is_large = device.type != "cpu" and not live_chunks
-        self.token_budget, self.batch_cost = token_budget or (16384 if is_large else 4096), 2048 if is_large else 64
-        self.live_chunks = live_chunks
-        return self
+        on_cpu = (device or self.device).type == "cpu"
+        token_budget = self.token_budget or (4096 if on_cpu or self.live_chunks else 16384)
+        return token_budget, self.batch_cost or (64 if on_cpu else 2048)
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """`torch.compile` for each layer of the encoder, for chunks of any number and length."""
@@ -358,7 +357,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             lengths: real tokens of each chunk, where the host knows them.
         """
         lengths = attention_mask_NL.sum(dim=1).tolist() if lengths is None else lengths
-        plan = plan_encoder_batches(lengths, self.token_budget, self.batch_cost, self.live_chunks)
+        plan = plan_encoder_batches(lengths, *self.encoder_batch_size(input_ids_NL.device), self.live_chunks)
         # One permutation there and one back: the batches in between are slices.
         order = [row for rows in plan for row in rows]
         order_N = to_device(torch.tensor(order), input_ids_NL.device)

@@ -17,9 +17,11 @@ from transformers import Pipeline
 
 from .chunking import Chunker, select_chunks, tokenize_batch
 from .contributions import chunk_contributions
+from .precision import full_precision
 from .prefetch import prefetched
 
 DOCUMENTS_AT_ONCE = 64
+PREFETCHED = 32  # documents that are tokenized while the device reads others
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -86,7 +88,7 @@ class HierarchicalClassificationPipeline(Pipeline):
     Args:
         evidence: how many chunks are named at the most.
         precision: of the encoder's arithmetic: fp32 (the default: scores are then the same wherever the model is used),
-            bf16 or fp16, which GPUs are several times faster in.
+            bf16 or fp16, which GPUs are faster in.
 
     Raises:
         ValueError: what was given is no text, or holds half a surrogate pair.
@@ -98,11 +100,12 @@ class HierarchicalClassificationPipeline(Pipeline):
     _load_tokenizer = True
 
     def __init__(self, model: Any, *args: Any, device: Any = None, **kwargs: Any):
-        if device is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             # transformers 5.23 then leaves the model where it is, and takes that for the device that was asked for.
-            model = model.to(torch.device("cpu" if device == -1 else device))
+            if device is None and torch.accelerator.is_available():
+                device = torch.accelerator.current_device_index()
+            model = model.to(torch.device("cpu" if device in (None, -1) else device))
         super().__init__(model, *args, device=device, **kwargs)
-        self.model.fit_batches_to(self.model.device)
         # In fp32, whatever the file or a `dtype` says: scores are then the same wherever the model is used.
         self.model.float().eval()
         config = self.model.config
@@ -142,8 +145,8 @@ class HierarchicalClassificationPipeline(Pipeline):
     def _classify(
         self, texts: Iterable[str], forward: dict[str, Any], post: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        documents = (self.preprocess(text) for text in texts)
-        for batch in prefetched(batches_by_tokens(documents, 8 * self.model.token_budget)):
+        documents = prefetched(self.preprocess, texts, PREFETCHED)
+        for batch in batches_by_tokens(documents, 8 * self.model.encoder_batch_size()[0]):
             for document, outputs in zip(batch, self._forward(batch, **forward), strict=True):
                 yield self.postprocess(document | outputs, **post)
 
@@ -185,7 +188,8 @@ class HierarchicalClassificationPipeline(Pipeline):
         chunk_lengths = [[len(chunk) for chunk in document["input_ids"]] for document in documents]
         num_chunks = [len(lengths) for lengths in chunk_lengths]
         device = self.model.device
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        half = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
+        with full_precision(device) if precision == "fp32" else half:
             output = self.model(
                 input_ids=ids_NL.to(device),
                 attention_mask=mask_NL.to(device),

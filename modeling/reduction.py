@@ -29,6 +29,10 @@ def average_gradients(parameters: Iterable[nn.Parameter], num_processes: int) ->
 
 
 def _average(gradients: list[torch.Tensor], num_processes: int) -> None:
+    if len(gradients) == 1 and gradients[0].is_contiguous():  # such as the word embeddings': no copy
+        torch.distributed.all_reduce(gradients[0])
+        gradients[0] /= num_processes
+        return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     flat /= num_processes

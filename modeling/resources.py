@@ -155,7 +155,7 @@ def footprint(
     kept_2, kept_4 = (_kept_bytes(model, num_chunks, autocast) for num_chunks in (2, 4))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     encoder_trained = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
-    chunks_at_once = max(1, model.token_budget // model.config.chunk_length)
+    chunks_at_once = max(1, model.encoder_batch_size()[0] // model.config.chunk_length)
     encoder = model.config.encoder_config
     widest = max(getattr(encoder, "intermediate_size", 0), model.config.hidden_size)
     # Gradients of the widest activation, in and out, in fp32; and of the largest table, before it is added up.
@@ -187,7 +187,7 @@ def seconds_per_chunk(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[float, float]:
     """Seconds for a full chunk, forward and backward: the best of three encoder batches. (Gradients are left empty.)"""
-    rows = max(1, model.token_budget // model.config.chunk_length)
+    rows = max(1, model.encoder_batch_size()[0] // model.config.chunk_length)
     best = (float("inf"), float("inf"))
     for _ in range(3):
         started = _now(model.device)

@@ -239,7 +239,7 @@ class ResumableTrainer(Trainer):
             loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
-        loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
+        loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
         return loader
 
     # ---- checkpoints ----
@@ -295,7 +295,8 @@ class ResumableTrainer(Trainer):
                     setattr(callback, name, value)
 
 
-def _ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
+def ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
+    """What a loader's worker begins with: it leaves SIGTERM and Ctrl-C to the process that it works for."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if then is not None:

@@ -1,7 +1,7 @@
 """Weights sharded over ranks (FSDP): what all of them must do alike, and what none of them may.
 
 A layer is gathered from all ranks when it is called, forward and backward, and let go afterwards: a call that one rank makes
-alone waits for the others for ever.
+alone waits for the other ranks for ever.
 """
 
 from datetime import timedelta
@@ -30,7 +30,7 @@ def prepare_to_shard(model: nn.Module, accelerator: Accelerator, timeout: float)
     stay until the backward pass, 2 bytes a parameter of the encoder on each rank.
 
     Args:
-        timeout: seconds that one rank waits for the others.
+        timeout: seconds that one rank waits for the other ranks.
     """
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     model.agree_on_batches = partial(agree_on_batches, group=gloo_group(timeout))  # type: ignore[assignment]
@@ -51,7 +51,7 @@ def gloo_group(timeout: float) -> Any:
     """All ranks, on the CPU, so that to agree does not wait for a GPU. Every rank must call it.
 
     Args:
-        timeout: seconds that one rank waits for the others.
+        timeout: seconds that one rank waits for the other ranks.
 
     Raises:
         ValueError: they cannot reach one another.

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,10 @@ from .losses import weight_sum, weighted_loss_sum
 from .out_of_memory import out_of_memory_reason, survive_out_of_memory
 from .parameter_groups import parameter_groups
 from .precision import full_precision
-from .prefetch import Prefetched
 from .recomputation import random_state, set_random_state
 from .reduction import average_gradients
 from .resources import split_documents
-from .resumable_trainer import ResumableTrainer, shown
+from .resumable_trainer import ResumableTrainer, ignore_signals, shown
 from .sampling import EpochSampler, WithBlanks
 from .sharding import prepare_to_shard, shards_weights
 from .training_stats import TrainingStats
@@ -164,9 +164,20 @@ class WeightedTrainer(ResumableTrainer):
                 set_random_state(self.args.device, self._step_random)
                 again = self._step_batches
         if self.accelerator.sync_gradients and self.args.world_size > 1 and not is_sharded:
-            average_gradients(model.parameters(), self.args.world_size)
+            self._average_gradients(model)
         self._step_losses[len(self._step_batches) - len(losses) :] = losses
         return losses[-1]
+
+    def _average_gradients(self, model: nn.Module) -> None:
+        try:
+            average_gradients(model.parameters(), self.args.world_size)
+        except (RuntimeError, MemoryError) as error:
+            if (reason := out_of_memory_reason(error)) is None:
+                raise
+            raise ValueError(
+                f"Out of memory while gradients are averaged over the ranks ({reason}): lower --live_chunks or "
+                "--per_device_train_batch_size."
+            ) from error
 
     def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
         parts = split_documents(inputs, self.document_parts[True])
@@ -382,10 +393,12 @@ class WeightedTrainer(ResumableTrainer):
         documents = self.train_dataset
         if isinstance(documents, IterableDataset):
             return DataLoader(
-                Prefetched(documents, self._train_batch_size * self.args.gradient_accumulation_steps),
+                documents,
                 self._train_batch_size,
                 collate_fn=self.data_collator,
+                num_workers=min(self.args.dataloader_num_workers, 1),  # which keeps the order
                 pin_memory=self.args.dataloader_pin_memory,
+                worker_init_fn=partial(ignore_signals, None),
             )
         if self.args.world_size > 1:
             documents = WithBlanks(documents)

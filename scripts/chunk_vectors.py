@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from data.chunked import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
 from modeling.files import sync_to_disk
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resumable_trainer import ignore_signals
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def cached_chunk_vectors(
     collator: DocumentCollator,
     cache_dir: Path,
     accelerator: Accelerator,
+    num_workers: int = 0,
 ) -> dict[str, ChunkVectorDocuments]:
     """The splits with vectors in place of tokens, encoded now where the cache does not have them.
 
@@ -68,7 +71,7 @@ def cached_chunk_vectors(
         mine = list(files.items())[accelerator.process_index :: accelerator.num_processes]
         missing = {rows: path for rows, path in mine if not path.is_file()}
         if missing:
-            encode_files(model, chunked, collator, missing, accelerator, name)
+            encode_files(model, chunked, collator, missing, accelerator, name, num_workers)
         else:
             logger.info(f"Chunk vectors of {name} are taken from {folder}.")
         accelerator.wait_for_everyone()
@@ -113,6 +116,7 @@ def encode_files(
     files: dict[range, Path],
     accelerator: Accelerator,
     name: str,
+    num_workers: int,
 ) -> None:
     """Encode documents, by their rows, into an Arrow file each of so many."""
     max_chunks = chunked.max_chunks
@@ -128,7 +132,12 @@ def encode_files(
     # Batches do not cross files: with other rounding beside it, an interrupted run would not end with the same bits.
     batches: list[Any] = [rows[start : start + at_once] for rows in files for start in range(0, len(rows), at_once)]
     loader = DataLoader(
-        chunked, batch_sampler=batches, collate_fn=collator, num_workers=2 if on_cuda else 0, pin_memory=on_cuda
+        chunked,
+        batch_sampler=batches,
+        collate_fn=collator,
+        num_workers=num_workers,
+        pin_memory=on_cuda,
+        worker_init_fn=partial(ignore_signals, None),
     )
 
     def encoded() -> Iterator[np.ndarray]:

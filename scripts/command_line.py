@@ -88,7 +88,7 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     if distributed is None or not distributed.is_initialized():
         sys.exit(status)
     if returned in ([], [1]):
-        # An error or an exception may be this process's alone. To take leave of the others would wait for them (nccl's communicators do),
+        # An error or an exception may be this process's alone. To leave the process group would wait for the other ranks (nccl's communicators do),
         # while they wait for this one in a collective: it ends at once, and the launcher ends them.
         logging.shutdown()
         sys.stdout.flush()
@@ -110,7 +110,10 @@ def is_debugging() -> bool:
 
 
 def one_paragraph(error: BaseException) -> str:
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = str(error)
+    if "in DataLoader worker" in said:  # torch puts the worker's traceback before what it said
+        said = said.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    said = " ".join(said.split()) or type(error).__name__
     if is_full(error) and "disk is full" not in said:
         said = said.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
         said += "--resume_from_checkpoint auto)."

@@ -131,9 +131,7 @@ def neighbours_of(subject: Subject, split: str, readings: list[Reading]) -> dict
     labels, num_labels = subject.labels("train"), len(subject.names)
     view = subject.model.lexical
     alone = (
-        []
-        if view is None
-        else [view(r.chunk_CD[:, size:], torch.tensor([len(r.chunk_CD)], device=r.chunk_CD.device)) for r in readings]
+        [] if view is None else [view(r.chunk_CD[:, size:].to(view.weight.device), [len(r.chunk_CD)]) for r in readings]
     )
     return {
         "tfidf": tfidf_scores(train, part).argmax(axis=1),

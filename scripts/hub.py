@@ -27,7 +27,7 @@ MODEL_FILES = re.compile(
     r"(config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|(sentencepiece\.bpe|spiece|tokenizer)\.model"
-    r"|(configuration_hierarchical_roberta|modeling_hierarchical_roberta|pooling|pipeline|contributions|chunking|lexical|encoder_batches|encoders|precision|prefetch|recomputation)\.py)"
+    r"|(configuration_hierarchical_roberta|modeling_hierarchical_roberta|pooling|pipeline|contributions|chunking|lexical|encoder_batches|micro_batches|encoders|precision|prefetch|recomputation)\.py)"
 )
 RECORDS = re.compile(r"(README\.md|training\.tex|training_history\.json|metrics\.json|report\.html)")
 CHECKPOINT_FILES = re.compile(

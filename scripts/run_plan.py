@@ -44,11 +44,10 @@ def choose_live_chunks(
     args: HierarchicalTrainingArguments,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> int:
-    """The number that was given; for `auto` what half of the CPU's free memory holds, or most of the GPU's. The model's
-    encoder batches are fitted to it."""
-    given = None if args.live_chunks == "auto" else int(args.live_chunks)
-    model.fit_batches_to(args.device, args.token_budget, given or 0)
-    if given is not None or model.encoder_is_frozen:
+    """The number that was given; for `auto` what half of the CPU's free memory holds, or most of the GPU's. The model has
+    it from now on."""
+    model.live_chunks = 0 if args.live_chunks == "auto" else int(args.live_chunks)
+    if args.live_chunks != "auto" or model.encoder_is_frozen:
         return model.live_chunks
     on_cuda = args.device.type == "cuda"
     if on_cuda:
@@ -58,10 +57,10 @@ def choose_live_chunks(
         room -= 4 * model.count_trainable_parameters()  # the buckets of DDP, which are not there yet
     largest = train.largest_batch(args.train_batch_size)
     need = footprint(model, autocast)
-    if live_chunks := need.live_chunks_within(room, largest):
-        # With the smaller encoder batches of a bounded run there is room for more.
-        need = footprint(model.fit_batches_to(args.device, args.token_budget, live_chunks), autocast)
-        model.fit_batches_to(args.device, args.token_budget, need.live_chunks_within(room, largest))
+    model.live_chunks = need.live_chunks_within(room, largest)
+    if model.live_chunks:
+        need = footprint(model, autocast)  # with the smaller encoder batches of a bounded run there is room for more
+        model.live_chunks = need.live_chunks_within(room, largest) or model.live_chunks
     logger.info(
         f"Planned memory of a process: at most {_size(need.peak(largest, model.live_chunks))} over the weights, of "
         f"{_size(room)}."

@@ -127,7 +127,7 @@ def build_model(
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
-    model.fit_batches_to(args.device, args.token_budget)
+    model.token_budget = args.token_budget
     if args.freeze_encoder:
         model.freeze_encoder()
     model.freeze_layers(args.freeze_layers)
@@ -240,10 +240,11 @@ def plan_memory(
         if is_auto:
             logger.info("Live chunks: 0 (no limit). With sharded weights auto cannot measure them: give --live_chunks.")
     else:
+        accelerator.wait_for_everyone()  # nccl takes memory when the ranks first meet
         live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
         live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
         if is_auto and not model.encoder_is_frozen:
             chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
             logger.info(f"Live chunks, from the free memory: {chosen}.")
-    model.fit_batches_to(args.device, args.token_budget, live_chunks)
+    model.live_chunks = live_chunks
     settle_freed_memory(model, args.device)

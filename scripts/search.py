@@ -106,7 +106,9 @@ class Search:
         accelerator = Accelerator(mixed_precision=mixed, cpu=args.use_cpu)
         if args.freeze_encoder:
             kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
-            self.documents = dict(cached_chunk_vectors(model, chunked, self.collator, kept, accelerator))
+            self.documents = dict(
+                cached_chunk_vectors(model, chunked, self.collator, kept, accelerator, args.dataloader_num_workers or 0)
+            )
             self.means = document_means(self.documents["train"])
         plan_memory(model, sizes, args, accelerator)
         self.live_chunks = model.live_chunks
@@ -126,7 +128,7 @@ class Search:
         set_seed(self.args.seed)
         chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
-        model.fit_batches_to(self.args.device, self.args.token_budget, self.live_chunks)
+        model.live_chunks = self.live_chunks
         settle_freed_memory(model, self.args.device)
         if self.means is not None:
             model.standardize(self.means)

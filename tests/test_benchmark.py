@@ -75,7 +75,7 @@ def test_little_of_what_is_encoded_is_padding(kind, documents_at_once):
             count = int(rng.integers(20, 60)) if kind == "like" else int(rng.integers(1, 7))
             mean = 245 if count > 1 else int(rng.integers(20, 256))
             lengths += rng.integers(int(mean * 0.85), mean + 1, count).tolist()
-        for rows in plan_encoder_batches(lengths, token_budget=2048):
+        for rows in plan_encoder_batches(lengths, token_budget=2048, batch_cost=64):
             longest = max(lengths[row] for row in rows)
             real += sum(lengths[row] for row in rows)
             padding += sum(longest - lengths[row] for row in rows)

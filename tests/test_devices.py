@@ -23,8 +23,8 @@ from modeling.losses import weight_sum, weighted_loss_sum
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
 from modeling.pipeline import HierarchicalClassificationPipeline
 from modeling.pooling import mean_of_tokens
+from modeling.precision import full_precision
 from modeling.prefetch import prefetched
-from modeling.reduction import average_gradients
 from modeling.resources import peak_memory
 from modeling.training_args import HierarchicalTrainingArguments
 from scripts import run_setup
@@ -255,35 +255,64 @@ def test_training_mode_is_set_again_only_where_something_changed(roberta_model, 
     assert not roberta_model.eval().encoder.training
 
 
-def test_gradients_travel_in_buckets(process_group, monkeypatch):
-    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(50)]
-    for i, parameter in enumerate(parameters[1:]):
-        parameter.grad = torch.full((3,), float(i))
-    messages = []
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: messages.append(flat) or flat.mul_(2))
-    average_gradients(parameters, num_processes=4)
-    assert len(messages) == 1
-    assert parameters[0].grad is None
-    assert [parameter.grad.tolist() for parameter in parameters[1:]] == [[i / 2] * 3 for i in range(49)]
-
-
 def test_what_comes_next_is_made_while_what_is_there_is_used():
-    made, second = [], threading.Event()
+    """By a thread; the caller's own iterator is read by the caller's thread, and no further than it is told."""
+    read, made, second = [], [], threading.Event()
 
     def items():
-        for number in range(3):
-            made.append(number)
-            if number == 1:
-                second.set()
+        for number in range(4):
+            read.append(threading.current_thread())
             yield number
-        raise ValueError("row 4 has no text")
 
-    results = prefetched(items())
+    def make(number: int) -> int:
+        made.append(threading.current_thread())
+        if number == 1:
+            second.set()
+        if number == 3:
+            raise ValueError("row 4 has no text")
+        return number
+
+    results = prefetched(make, items(), 1)
     assert next(results) == 0
     assert second.wait(10)  # the second, though nobody has asked for it
+    assert len(read) == 2
     assert [next(results), next(results)] == [1, 2]
     with pytest.raises(ValueError, match="row 4 has no text"):
         next(results)
+    assert set(read) == {threading.current_thread()}
+    assert threading.current_thread() not in made
+
+
+def test_fp32_holds_in_every_thread_until_the_last_has_left(monkeypatch):
+    matmul, entered, leave = torch.backends.cuda.matmul, threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with full_precision(torch.device("cpu")):
+            entered.set()
+            leave.wait(10)
+
+    matmul.fp32_precision = "tf32"
+    try:
+        thread = threading.Thread(target=stay)
+        with full_precision(torch.device("cpu")):
+            thread.start()
+            assert entered.wait(10)
+        assert matmul.fp32_precision == "ieee"  # the other thread is still inside
+        leave.set()
+        thread.join()
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = "none"
+
+
+def test_ranks_with_gpus_answer_the_question_before(process_group):
+    stop = StopOnSignal(grace_seconds=0)
+    assert not stop.asks_ahead  # on a CPU a micro-batch may take as long as the grace period
+    stop.received, stop.received_at = 15, 0.0
+    assert stop.must_give_up()
+    stop.agreed, stop.asks_ahead = None, True
+    assert [stop.must_give_up(), stop.must_give_up()] == [False, True]
+    assert stop.agree() == 15
 
 
 def test_compiled_layers_give_the_same_gradients_with_live_chunks(roberta_model):

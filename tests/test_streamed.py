@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from data.chunked import ChunkedDocuments
 from data.streamed import StreamedDocuments, prepared_stream, shuffled, source_stream
+from scripts.command_line import one_paragraph
 from tests.conftest import LABELS, tiny_rows, train, write_csv
 
 STREAM = {"streaming": True, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}
@@ -105,3 +107,14 @@ def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folde
         assert done.returncode == 1
         assert said in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
+
+
+def _bad_row(row: int) -> dict:
+    raise ValueError("big.jsonl: row 4 has no text.")
+
+
+def test_what_a_loaders_worker_says_is_one_sentence():
+    loader = DataLoader(StreamedDocuments(lambda number: range(9), _bad_row, seed=0), 2, num_workers=1)
+    with pytest.raises(ValueError, match="DataLoader worker process 0") as caught:
+        next(iter(loader))
+    assert one_paragraph(caught.value) == "big.jsonl: row 4 has no text."

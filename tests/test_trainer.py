@@ -10,6 +10,7 @@ from data.chunked import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.losses import balanced_class_weights
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+from modeling.reduction import average_gradients
 from modeling.sampling import BLANK, EpochSampler, deal_out
 from modeling.trainer import WeightedTrainer
 from modeling.training_args import (
@@ -280,3 +281,20 @@ def test_class_and_severity_weights_on_the_command_line():
     assert parse_severity_weights("1,2", 2) == [1, 2]
     with pytest.raises(ValueError, match="expected 3 weights"):
         parse_severity_weights("1,2", 3)
+
+
+def test_gradients_travel_in_buckets(monkeypatch):
+    parameters = [torch.nn.Parameter(torch.zeros(3)) for _ in range(50)]
+    for i, parameter in enumerate(parameters[1:]):
+        parameter.grad = torch.full((3,), float(i))
+    messages = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: messages.append(flat) or flat.mul_(2))
+    average_gradients(parameters, num_processes=4)
+    assert len(messages) == 1
+    assert parameters[0].grad is None
+    assert [parameter.grad.tolist() for parameter in parameters[1:]] == [[i / 2] * 3 for i in range(49)]
+    large = torch.nn.Parameter(torch.zeros(3))
+    large.grad = gradient = torch.ones(3)
+    average_gradients([large], num_processes=4)
+    assert messages[-1] is gradient  # no copy of the word embeddings'
+    assert gradient.tolist() == [0.5] * 3

@@ -80,7 +80,7 @@ def _step_memory(
     model: Model, device: torch.device, batch: dict[str, Any], precision: str, checkpointing: bool, live_chunks: int
 ) -> dict[str, Any]:
     model.zero_grad()
-    model.fit_batches_to(device, None, live_chunks)
+    model.live_chunks = live_chunks
     if checkpointing:
         model.gradient_checkpointing_enable()
     else:

@@ -89,7 +89,8 @@ def build_model(
             max_chunks=max_chunks,
             classifier_dropout=dropout,
         )
-        _drawn[key] = kind(config).fit_batches_to(torch.device(settings.device), 64 if settings.tiny else None)
+        _drawn[key] = kind(config)
+        _drawn[key].token_budget = 64 if settings.tiny else None
     return copy.deepcopy(_drawn[key])
 
 

@@ -38,6 +38,7 @@ from data.splits import join_groups, make_splits, near_duplicates
 from modeling.files import write_json, write_text
 from modeling.losses import balanced_class_weights
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.resources import use_flash_attention_on_cuda
 from modeling.training_args import HierarchicalTrainingArguments
 from scripts.baselines import majority_predictions, tfidf_scores, vector_scores
 from scripts.benchmark.quality_table import markdown, summary
@@ -253,7 +254,8 @@ class Folds:
             self.encoder, num_labels=num_labels, **geometry, **dropouts
         )
         model.freeze_encoder()
-        model.token_budget = options.get("token_budget", model.token_budget)
+        model.token_budget = options.get("token_budget")
+        use_flash_attention_on_cuda()
         documents = ChunkedDocuments(self.whole, self.tokenizer, **geometry)
         key = cache_key(model, self.manifest, precision)
         collator = DocumentCollator(self.tokenizer.pad_token_id)

@@ -18,6 +18,7 @@ from modeling.attribution import token_attributions
 from modeling.contributions import chunk_contributions
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.pipeline import batches_by_tokens
+from modeling.precision import full_precision
 
 # Token attributions are made of so many chunks, those that contribute most.
 EXPLAINED_CHUNKS = 3
@@ -80,10 +81,11 @@ def read_documents(
 ) -> Iterator[Reading]:
     """Every document of a split, in its order, in fp32."""
     items = ({**chunked[index], "index": index} for index in range(len(chunked)))
-    for batch in batches_by_tokens(items, 8 * model.token_budget):
+    for batch in batches_by_tokens(items, 8 * model.encoder_batch_size()[0]):
         inputs = send_to_device(collator(batch), model.device)
         del inputs["labels"]
-        output = model(**inputs)
+        with full_precision(model.device):
+            output = model(**inputs)
         counts = [len(lengths) for lengths in inputs["chunk_lengths"]]
         # On the host: a split's embeddings may be more than a device holds beside the model.
         values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]

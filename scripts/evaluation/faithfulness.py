@@ -12,6 +12,7 @@ import torch
 from data.chunked import ChunkedDocuments
 from modeling.contributions import logits_of_subsets
 from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.precision import full_precision
 from scripts.evaluation.explanation import Reading
 
 SHARES = np.arange(0, 1.0, 0.1)
@@ -106,7 +107,8 @@ def _with_sentences(
     ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=padding)
     lengths = torch.tensor([len(chunk) for chunk in chunks])
     mask_NL = (torch.arange(ids_NL.shape[1]) < lengths[:, None]).long()
-    vectors_ND = model.read_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
+    with full_precision(model.device):
+        vectors_ND = model.read_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
     chunk_SCD = reading.chunk_CD.to(model.device).expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
     logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(reading.chunk_CD)] * len(kept))
