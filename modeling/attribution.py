@@ -38,7 +38,7 @@ def token_attributions(
     chunk_CX = chunk_CX.to(input_ids_L.device)
 
     def log_odds_of(ids_SL: torch.Tensor) -> torch.Tensor:
-        vector_SD = model.encode_batch(ids_SL, torch.ones_like(ids_SL), is_padded=False)
+        vector_SD = model.encode_batch(ids_SL, torch.ones_like(ids_SL), [ids_SL.shape[1]] * len(ids_SL))
         chunk_SCX = chunk_CX.expand(len(ids_SL), -1, -1).clone()
         chunk_SCX[:, place, : vector_SD.shape[1]] = vector_SD
         return log_odds(model.classify(chunk_SCX.flatten(0, 1), [len(chunk_CX)] * len(ids_SL))[0], label)

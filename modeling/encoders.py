@@ -1,7 +1,7 @@
 """What differs between encoders and between their attention implementations.
 
 n chunks of an encoder batch, l tokens of its longest, t real tokens of all its chunks, d hidden.
-This file travels to the hub with the model and imports nothing else of the project.
+This file travels to the hub with the model and imports only its siblings.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from .pooling import to_device
 
 # Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
@@ -98,27 +100,27 @@ def attention_for(encoder: Any, device: torch.device) -> Iterator[None]:
 
 
 def encode_unpadded(
-    encoder: Any, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, first_position: int
+    encoder: Any, input_ids_nl: torch.Tensor, lengths_n: list[int], first_position: int
 ) -> torch.Tensor:
     """Means over the tokens of each chunk, (n, d), the chunks read as one row of real tokens; flash attention keeps them
     apart by their cumulative lengths.
 
-    As `DataCollatorWithFlattening` in transformers, which does it for whole batches.
+    As `DataCollatorWithFlattening` in transformers, which does it for whole batches. What says where the tokens stand is
+    made on the host, which knows the lengths.
     """
-    is_real_nl = attention_mask_nl.bool()
-    lengths_n = attention_mask_nl.sum(dim=1)
-    ends_n = nn.functional.pad(lengths_n.cumsum(0), (1, 0)).to(torch.int32)
-    longest = input_ids_nl.shape[1]
-    position_nl = torch.arange(longest, device=input_ids_nl.device).expand_as(input_ids_nl) + first_position
+    device, longest = input_ids_nl.device, input_ids_nl.shape[1]
+    length_n = torch.tensor(lengths_n)
+    place_t = torch.cat([torch.arange(length) for length in lengths_n])
+    row_t = torch.arange(len(lengths_n)).repeat_interleave(length_n)
+    ends_n = to_device(nn.functional.pad(length_n.cumsum(0), (1, 0)).to(torch.int32), device)
     output = encoder(
-        input_ids=input_ids_nl[is_real_nl][None],
-        position_ids=position_nl[is_real_nl][None],
+        input_ids=input_ids_nl.flatten()[to_device(row_t * longest + place_t, device)][None],
+        position_ids=to_device(place_t + first_position, device)[None],
         cu_seq_lens_q=ends_n,
         cu_seq_lens_k=ends_n,
         max_length_q=longest,
         max_length_k=longest,
     )
-    row_t = torch.arange(len(lengths_n), device=lengths_n.device).repeat_interleave(lengths_n)
     token_td = output.last_hidden_state[0].float()
-    sum_nd = token_td.new_zeros(len(lengths_n), token_td.shape[1]).index_add(0, row_t, token_td)
-    return sum_nd / lengths_n[:, None]
+    sum_nd = token_td.new_zeros(len(lengths_n), token_td.shape[1]).index_add(0, to_device(row_t, device), token_td)
+    return sum_nd / to_device(length_n, device)[:, None]

@@ -370,29 +370,29 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         begin = 0
         with torch.set_grad_enabled(keeps_graph):
             for rows, recompute in zip(plan + [[]] * (len(recomputes) - len(plan)), recomputes, strict=True):
-                ids_nl, mask_nl, real = ids_NL[:1, :2], mask_NL[:1, :2], 2
+                ids_nl, mask_nl, lengths_n = ids_NL[:1, :2], mask_NL[:1, :2], [2]
                 if rows:
-                    batch, longest = slice(begin, begin + len(rows)), lengths[rows[0]]
-                    ids_nl, mask_nl = ids_NL[batch, :longest], mask_NL[batch, :longest]
-                    real = sum(lengths[row] for row in rows)
-                    self.encoded_tokens[0] += real
-                    self.encoded_tokens[1] += ids_nl.numel() - real
+                    batch, lengths_n = slice(begin, begin + len(rows)), [lengths[row] for row in rows]
+                    ids_nl, mask_nl = ids_NL[batch, : lengths_n[0]], mask_NL[batch, : lengths_n[0]]
+                    self.encoded_tokens[0] += sum(lengths_n)
+                    self.encoded_tokens[1] += ids_nl.numel() - sum(lengths_n)
                     begin += len(rows)
                 encode = recomputed(self.encode_batch, ids_nl.device) if recompute else self.encode_batch
                 if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:
                     torch.clear_autocast_cache()
-                vectors.append(encode(ids_nl, mask_nl, ids_nl.numel() > real))
+                vectors.append(encode(ids_nl, mask_nl, lengths_n))
         place_N = torch.empty(len(order), dtype=torch.long)
         place_N[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(vectors)[to_device(place_N, order_N.device)]
 
     def encode_batch(
-        self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, is_padded: bool
+        self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, lengths_n: list[int]
     ) -> torch.Tensor:
         """Chunk vectors (n, D) of one encoder batch, with gradients where they are enabled."""
+        is_padded = sum(lengths_n) < input_ids_nl.numel()
         with attention_for(self.encoder, input_ids_nl.device):
             if is_padded and "flash" in self.encoder.config._attn_implementation:
-                return encode_unpadded(self.encoder, input_ids_nl, attention_mask_nl, self.first_position)
+                return encode_unpadded(self.encoder, input_ids_nl, lengths_n, self.first_position)
             # Without a mask attention takes its fastest path, and a batch without padding needs none.
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)

@@ -240,7 +240,7 @@ def test_token_attributions_sum_to_what_the_chunk_adds(read):
     attributions = token_attributions(model, ids_L, blank_L, reading.chunk_CD, 0, reading.predicted)
     assert attributions.shape == ids_L.shape
     changed = reading.chunk_CD.clone()
-    changed[0] = model.encode_batch(blank_L[None], torch.ones_like(blank_L)[None], is_padded=False)[0]
+    changed[0] = model.encode_batch(blank_L[None], torch.ones_like(blank_L)[None], [len(blank_L)])[0]
     logits, _ = model.classify(torch.cat([reading.chunk_CD, changed]), torch.tensor([len(changed)] * 2))
     whole, blank = log_odds(logits, reading.predicted)
     assert attributions.sum().item() == pytest.approx(
