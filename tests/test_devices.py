@@ -211,6 +211,7 @@ def test_the_process_with_least_memory_bounds_live_chunks_on_all(roberta_model, 
     monkeypatch.setattr(run_setup, "gather_object", lambda bounds: [0, *bounds, 4])
     run_setup.plan_memory(roberta_model, sizes, trainer.args, trainer.accelerator)
     assert roberta_model.live_chunks == 4
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # which plans anew for every shape
 
 
 # ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -230,6 +231,16 @@ def test_a_step_asks_the_device_nothing_where_the_host_knows_the_lengths(pooling
         (weighted_loss_sum(logits, labels, weights) / weight_sum(labels, weights)).backward()
         with pytest.raises(DataDependentOutputException):
             model(**batch)
+
+
+def test_encoder_batches_suit_the_device(roberta_model):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert roberta_model.encoder_batch_size() == roberta_model.encoder_batch_size(cpu) == (4096, 64)
+    assert roberta_model.encoder_batch_size(cuda) == (16384, 2048)
+    roberta_model.live_chunks = 16
+    assert roberta_model.encoder_batch_size(cuda) == (4096, 2048)
+    roberta_model.token_budget = 512
+    assert roberta_model.encoder_batch_size(cuda) == (512, 2048)
 
 
 def test_lengths_from_the_host_change_nothing(model):
