@@ -233,16 +233,6 @@ def test_a_step_asks_the_device_nothing_where_the_host_knows_the_lengths(pooling
             model(**batch)
 
 
-def test_encoder_batches_suit_the_device(roberta_model):
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert roberta_model.encoder_batch_size() == roberta_model.encoder_batch_size(cpu) == (4096, 64)
-    assert roberta_model.encoder_batch_size(cuda) == (16384, 2048)
-    roberta_model.live_chunks = 16
-    assert roberta_model.encoder_batch_size(cuda) == (4096, 2048)
-    roberta_model.token_budget = 512
-    assert roberta_model.encoder_batch_size(cuda) == (512, 2048)
-
-
 def test_lengths_from_the_host_change_nothing(model):
     batch = trainer_for(model, "unused").data_collator([Documents()[i] for i in range(4)])
     with_lengths = model.eval()(**batch).logits

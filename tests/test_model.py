@@ -89,6 +89,16 @@ def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
     assert plan_encoder_batches([16, 16, 4], token_budget=64, batch_cost=16) == [[0, 1, 2]]
 
 
+def test_encoder_batches_suit_the_device(roberta_model):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert roberta_model.encoder_batch_size() == roberta_model.encoder_batch_size(cpu) == (4096, 64)
+    assert roberta_model.encoder_batch_size(cuda) == (16384, 2048)
+    roberta_model.live_chunks = 16
+    assert roberta_model.encoder_batch_size(cuda) == (4096, 2048)
+    roberta_model.token_budget = 512
+    assert roberta_model.encoder_batch_size(cuda) == (512, 2048)
+
+
 LONG_CHUNKS = [[12, 9, 16], [11], [16, 16, 10], [13, 14]]  # two of them fill a micro-batch of 32 tokens
 
 
