@@ -52,8 +52,8 @@ def pipeline_of(model, folder, **options) -> HierarchicalClassificationPipeline:
 @pytest.mark.parametrize("device", ["meta", torch.device("meta")])
 def test_pipeline_takes_its_device_in_a_distributed_job(roberta_model, roberta_folder, process_group, device):
     """`meta` stands for a GPU: transformers' Pipeline would leave the model where it is (huggingface/transformers 5.23)."""
-    rate = pipeline_of(roberta_model, roberta_folder, device=device)
-    assert rate.device.type == rate.model.device.type == "meta"
+    classifier = pipeline_of(roberta_model, roberta_folder, device=device)
+    assert classifier.device.type == classifier.model.device.type == "meta"
 
 
 def test_choices_follow_the_device_of_the_run(monkeypatch):
@@ -91,11 +91,11 @@ class NoFloat64(TorchDispatchMode):
 
 
 def test_pipeline_and_training_need_no_float64(roberta_model, roberta_folder, tmp_path):
-    rate = pipeline_of(roberta_model, roberta_folder)
-    expected = rate("Once upon a time. The end.")
+    classifier = pipeline_of(roberta_model, roberta_folder)
+    expected = classifier("Once upon a time. The end.")
     trainer = trainer_for(roberta_model, tmp_path, eval_strategy="epoch")
     with NoFloat64():
-        assert rate("Once upon a time. The end.") == expected
+        assert classifier("Once upon a time. The end.") == expected
         trainer.train()
     with pytest.raises(TypeError, match="makes float64"), NoFloat64():
         torch.ones(1, dtype=torch.float64)
@@ -193,13 +193,13 @@ def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_t
 
 
 def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_folder):
-    rate = pipeline_of(roberta_model, roberta_folder)
+    classifier = pipeline_of(roberta_model, roberta_folder)
     text = "Once upon a time there was a fox. " * 8
-    exact, half = rate(text), rate(text, precision="bf16")
+    exact, half = classifier(text), classifier(text, precision="bf16")
     assert exact["scores"] != half["scores"]
     assert half["scores"] == pytest.approx(exact["scores"], abs=0.02)
     with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, and is 'int8'"):
-        rate(text, precision="int8")
+        classifier(text, precision="int8")
 
 
 # ---- several processes ----------------------------------------------------------------------------------------------
