@@ -144,7 +144,7 @@ class History(TrainerCallback, ExportableState):
 
 class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
-    A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is given up (see
+    A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is interrupted (see
     resumable_trainer.py). A second Ctrl-C stops at once. With several processes, made on all of them at once.
 
     Args:
