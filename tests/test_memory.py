@@ -213,7 +213,7 @@ def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_memory_given_back_between_micro_batches_changes_no_gradient(roberta_model):
+def test_memory_given_back_between_encoder_batches_changes_no_gradient(roberta_model):
     batch = DocumentCollator(1)([Documents()[i] for i in range(4)])
     roberta_model.token_budget = 40
     gradients = []

@@ -72,13 +72,13 @@ def test_weights_of_a_documents_chunks_sum_to_one(model):
 
 
 @pytest.mark.parametrize("token_budget", [1, 20, 64, 4096])
-def test_micro_batches_change_nothing(model, token_budget):
+def test_encoder_batches_change_nothing(model, token_budget):
     expected = model.eval()(**batch_of(model, DOCUMENTS)).logits
     model.token_budget = token_budget
     torch.testing.assert_close(model(**batch_of(model, DOCUMENTS)).logits, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_plan_of_micro_batches_holds_each_chunk_once_within_the_budget():
+def test_the_plan_of_encoder_batches_holds_each_chunk_once_within_the_budget():
     lengths = [5, 16, 3, 16, 9, 2, 2, 11]
     plan = plan_encoder_batches(lengths, token_budget=32, batch_cost=8, live_chunks=3)
     assert sorted(row for rows in plan for row in rows) == list(range(8))
@@ -124,7 +124,7 @@ def test_chunks_encoded_again_give_the_same_gradients_bit_for_bit_with_dropout_o
 
 
 @pytest.mark.parametrize(("live_chunks", "token_budget"), [(1, 32), (3, 32), (5, 64), (0, 16), (0, 4096)])
-def test_other_micro_batches_give_the_same_gradients_to_rounding(roberta_model, live_chunks, token_budget):
+def test_other_encoder_batches_give_the_same_gradients_to_rounding(roberta_model, live_chunks, token_budget):
     expected, other = gradients(roberta_model, 0), gradients(roberta_model, live_chunks, token_budget)
     for name in expected:
         torch.testing.assert_close(other[name], expected[name], atol=1e-6, rtol=1e-4)
