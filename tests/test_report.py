@@ -246,13 +246,13 @@ class TestInABrowser:
         assert shown(page) == "4 of 10 documents"
         choose(page, "result", "too mild")
         assert ids(page) == ["story-8"]
-        page.find_element(By.CSS_SELECTOR, "#filters [type=reset]").click()
+        page.find_element(By.CSS_SELECTOR, "#clear").click()
         assert shown(page) == "10 of 10 documents"
         choose(page, "result", "missed")
         assert ids(page) == ["story-6", "story-8"]
         choose(page, "predicted", "Mature")
         assert ids(page) == ["story-6"]
-        page.find_element(By.CSS_SELECTOR, "#filters [type=reset]").click()
+        page.find_element(By.CSS_SELECTOR, "#clear").click()
         choose(page, "review", "yes")
         assert ids(page) == ["story-0", "story-5", "story-10"]
         page.find_element(By.NAME, "lowest").send_keys("70")
