@@ -28,20 +28,20 @@ faults: .venv/.installed
 
 # Speed and memory against the padded loop, BELT and Simple Transformers: about 40 minutes on two idle cores.
 bench: .venv/.installed .venv-bench/.neighbours
-	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
+	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark --encoder outputs/minilm --output_dir outputs/bench \
 	  --neighbours .venv-bench/bin/python
 
 # What is claimed of GPUs, measured on one in nine minutes: outputs/gpu/gpu.md. Needs a GPU and a torch that can use it.
 gpu: .venv/.installed
-	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
+	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark.gpu --encoder outputs/minilm --output_dir outputs/gpu
 
 # Which recipe rates best, over five folds and three seeds, beside TF-IDF and its like on the same folds:
 #   make quality SOURCE=films.parquet LABELS=General,Teen,Mature FOLD_COLUMN=fold
 quality: .venv/.installed
 	$(if $(SOURCE),,$(error make quality needs documents with labels: SOURCE=films.csv [LABELS=…] [FOLD_COLUMN=…]))
-	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
+	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark.quality --source $(SOURCE) $(if $(LABELS),--labels $(LABELS)) \
 	  $(if $(FOLD_COLUMN),--fold_column $(FOLD_COLUMN)) --encoder outputs/minilm --output_dir outputs/quality \
 	  --candidate films_cpu=scripts/recipes/films_cpu.yaml \
@@ -53,7 +53,7 @@ format: .venv/.installed
 
 # The packaged MiniLM as a folder that --encoder and --tokenizer take.
 encoder: .venv/.installed
-	$(BIN)/python -m scripts.packaged_encoder --output_dir outputs/minilm
+	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 
 # torch first and by itself: a looser range would fetch a build for another machine. All else by hash, from the lock.
 .venv/.installed: setup.cfg requirements.lock scripts/packaged_encoder.txt
@@ -74,10 +74,10 @@ lock:
 	  --extra search --extra test --extra dev --output-file requirements.lock setup.cfg
 	sed -i '/^#/d' requirements.lock
 
-.venv-bench/.neighbours: scripts/benchmark/neighbours.txt
+.venv-bench/.neighbours: scripts/benchmark/third_party.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
-	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement scripts/benchmark/neighbours.txt
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement scripts/benchmark/third_party.txt
 	touch $@
 
 clean:

@@ -18,32 +18,32 @@ from torch.distributed import DistError
 from transformers import ProgressCallback, set_seed
 
 from data.collator import DocumentCollator
-from data.prepared import load_prepared
-from modeling.callbacks import EarlyStopping, EpochLines, History, LogLines, StopOnSignal
-from modeling.checkpoints import find_checkpoint
-from modeling.health import HealthWatch
-from modeling.metrics import check_metric_name, compute_metrics_fn
-from modeling.resources import use_all_cores
-from modeling.resumable_trainer import GivenUp
-from modeling.tensorboard import TensorBoard
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import (
+from data.prepared_dataset import load_prepared
+from data.tokenization import load_tokenizer
+from modeling.training.callbacks import EarlyStopping, EpochLines, History, LogLines, StopOnSignal
+from modeling.training.checkpointing import find_checkpoint
+from modeling.training.memory import describe_run
+from modeling.training.metrics import check_metric_name, compute_metrics_fn
+from modeling.training.monitor import HealthWatch
+from modeling.training.resumable_trainer import GivenUp
+from modeling.training.runtime import use_all_cores
+from modeling.training.tensorboard import TensorBoard
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import (
     HierarchicalTrainingArguments,
     parse_severity_weights,
 )
-from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import run_and_exit
-from scripts.hub import take_token_off_the_command_line
-from scripts.hub_pusher import HubPusher, start_pushing
-from scripts.lexical_view import fit_lexical_view
-from scripts.logs import set_up_logging
-from scripts.output_dir import claim_output_dir, clear_earlier_run, is_of, lock_output_dir, remove_if_empty
-from scripts.prepare_dataset import load_tokenizer
-from scripts.recipe import parse_with_recipe
-from scripts.run_plan import describe_run
-from scripts.run_record import run_record
-from scripts.run_results import evaluate_splits, export
-from scripts.run_setup import (
+from scripts.common.cli import run_and_exit
+from scripts.common.log_setup import set_up_logging
+from scripts.common.recipe import parse_with_recipe
+from scripts.hub.pusher import HubPusher, start_pushing
+from scripts.hub.upload import take_token_off_the_command_line
+from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
+from scripts.training.export import evaluate_splits, export
+from scripts.training.fit_lexical_features import fit_lexical_view
+from scripts.training.output_dir import claim_output_dir, clear_earlier_run, is_of, lock_output_dir, remove_if_empty
+from scripts.training.run_record import run_record
+from scripts.training.setup import (
     DataArguments,
     ModelArguments,
     build_model,

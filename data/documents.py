@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 from datasets.arrow_writer import ArrowWriter
 
-from data.sources import read_rows
+from data.readers import read_rows
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}

@@ -1,51 +1,16 @@
-"""The honest neighbours of a hierarchical model: what simpler ways reach on the same split.
+"""What simpler models reach on the validation and test split of a prepared dataset.
 
 python -m scripts.baselines --dataset_dir outputs/stories
 """
 
 import argparse
 import sys
-from typing import Any
 
-import datasets
-import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-
-from data.prepared import load_prepared
-from modeling.metrics import classification_metrics
-from modeling.training_args import parse_severity_weights
-from scripts.command_line import UserParser, run_main
-
-
-def tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
-    """TF-IDF of single words over the whole text, class-balanced logistic regression: probabilities of `test`, (B, K)."""
-    model = make_pipeline(
-        TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10.0)
-    )
-    model.fit(train["text"], np.asarray(train["label"]))
-    return of_all_classes(model, test["text"], train.features["label"].num_classes)
-
-
-def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
-    """Always the most frequent training label, (B,)."""
-    return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
-
-
-def vector_scores(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray, num_labels: int) -> np.ndarray:
-    """Class-balanced logistic regression on standardised vectors of the documents: the test's probabilities, (B, K)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1))
-    model.fit(train_BD, labels_B)
-    return of_all_classes(model, test_BD, num_labels)
-
-
-def of_all_classes(model: Any, documents: Any, num_labels: int) -> np.ndarray:
-    """Probabilities (B, K), 0 for a class of which there was no training document."""
-    scores_BK = np.zeros((len(documents), num_labels))
-    scores_BK[:, model.classes_] = model.predict_proba(documents)
-    return scores_BK
+from data.prepared_dataset import load_prepared
+from modeling.training.metrics import classification_metrics
+from modeling.training.training_args import parse_severity_weights
+from scripts.common.cli import UserParser, run_main
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores
 
 
 def main() -> None:

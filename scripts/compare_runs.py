@@ -19,8 +19,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from modeling.files import write_text
-from scripts.command_line import UserParser, run_main
+from modeling.file_utils import write_text
+from scripts.common.cli import UserParser, run_main
 from scripts.evaluation.figures import learning_curves_figure
 from scripts.evaluation.statistics import difference, metrics_with_intervals
 

@@ -9,13 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from data.demo import demo_corpus
-from scripts.command_line import run_main
-from scripts.packaged_encoder import copy_packaged_encoder
-from scripts.prepare_dataset import parse_arguments, prepare, report
+from data.demo_corpus import LABELS, demo_corpus
+from data.preparation import preparation_summary, prepare_dataset
+from scripts.common.cli import run_main
+from scripts.common.packaged_encoder import copy_packaged_encoder
 
 FOLDER = Path("outputs/demo")
-LABELS = "General,Teen,Mature"
 
 
 def main() -> None:
@@ -29,24 +28,17 @@ def main() -> None:
     encoder = copy_packaged_encoder(FOLDER / "encoder")
     step("2/5  Cutting them into chunks")
     dataset_dir = FOLDER / "dataset"
-    command = [
-        "--source",
+    manifest = prepare_dataset(
         str(source),
-        "--tokenizer",
         str(encoder),
-        "--labels",
-        LABELS,
-        "--overwrite",
-        "--output_dir",
-        str(dataset_dir),
-        "--split_fractions",
-        "0.7,0.1,0.2",
-        "--chunk_length",
-        "64",
-        "--max_chunks",
-        "25",
-    ]
-    print(report(prepare(parse_arguments(command))), flush=True)
+        dataset_dir,
+        labels=LABELS,
+        split_fractions=(0.7, 0.1, 0.2),
+        chunk_length=64,
+        max_chunks=25,
+        overwrite=True,
+    )
+    print(preparation_summary(manifest), flush=True)
     step("3/5  Training the hierarchical model on whole stories")
     run_dir = FOLDER / "run"
     train(run_dir, dataset_dir, encoder)

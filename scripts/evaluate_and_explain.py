@@ -23,18 +23,20 @@ import transformers
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
-from data.chunked import ChunkedDocuments
+from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from data.prepared import load_prepared
-from modeling.calibration import expected_calibration_error, fit_temperature
-from modeling.files import write_json, write_text
-from modeling.model_card import latex_paragraph, model_card
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import use_all_cores
-from modeling.training_args import parse_severity_weights
-from scripts.baselines import majority_predictions, tfidf_scores, vector_scores
-from scripts.command_line import UserParser, run_main
-from scripts.evaluation.explanation import Reading, explain_chunks, explain_sentences, read_documents
+from data.prepared_dataset import load_prepared
+from modeling.file_utils import write_json, write_text
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.calibration import expected_calibration_error, fit_temperature
+from modeling.training.model_card import latex_paragraph, model_card
+from modeling.training.runtime import use_all_cores
+from modeling.training.training_args import parse_severity_weights
+from scripts.common.cli import UserParser, run_main
+from scripts.common.loading import load_classifier
+from scripts.common.predictions_io import write_lines, write_predictions
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.evaluation.explanations import Reading, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing, sentence_curves
 from scripts.evaluation.figures import (
     abstain_figure,
@@ -53,8 +55,6 @@ from scripts.evaluation.statistics import (
     metrics_with_intervals,
     operating_points,
 )
-from scripts.models import load_classifier
-from scripts.predictions import write_lines, write_predictions
 
 NEIGHBOURS = {
     "tfidf": "TF-IDF + logistic regression",

@@ -25,12 +25,12 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from data.documents import name_of, whole_characters
-from data.sources import read_rows
-from modeling.files import whole_file, write_text
-from modeling.pipeline import PRECISIONS, HierarchicalClassificationPipeline
-from modeling.resources import use_all_cores
-from scripts.command_line import UserParser, run_and_exit
-from scripts.models import load_classifier
+from data.readers import read_rows
+from modeling.file_utils import whole_file, write_text
+from modeling.hierarchical_roberta.pipeline import PRECISIONS, HierarchicalClassificationPipeline
+from modeling.training.runtime import use_all_cores
+from scripts.common.cli import UserParser, run_and_exit
+from scripts.common.loading import load_classifier
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -16,8 +16,8 @@ from pathlib import Path
 import httpx2
 from huggingface_hub.errors import HfHubHTTPError
 
-from scripts.command_line import UserParser, run_main
-from scripts.hub import claim_repo, push_staged, reason_of, set_timeout, stage
+from scripts.common.cli import UserParser, run_main
+from scripts.hub.upload import claim_repo, push_staged, reason_of, set_timeout, stage
 
 logger = logging.getLogger("push_to_hub")
 
@@ -69,7 +69,7 @@ def newest_checkpoint(arguments: argparse.Namespace) -> Path | None:
     """Raises ValueError where one is wanted and none is whole."""
     if not arguments.last_checkpoint:
         return None
-    from modeling.checkpoints import find_checkpoint
+    from modeling.training.checkpointing import find_checkpoint
 
     found = find_checkpoint(str(arguments.output_dir), "auto")
     if found is None:

@@ -28,22 +28,23 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from data.collator import DocumentCollator
-from data.prepared import load_prepared
-from modeling.callbacks import EarlyStopping
-from modeling.files import write_text
-from modeling.health import HealthWatch
-from modeling.metrics import check_metric_name, compute_metrics_fn
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import settle_freed_memory, use_all_cores
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import HierarchicalTrainingArguments, parse_severity_weights
-from scripts.chunk_vectors import cache_key, cached_chunk_vectors, document_means
-from scripts.command_line import Terminated, run_main
-from scripts.lexical_view import fit_lexical_view
-from scripts.logs import set_up_logging
-from scripts.prepare_dataset import load_tokenizer
-from scripts.recipe import parse_with_recipe, split_off_config
-from scripts.run_setup import (
+from data.prepared_dataset import load_prepared
+from data.tokenization import load_tokenizer
+from modeling.file_utils import write_text
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.callbacks import EarlyStopping
+from modeling.training.metrics import check_metric_name, compute_metrics_fn
+from modeling.training.monitor import HealthWatch
+from modeling.training.runtime import settle_freed_memory, use_all_cores
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import HierarchicalTrainingArguments, parse_severity_weights
+from scripts.common.cli import Terminated, run_main
+from scripts.common.log_setup import set_up_logging
+from scripts.common.recipe import parse_with_recipe, split_off_config
+from scripts.hpo.space import OF_TRAINING, NumberedSampler, read_space
+from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
+from scripts.training.fit_lexical_features import fit_lexical_view
+from scripts.training.setup import (
     MODEL_OPTIONS,
     DataArguments,
     ModelArguments,
@@ -52,7 +53,6 @@ from scripts.run_setup import (
     chunk_splits,
     plan_memory,
 )
-from scripts.search_space import OF_TRAINING, NumberedSampler, read_space
 
 logger = logging.getLogger("search")
 
@@ -218,7 +218,7 @@ def main(
     direction: Any = "maximize" if args.greater_is_better else "minimize"
     options: dict[str, Any] = {"study_name": "search", "storage": storage}
     study = optuna.create_study(direction=direction, load_if_exists=True, **options)
-    for chatter in ("train_hf", "modeling.trainer"):  # the same words for every trial
+    for chatter in ("train_hf", "modeling.training.trainer"):  # the same words for every trial
         logging.getLogger(chatter).setLevel(logging.WARNING)
     if study.user_attrs.get("fixed", search.fixed) != search.fixed:
         raise ValueError(

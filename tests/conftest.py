@@ -19,9 +19,9 @@ from selenium import webdriver
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from data.prepared import load_prepared
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from data.prepared_dataset import load_prepared
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 
 torch.set_num_threads(1)  # tiny models are slower on two
 

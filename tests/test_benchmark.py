@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from data.collator import DocumentCollator
-from modeling.modeling_hierarchical_roberta import plan_encoder_batches
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import plan_encoder_batches
 from scripts.benchmark import worker
 from scripts.benchmark.__main__ import parse_arguments
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
-from scripts.benchmark.ranks import evenness
+from scripts.benchmark.synthetic_documents import evenness
 from scripts.benchmark.table import draw, markdown
 from tests.conftest import SENTENCES
 from tests.tiny_training import Documents

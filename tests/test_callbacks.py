@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from modeling.callbacks import EarlyStopping, EpochLines, StopOnSignal
-from modeling.checkpoints import find_checkpoint, put_in_place, rotate, what_is_wrong
-from modeling.files import write_json
-from modeling.health import HealthWatch, extreme_weights_message, frozen_model_message
-from modeling.tensorboard import confusion_figure, scalar_name
+from modeling.file_utils import write_json
+from modeling.training.callbacks import EarlyStopping, EpochLines, StopOnSignal
+from modeling.training.checkpointing import find_checkpoint, put_in_place, rotate, what_is_wrong
+from modeling.training.monitor import HealthWatch, extreme_weights_message, frozen_model_message
+from modeling.training.tensorboard import confusion_figure, scalar_name
 
 ARGS = SimpleNamespace(
     metric_for_best_model="f1_macro", greater_is_better=True, fp16=False, output_dir="out", num_train_epochs=10

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data.chunked import ChunkedDocuments
-from data.chunking import (
+from data.chunk_dataset import ChunkedDocuments
+from modeling.hierarchical_roberta.chunking import (
     chunk_bounds,
     coverage,
     num_chunks_of,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from data.demo import CONTENT, FRAMED, LABELS, REAL, demo_corpus
-from scripts.packaged_encoder import copy_packaged_encoder
+from data.demo_corpus import CONTENT, FRAMED, LABELS, REAL, demo_corpus
+from scripts.common.packaged_encoder import copy_packaged_encoder
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_packaged_encoder_is_checked_and_attributed(tmp_path, monkeypatch):
     assert "Apache License 2.0" in (folder / "NOTICE").read_text()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer.backend_tokenizer.encode("word " * 400).ids) > 400  # its built-in truncation at 128 is off
-    monkeypatch.setattr("scripts.packaged_encoder.WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr("scripts.common.packaged_encoder.WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(ValueError, match="not used"):
         copy_packaged_encoder(tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -17,16 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionInterface, AutoTokenizer
 from transformers.integrations.flash_attention import get_target_dtype
 
-from modeling.callbacks import StopOnSignal
-from modeling.contributions import logits_of_subsets
-from modeling.losses import weight_sum, weighted_loss_sum
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.pipeline import HierarchicalClassificationPipeline
-from modeling.pooling import mean_of_tokens
-from modeling.precision import full_precision
-from modeling.prefetch import prefetched
-from modeling.resources import peak_memory
-from modeling.training_args import HierarchicalTrainingArguments
+from modeling.hierarchical_roberta.chunk_attribution import logits_of_subsets
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
+from modeling.hierarchical_roberta.pooling import mean_of_tokens
+from modeling.hierarchical_roberta.precision import full_precision
+from modeling.hierarchical_roberta.prefetch import prefetched
+from modeling.training.callbacks import StopOnSignal
+from modeling.training.losses import weight_sum, weighted_loss_sum
+from modeling.training.runtime import peak_memory
+from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts import run_setup
 from tests.conftest import ROOT, TRAINING, options, tiny_config, train
 from tests.tiny_training import Documents, trainer_for

@@ -17,9 +17,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.tensorboard import SummaryWriter
 
-from modeling.checkpoints import checkpoints_of, what_is_wrong
-from modeling.files import disk_error, is_full
-from scripts.command_line import run_main
+from modeling.file_utils import disk_error, is_full
+from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from scripts.common.cli import run_main
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data.deduplication import join_groups, near_duplicates
 from data.documents import Columns, read_documents
-from data.sources import label_names_of, read_rows
-from data.splits import join_groups, make_splits, near_duplicates, split_documents
+from data.readers import label_names_of, read_rows
+from data.splits import make_splits, split_documents
 from tests.conftest import LABELS, tiny_rows, write_csv
 
 ROWS = [{"id": str(i), "text": f"Text number {i} of its own kind.", "label": LABELS[i % 3]} for i in range(6)]

@@ -10,17 +10,19 @@ import torch
 from sklearn.metrics import f1_score, log_loss
 from transformers import AutoTokenizer
 
-from data.chunked import ChunkedDocuments
-from data.chunking import Chunker
+from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from data.demo import demo_corpus
-from data.prepared import load_prepared
-from modeling.attribution import token_attributions
-from modeling.calibration import expected_calibration_error, fit_temperature
-from modeling.contributions import log_odds
-from modeling.metrics import classification_metrics
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from scripts.evaluation.explanation import explain_chunks, explain_sentences, read_documents
+from data.demo_corpus import demo_corpus
+from data.prepared_dataset import load_prepared
+from modeling.hierarchical_roberta.chunk_attribution import log_odds
+from modeling.hierarchical_roberta.chunking import Chunker
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.token_attribution import token_attributions
+from modeling.training.calibration import expected_calibration_error, fit_temperature
+from modeling.training.metrics import classification_metrics
+from scripts.evaluation.explanations import explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import sentence_curves
 from scripts.evaluation.figures import confusion_figure, curves_figure
 from scripts.evaluation.report_content import headline_of

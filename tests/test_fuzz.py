@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data.chunking import Chunker, tokenize_batch
 from data.collator import DocumentCollator
 from data.documents import Columns, read_documents
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.pipeline import HierarchicalClassificationPipeline
-from scripts.prepare_dataset import parse_arguments, prepare
-from scripts.recipe import parse_with_recipe
+from data.preparation import prepare_dataset
+from modeling.hierarchical_roberta.chunking import Chunker, tokenize_batch
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
+from scripts.common.recipe import parse_with_recipe
+from scripts.prepare_dataset import parse_arguments
 from train_hf import DataArguments, HierarchicalTrainingArguments, ModelArguments
 
 pytestmark = pytest.mark.slow
@@ -173,7 +174,7 @@ def test_any_rows_are_prepared_or_refused(roberta_folder, tmp_path_factory, rows
     given_options = ["--source", str(folder / "rows.jsonl"), "--tokenizer", str(roberta_folder)]
     given_options += ["--output_dir", str(folder / "out"), "--encoding_errors", "replace", "--drop", drop]
     try:
-        manifest = prepare(parse_arguments(given_options))
+        manifest = prepare_dataset(**parse_arguments(given_options))
     except ValueError as error:
         assert str(error)
         assert not (folder / "out").exists()

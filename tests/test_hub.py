@@ -18,9 +18,9 @@ import pytest
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from modeling.checkpoints import put_in_place
-from scripts.hub import stage
-from scripts.hub_pusher import HubPusher
+from modeling.training.checkpointing import put_in_place
+from scripts.hub.pusher import HubPusher
+from scripts.hub.upload import stage
 from tests.conftest import ROOT, TRAINING, launcher, options, tiny_rows, train
 from tests.hub_repos import Repo
 from tests.hub_server import HubServer

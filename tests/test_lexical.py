@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data.chunked import ChunkedDocuments
-from modeling.attribution import token_attributions
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.contributions import chunk_contributions, log_odds
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from scripts.lexical_view import choose_tokens, fit_lexical_view, lexical_weights
+from data.chunk_dataset import ChunkedDocuments
+from modeling.hierarchical_roberta.chunk_attribution import chunk_contributions, log_odds
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.token_attribution import token_attributions
+from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_view, lexical_weights
 from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from modeling.losses import balanced_class_weights, weight_sum, weighted_loss_sum
+from modeling.training.losses import balanced_class_weights, weight_sum, weighted_loss_sum
 
 
 def test_balanced_weights_of_the_case_it_was_made_for():

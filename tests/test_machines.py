@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling.checkpoints import find_checkpoint
+from modeling.training.checkpointing import find_checkpoint
 from tests.conftest import ROOT, TRAINING, options, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

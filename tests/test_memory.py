@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from data.collator import DocumentCollator
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.resources import GAPS, Footprint, footprint, free_memory, settle_freed_memory, split_documents
-from modeling.training_args import HierarchicalTrainingArguments
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.training.memory import GAPS, Footprint, footprint
+from modeling.training.out_of_memory import split_documents
+from modeling.training.runtime import free_memory, settle_freed_memory
+from modeling.training.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
 from tests.tiny_training import Documents, trainer_for
 

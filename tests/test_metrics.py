@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from modeling.metrics import ClassificationMetrics
+from modeling.training.metrics import ClassificationMetrics
 
 LABELS = ["General", "Teen", "Mature"]
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AttentionInterface, AutoModelForSequenceClassification, DistilBertConfig, T5Config
 
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.modeling_hierarchical_roberta import (
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification,
     plan_encoder_batches,
 )

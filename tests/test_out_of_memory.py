@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling.out_of_memory import out_of_memory_reason, survive_out_of_memory
+from modeling.training.out_of_memory import out_of_memory_reason, survive_out_of_memory
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, pipeline
 
-from modeling.contributions import chunk_contributions, log_odds
-from modeling.pipeline import HierarchicalClassificationPipeline, normalized
+from modeling.hierarchical_roberta.chunk_attribution import chunk_contributions, log_odds
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, normalized
 from tests.conftest import LABELS, ROOT, run_command, tiny_rows, train, write_csv
 
 
@@ -108,7 +108,7 @@ def test_contributions_of_many_chunks_are_those_of_a_few_at_a_time(roberta_model
     roberta_model.eval()
     chunk_CD = torch.randn(9, 32)
     expected = chunk_contributions(roberta_model, chunk_CD, 2)
-    monkeypatch.setattr("modeling.contributions.ROWS_AT_ONCE", 20)
+    monkeypatch.setattr("modeling.hierarchical_roberta.chunk_attribution.ROWS_AT_ONCE", 20)
     torch.testing.assert_close(chunk_contributions(roberta_model, chunk_CD, 2), expected)
     assert chunk_contributions(roberta_model, chunk_CD[:1], 1).shape == (1,)
 
@@ -164,7 +164,9 @@ def test_normal_form_keeps_its_places(text):
 
 def test_documents_of_a_batch_do_not_change_one_another(run):
     tokenizer = AutoTokenizer.from_pretrained(run)
-    from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
+    from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+        HierarchicalRobertaForSequenceClassification as Model,
+    )
 
     rate = HierarchicalClassificationPipeline(model=Model.from_pretrained(run), tokenizer=tokenizer, device="cpu")
     texts = ["", *(row["text"] for row in tiny_rows()[:9])]

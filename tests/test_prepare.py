@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data.prepared import beside, clear_leftovers, load_prepared, num_tokens_of
+from data.prepared_dataset import beside, clear_leftovers, load_prepared, num_tokens_of
 from tests.conftest import LABELS, run_command, tiny_rows, write_csv
 
 
@@ -51,7 +51,7 @@ def test_several_processes_prepare_the_same(prepared_folder, csv_file, roberta_f
 
 def save_legacy(folder, roberta_folder, prepared_folder):
     """The older form: padded tensors (documents, chunks, tokens)."""
-    from data.chunked import ChunkedDocuments
+    from data.chunk_dataset import ChunkedDocuments
 
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     folder.mkdir()

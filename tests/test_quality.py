@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from data.prepared import load_prepared
+from data.prepared_dataset import load_prepared
 from scripts.benchmark.quality import columns_of, parse_candidate
 from scripts.benchmark.quality_table import flagged, markdown, summary
-from scripts.predictions import write_predictions
+from scripts.common.predictions_io import write_predictions
 from tests.conftest import LABELS, TRAINING, run_command, tiny_rows, write_csv
 
 NAMES = ["mild", "severe"]

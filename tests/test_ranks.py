@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling.checkpoints import find_checkpoint
+from modeling.training.checkpointing import find_checkpoint
 from tests.conftest import ROOT, TRAINING, launcher, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

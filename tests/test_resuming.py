@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling.callbacks import EarlyStopping, History, StopOnSignal
-from modeling.checkpoints import find_checkpoint
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.health import HealthWatch
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.sampling import EpochSampler
-from scripts.output_dir import claim_output_dir
-from scripts.run_setup import check_checkpoint
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.training.callbacks import EarlyStopping, History, StopOnSignal
+from modeling.training.checkpointing import find_checkpoint
+from modeling.training.monitor import HealthWatch
+from modeling.training.sampling import EpochSampler
+from scripts.training.output_dir import claim_output_dir
+from scripts.training.setup import check_checkpoint
 from tests.tiny_training import Documents, trainer_for
 
 

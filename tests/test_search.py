@@ -14,7 +14,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from scripts.search_space import read_space
+from scripts.hpo.space import read_space
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from modeling.checkpoints import checkpoints_of, what_is_wrong
-from modeling.training_args import HierarchicalTrainingArguments
-from scripts.run_setup import plan_memory
+from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from modeling.training.training_args import HierarchicalTrainingArguments
+from scripts.training.setup import plan_memory
 from tests.conftest import ROOT, TRAINING, options, train
 from tests.tiny_training import Documents, trainer_for
 from tests.uneven_ranks import steps, tiny_model
@@ -144,7 +144,7 @@ def test_sharded_bf16_is_autocast_over_fp32_weights(prepared_folder, roberta_fol
 
 def test_sharded_weights_train_and_evaluate_under_autocast_and_predict_in_fp32(roberta_model, tmp_path, monkeypatch):
     trainer = trainer_for(roberta_model, tmp_path, Documents(8), bf16=True, use_cpu=True)
-    monkeypatch.setattr("modeling.trainer.shards_weights", lambda _: True)
+    monkeypatch.setattr("modeling.training.trainer.shards_weights", lambda _: True)
     trainer.accelerator._models.append(roberta_model)  # as prepared, and nothing wraps its forward
     seen = set()
     roberta_model.encoder.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
@@ -162,7 +162,7 @@ def test_sharded_weights_train_and_evaluate_under_autocast_and_predict_in_fp32(r
 def test_out_of_memory_ends_a_sharded_run(roberta_model, tmp_path, monkeypatch):
     """What one rank does anew, alone, the others would wait for for ever."""
     trainer = trainer_for(roberta_model, tmp_path, Documents(8), use_cpu=True)
-    monkeypatch.setattr("modeling.trainer.shards_weights", lambda _: True)
+    monkeypatch.setattr("modeling.training.trainer.shards_weights", lambda _: True)
 
     def encode_batch(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")

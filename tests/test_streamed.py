@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from data.chunked import ChunkedDocuments
-from data.streamed import StreamedDocuments, prepared_stream, shuffled, source_stream
-from scripts.command_line import one_paragraph
+from data.chunk_dataset import ChunkedDocuments
+from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
+from scripts.common.cli import one_paragraph
 from tests.conftest import LABELS, tiny_rows, train, write_csv
 
 STREAM = {"streaming": True, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}

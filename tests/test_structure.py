@@ -1,35 +1,26 @@
-"""The layout that CONTRIBUTING.md promises and the README draws."""
+"""The layout that CONTRIBUTING.md promises."""
 
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
-
-import pytest
 
 from tests.conftest import ROOT
 
-TRAVELLING = ["configuration_hierarchical_roberta", "modeling_hierarchical_roberta", "pooling", "pipeline"]
-TRAVELLING += [
-    "contributions",
-    "chunking",
-    "lexical",
-    "encoder_batches",
-    "encoders",
-    "precision",
-    "prefetch",
-    "recomputation",
-]
+PUSHED = "modeling.hierarchical_roberta"
 
 
 def imports_of(path: Path) -> set[str]:
-    """Top-level names of what a file imports; relative imports as `.name`."""
+    """The absolute names of the modules that a file imports."""
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add("." * node.level + (node.module or "") if node.level else (node.module or "").split(".")[0])
+            base = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]) if node.level else ""
+            names.add(f"{base}.{node.module}" if base and node.module else node.module or base)
     return names
 
 
@@ -37,23 +28,43 @@ def files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def project_imports(path: Path) -> set[str]:
+    return {name for name in imports_of(path) if name.split(".")[0] in ("data", "modeling", "scripts", "train_hf")}
+
+
 def test_imports_go_one_way():
     for path in files("data"):
-        assert not imports_of(path) & {"modeling", "scripts", "train_hf"}, path
+        assert all(name.startswith(("data", PUSHED)) for name in project_imports(path)), path
     for path in files("modeling"):
-        assert not imports_of(path) & {"data", "scripts", "train_hf", "modeling"}, path
-    for path in files("scripts"):
-        assert "train_hf" not in imports_of(path), path
+        assert all(name.startswith("modeling") for name in project_imports(path)), path
+    for path in files("modeling/hierarchical_roberta"):
+        assert all(name.startswith(PUSHED + ".") for name in project_imports(path)), path
+        assert not re.search(r"^from \.\.|^import modeling|^from modeling", path.read_text(encoding="utf-8"), re.M), (
+            path
+        )
 
 
-@pytest.mark.parametrize("name", TRAVELLING)
-def test_files_that_travel_import_only_one_another(name):
-    relative = {module.lstrip(".") for module in imports_of(ROOT / "modeling" / f"{name}.py") if module.startswith(".")}
-    assert relative <= set(TRAVELLING)
+def test_nothing_imports_a_command():
+    commands = {f"scripts.{path.stem}" for path in (ROOT / "scripts").glob("[a-z]*.py")} | {"train_hf"}
+    assert {"scripts.prepare_dataset", "scripts.predict", "scripts.search"} <= commands
+    for path in [*files("data"), *files("modeling"), *files("scripts"), ROOT / "train_hf.py"]:
+        assert not project_imports(path) & commands, path
 
 
-def test_data_and_models_cut_texts_alike():
-    assert (ROOT / "modeling" / "chunking.py").samefile(ROOT / "data" / "chunking.py")
+def test_commands_alone_stand_at_the_top_of_scripts():
+    for path in (ROOT / "scripts").glob("[a-z]*.py"):
+        assert "__name__ ==" in path.read_text(encoding="utf-8"), path
+
+
+def test_the_main_names_can_be_imported_from_modeling():
+    import modeling
+
+    assert [getattr(modeling, name).__name__ for name in modeling.__all__] == modeling.__all__
+
+
+def test_preparing_documents_imports_no_torch():
+    code = "import data.documents, data.readers, data.splits, modeling, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def tracked() -> set[str]:
@@ -65,36 +76,6 @@ def tracked() -> set[str]:
         check=True,
     )
     return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
-
-
-def test_the_readmes_tree_is_the_project():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = re.search(r"## What is where\n+```\n(.*?)```", readme, re.DOTALL)
-    assert tree
-    drawn, folder = set(), ""
-    for line in tree.group(1).splitlines():
-        name = line.split()[0] if line.strip() else ""
-        if not name:
-            continue
-        if line.startswith("  "):
-            drawn.add(folder + name)
-        elif name.endswith("/"):
-            folder = name
-            drawn.add(name)
-        else:
-            drawn.add(name)
-    found = {name for name in tracked() if name.endswith(".py") and not name.startswith("tests/")}
-    assert {name for name in drawn if name.endswith(".py")} == found - {
-        f"{p}/__init__.py" for p in ("data", "modeling", "scripts", "scripts/benchmark", "scripts/evaluation")
-    }
-    for name in drawn:
-        assert (ROOT / name).exists(), name
-
-
-def test_no_python_file_is_a_god_file():
-    for name in tracked():
-        if name.endswith(".py"):
-            assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 420, name
 
 
 def test_documents_link_to_files_that_exist():

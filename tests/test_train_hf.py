@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from modeling.model_card import model_card
-from scripts.run_record import command_without_tokens
+from modeling.training.model_card import model_card
+from scripts.training.run_record import command_without_tokens
 from tests.conftest import LABELS, ROOT, TRAINING, options, train
 
 pytestmark = pytest.mark.slow

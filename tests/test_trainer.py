@@ -6,20 +6,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TrainingArguments
 
-from data.chunked import ChunkedDocuments
+from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.losses import balanced_class_weights
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification as Model
-from modeling.reduction import average_gradients
-from modeling.sampling import BLANK, EpochSampler, deal_out
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import (
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalRobertaForSequenceClassification as Model,
+)
+from modeling.training.losses import balanced_class_weights
+from modeling.training.reduction import average_gradients
+from modeling.training.sampling import BLANK, EpochSampler, deal_out
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import (
     HierarchicalTrainingArguments,
     choose_precision,
     parse_class_weights,
     parse_severity_weights,
 )
-from scripts.chunk_vectors import cached_chunk_vectors
+from scripts.training.embedding_cache import cached_chunk_vectors
 from tests.tiny_training import WEIGHTS, Documents, trainer_for
 
 

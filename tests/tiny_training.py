@@ -3,9 +3,9 @@
 import torch
 
 from data.collator import DocumentCollator
-from modeling.metrics import compute_metrics_fn
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import HierarchicalTrainingArguments
+from modeling.training.metrics import compute_metrics_fn
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import HierarchicalTrainingArguments
 
 WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
 

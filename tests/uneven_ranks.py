@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.sharding import agree_on_batches, gloo_group
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.sharding import agree_on_batches, gloo_group
 from tests.conftest import tiny_config
 
 # The chunks of each rank's document: in training, in evaluation, in training again.

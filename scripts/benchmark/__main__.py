@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from scripts.benchmark.documents import MIX, cut, documents_of, texts_of_source
-from scripts.benchmark.ranks import evenness
+from scripts.benchmark.synthetic_documents import MIX, cut, documents_of, evenness, texts_of_source
 from scripts.benchmark.table import draw, markdown
 from scripts.benchmark.worker import CONTESTANTS
-from scripts.command_line import UserParser, run_main
+from scripts.common.cli import UserParser, run_main
 
 PADDED = ("padded loop, gradient checkpointing", "padded loop")
 NEIGHBOURS = ("BELT", "Simple Transformers")

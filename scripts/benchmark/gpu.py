@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scripts.benchmark.gpu_runner import Check, Runner, Settings
 from scripts.benchmark.gpu_table import markdown, read_lines
-from scripts.command_line import UserParser, run_main
+from scripts.common.cli import UserParser, run_main
 
 # In the order of what they decide; the seconds are each one's limit, on an H100.
 CHECKS = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from scripts.benchmark.gpu_runner import Report, Settings, begin, finish
 from scripts.benchmark.gpu_setup import (
     GIB,

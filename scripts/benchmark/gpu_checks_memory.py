@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import footprint
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.memory import choose_live_chunks, footprint
 from scripts.benchmark.gpu_runner import Report, Settings, free_memory
 from scripts.benchmark.gpu_setup import (
     GIB,
@@ -33,7 +33,6 @@ from scripts.benchmark.gpu_setup import (
     trainer_for,
     training_arguments,
 )
-from scripts.run_plan import choose_live_chunks
 
 CARDS = (8, 12, 16, 24)
 Model = HierarchicalRobertaForSequenceClassification

@@ -25,9 +25,9 @@ from accelerate.utils import DistributedType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from data.demo import LABELS, demo_corpus
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from data.demo_corpus import LABELS, demo_corpus
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from scripts.benchmark.gpu_runner import Report, Settings, begin, finish, in_fresh_process
 from scripts.benchmark.gpu_setup import (
     build_model,

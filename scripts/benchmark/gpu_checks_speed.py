@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from scripts.benchmark.gpu_runner import Report, Settings
 from scripts.benchmark.gpu_setup import (
     GIB,

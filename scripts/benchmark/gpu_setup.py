@@ -18,14 +18,14 @@ from torch.utils.data import Dataset
 from transformers import RobertaConfig, TrainerCallback
 
 from data.collator import DocumentCollator
-from modeling.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import use_flash_attention_on_cuda
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import HierarchicalTrainingArguments
-from scripts.benchmark.documents import MIX
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.memory import Documents
+from modeling.training.runtime import use_flash_attention_on_cuda
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.gpu_runner import Settings
-from scripts.run_plan import Documents
+from scripts.benchmark.synthetic_documents import MIX
 
 GIB = 2**30
 PAD = 1

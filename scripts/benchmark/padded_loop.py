@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from modeling.modeling_hierarchical_roberta import HierarchicalOutput, HierarchicalRobertaForSequenceClassification
-from modeling.pooling import mean_of_tokens
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
+    HierarchicalOutput,
+    HierarchicalRobertaForSequenceClassification,
+)
+from modeling.hierarchical_roberta.pooling import mean_of_tokens
 
 
 class PaddedLoop(HierarchicalRobertaForSequenceClassification):

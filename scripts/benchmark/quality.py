@@ -29,25 +29,26 @@ from accelerate import Accelerator
 from scipy.special import softmax
 from sklearn.model_selection import StratifiedGroupKFold
 
-from data.chunked import ChunkedDocuments, ChunkVectorDocuments
+from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
-from data.documents import name_of
-from data.prepared import load_prepared, save_prepared
-from data.sources import read_rows
-from data.splits import join_groups, make_splits, near_duplicates
-from modeling.files import write_json, write_text
-from modeling.losses import balanced_class_weights
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import use_flash_attention_on_cuda
-from modeling.training_args import HierarchicalTrainingArguments
-from scripts.baselines import majority_predictions, tfidf_scores, vector_scores
+from data.deduplication import join_groups, near_duplicates
+from data.documents import Columns, name_of
+from data.preparation import describe_source, prepare_dataset
+from data.prepared_dataset import load_prepared, save_prepared
+from data.readers import read_rows
+from data.splits import make_splits
+from data.tokenization import load_tokenizer
+from modeling.file_utils import write_json, write_text
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.losses import balanced_class_weights
+from modeling.training.runtime import use_flash_attention_on_cuda
+from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.quality_table import markdown, summary
-from scripts.chunk_vectors import cache_key, cached_chunk_vectors, vector_files, write_vectors
-from scripts.command_line import UserParser, run_main
-from scripts.lexical_view import lexical_logits, lexical_weights
-from scripts.predictions import write_predictions
-from scripts.prepare_dataset import describe_source, load_tokenizer, prepare
-from scripts.prepare_dataset import parse_arguments as preparation
+from scripts.common.cli import UserParser, comma_list, run_main
+from scripts.common.predictions_io import write_predictions
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, vector_files, write_vectors
+from scripts.training.fit_lexical_features import lexical_logits, lexical_weights
 
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 1 / 8
@@ -186,9 +187,9 @@ class Folds:
         self.tokenizer = load_tokenizer(arguments.encoder)
         prepared = self.folder / "whole"
         if not prepared.exists():
-            given = {"source": arguments.source, "tokenizer": arguments.encoder, "output_dir": prepared}
-            given |= {"labels": arguments.labels, "drop": arguments.drop, "split_column": "none"}
-            prepare(preparation([part for key, value in given.items() if value for part in (f"--{key}", str(value))]))
+            columns, names = Columns(split="none"), comma_list(arguments.labels or "")
+            drop = comma_list(arguments.drop or "")
+            prepare_dataset(arguments.source, arguments.encoder, prepared, columns=columns, labels=names, drop=drop)
         splits, self.manifest = load_prepared(str(prepared), self.tokenizer)
         self.whole = datasets.concatenate_datasets(list(splits.values()))
         labels = np.asarray(self.whole["label"])

@@ -18,17 +18,18 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, TrainerCallback
 
-import modeling.modeling_hierarchical_roberta as hierarchical
-from data.chunked import ChunkedDocuments
-from data.chunking import tokenize_batch
+import modeling.hierarchical_roberta.modeling_hierarchical_roberta as hierarchical
+from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.resources import footprint, seconds_per_chunk, settle_freed_memory, use_all_cores
-from modeling.trainer import WeightedTrainer
-from modeling.training_args import HierarchicalTrainingArguments
+from modeling.hierarchical_roberta.chunking import tokenize_batch
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.memory import footprint, seconds_per_chunk
+from modeling.training.runtime import settle_freed_memory, use_all_cores
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
-from scripts.chunk_vectors import cached_chunk_vectors
+from scripts.training.embedding_cache import cached_chunk_vectors
 
 # What each contestant is: the options that differ from ours. `ours` has every lever on.
 CONTESTANTS: dict[str, dict[str, Any]] = {

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.chunked import ChunkedDocuments
-from modeling.contributions import logits_of_subsets
-from modeling.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.precision import full_precision
-from scripts.evaluation.explanation import Reading
+from data.chunk_dataset import ChunkedDocuments
+from modeling.hierarchical_roberta.chunk_attribution import logits_of_subsets
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.hierarchical_roberta.precision import full_precision
+from scripts.evaluation.explanations import Reading
 
 SHARES = np.arange(0, 1.0, 0.1)
 RANDOM_ORDERS = 5

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-from modeling.calibration import reliability
+from modeling.training.calibration import reliability
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # what stands between two dollars in a label is no formula

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from modeling.files import whole_file
+from modeling.file_utils import whole_file
 
 # What the table of documents shows; the rest of a document is read when it is opened.
 SUMMARY = ("id", "label", "predicted", "confidence", "truncated", "num_chunks", "review")

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from scripts.evaluation.explanation import Reading
+from scripts.evaluation.explanations import Reading
 
 EVIDENCE_SENTENCES = 3
 REVIEWED = 25

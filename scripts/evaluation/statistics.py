@@ -39,7 +39,7 @@ def resampled_pair(
 def metrics_of(
     confusion_RKK: np.ndarray, names: Sequence[str], severity: Sequence[float], absent: float | np.ndarray = np.nan
 ) -> dict[str, np.ndarray]:
-    """The project's metrics (see modeling/metrics.py) of many confusion matrices at once, each (R,); and for ordered
+    """The project's metrics (see modeling/training/metrics.py) of many confusion matrices at once, each (R,); and for ordered
     labels `missed_NAME`, the share of the severest class that is rated lower, and `mean_distance` of the predictions.
 
     A class without documents has `absent` (one value, or K) for recall and F1. With NaN, means are over the classes that have any: 0, as

@@ -25,13 +25,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-import modeling.resumable_trainer
+import modeling.training.resumable_trainer
 import scripts.prepare_dataset
 import train_hf
-from data.prepared import load_prepared, sha256_of
-from modeling.checkpoints import checkpoints_of, what_is_wrong
-from modeling.trainer import WeightedTrainer
-from scripts.command_line import run_main
+from data.prepared_dataset import load_prepared, sha256_of
+from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from modeling.training.trainer import WeightedTrainer
+from scripts.common.cli import run_main
 from tests.conftest import LABELS, make_roberta, options, tiny_rows, write_csv
 
 KILLS_IN_A_LIFE = 7
@@ -61,10 +61,10 @@ PHASES: dict[str, tuple[Any, str, int, float]] = {
     "forward": (WeightedTrainer, "training_step", 12, 0.005),
     "evaluation": (WeightedTrainer, "prediction_step", 12, 0.005),
     "save": (WeightedTrainer, "_save_checkpoint", 4, 0.03),
-    "putting in place": (modeling.resumable_trainer, "put_in_place", 4, 0.01),
-    "rotating": (modeling.resumable_trainer, "rotate", 4, 0.002),
+    "putting in place": (modeling.training.resumable_trainer, "put_in_place", 4, 0.01),
+    "rotating": (modeling.training.resumable_trainer, "rotate", 4, 0.002),
     "export": (train_hf, "export", 1, 0.03),
-    "preparing": (scripts.prepare_dataset, "prepare", 1, 0.4),
+    "preparing": (scripts.prepare_dataset, "prepare_dataset", 1, 0.4),
 }
 
 

@@ -1,0 +1,206 @@
+"""Documents → a tokenized, checked, split dataset on disk."""
+
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from data.deduplication import near_duplicates
+from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, Findings, read_documents, shorten
+from data.legacy_tensors import LEGACY_FILES, read_legacy
+from data.prepared_dataset import MANIFEST, beside, clear_leftovers, describe, files_of, save_prepared, sha256_of
+from data.readers import label_names_of
+from data.splits import split_documents, without_leaks
+from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint
+from modeling.hierarchical_roberta.chunking import special_token_frame
+
+
+def prepare_dataset(
+    source: str,
+    tokenizer: str,
+    output_dir: Path,
+    *,
+    columns: Columns | None = None,
+    labels: Sequence[str] | None = None,
+    split_fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    drop: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    encoding_errors: str = "strict",
+    num_proc: int = 1,
+    seed: int = 42,
+    chunk_length: int = 512,
+    chunk_overlap: int = 0,
+    max_chunks: int = 20,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Read, check, split, tokenize, save. Returns the manifest.
+
+    Args:
+        source: a file, a folder or a dataset on the hub (see data/readers.py).
+        tokenizer: name on the hub, or folder, of the encoder whose tokenizer is used.
+        columns: the source's names of the columns.
+        labels: the labels in their order (None: as the source gives them, else sorted by name).
+        split_fractions: train, validation, test, where the source has no splits.
+        drop, keep: problems (`data.documents.PROBLEMS`) whose rows are left out, or taken all the same.
+        encoding_errors: "strict" or "replace", for bytes that are not UTF-8.
+        num_proc: processes that tokenize.
+        seed: of the splits made here.
+        chunk_length, chunk_overlap, max_chunks: for the manifest's share of what max_chunks leaves unread.
+        overwrite: replace a prepared dataset in output_dir.
+
+    Raises:
+        ValueError: a source, row, label, split or geometry that cannot be used, or a folder that is not to be replaced.
+    """
+    check_decisions(drop, keep)
+    output_dir = output_dir.resolve()
+    check_output_dir(output_dir, overwrite)
+    loaded = load_tokenizer(tokenizer)
+    fingerprint = tokenizer_fingerprint(loaded)
+    body_length = check_geometry(loaded, chunk_length, chunk_overlap, max_chunks)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(output_dir)
+    workspace = beside(output_dir, "documents")
+    workspace.mkdir()
+    try:
+        if (Path(source) / LEGACY_FILES["train"]).is_file():
+            splits, findings = check_legacy(read_legacy(Path(source), loaded, labels), drop, keep)
+        else:
+            columns = columns or Columns()
+            labels = labels or label_names_of(source, columns.label)
+            documents, findings = read_documents(source, columns, labels, encoding_errors, drop, keep, str(workspace))
+            labels = labels or sorted_labels(documents["label"])
+            if len(labels) < 2:
+                raise ValueError(
+                    f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn."
+                )
+            split_of = split_documents(documents, findings, split_fractions, seed)
+            splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
+        manifest = {
+            "sources": [describe_source(source)],
+            "labels": splits["train"].features["label"].names,
+            "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
+            "seed": seed,
+            "findings": {p: {"decision": findings.decisions[p], "rows": rows} for p, rows in findings.rows.items()},
+            "geometry_of_coverage": {
+                "chunk_length": chunk_length,
+                "chunk_overlap": chunk_overlap,
+                "max_chunks": max_chunks,
+            },
+            "splits": describe(splits, body_length, chunk_overlap, max_chunks),
+            "versions": {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
+            | {"python": platform.python_version()},
+        }
+        save_prepared(splits, output_dir, manifest)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return manifest
+
+
+def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
+    """Raises ValueError where a problem's name is unknown, or stands in both."""
+    for option, chosen, allowed in (("drop", drop, PROBLEMS), ("keep", keep, KEEPABLE)):
+        if unknown := [problem for problem in chosen if problem not in allowed]:
+            raise ValueError(f"--{option} takes {', '.join(allowed)}; got {', '.join(unknown)}.")
+    if both := set(drop) & set(keep):
+        raise ValueError(f"{', '.join(sorted(both))} stands in --drop and in --keep: choose one.")
+
+
+def sorted_labels(labels: Sequence[str]) -> list[str]:
+    """The labels that occur, numbers as numbers and names by name; said, since kappa and severity go by their order."""
+    names = sorted(set(labels), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    print(
+        f"Labels, in the order of their names: {', '.join(names)}. If they have an order of their own, give it with "
+        "--labels: kappa and the severity weights go by it."
+    )
+    return names
+
+
+def tokenize_splits(
+    documents: datasets.Dataset,
+    split_of: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    num_proc: int,
+) -> datasets.DatasetDict:
+    """The documents of each split, tokenized; those of the split "" are left out."""
+    splits, has_evidence = {}, any(documents["evidence"])
+    for split in SPLITS:
+        rows = [index for index, name in enumerate(split_of) if name == split]
+        if rows:
+            part = documents.select(rows)
+            splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, has_evidence)
+    return datasets.DatasetDict(splits)
+
+
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Raises ValueError where something stands that is not to be replaced."""
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return
+    if not (output_dir / MANIFEST).is_file():
+        raise ValueError(
+            f"{output_dir} is there already and holds something else than a prepared data set: name another folder."
+        )
+    if not overwrite:
+        raise ValueError(f"{output_dir} is there already: name another folder, or replace it with --overwrite.")
+
+
+def check_legacy(
+    splits: datasets.DatasetDict, drop: Sequence[str], keep: Sequence[str]
+) -> tuple[datasets.DatasetDict, Findings]:
+    """The older tensors' documents, checked as those of any source: empty ones, and leaks across their splits."""
+    findings = Findings(decisions=dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept"))
+    whole = datasets.concatenate_datasets(list(splits.values()))
+    split_of = [split for split, part in splits.items() for _ in part]
+    empty = {index for index, text in enumerate(whole["text"]) if not text.strip()}
+    for index in sorted(empty):
+        findings.add("empty", whole[index]["id"])
+    findings.raise_undecided()
+    kept = without_leaks(whole["id"], [""] * len(whole), split_of, near_duplicates(whole["text"]), findings)
+    if findings.decisions.get("empty") == "dropped":
+        kept = ["" if index in empty else split for index, split in enumerate(kept)]
+    chosen = {split: [index for index, name in enumerate(kept) if name == split] for split in splits}
+    return datasets.DatasetDict({split: whole.select(rows) for split, rows in chosen.items()}), findings
+
+
+def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int, max_chunks: int) -> int:
+    """Room for text in a chunk, in tokens. Raises ValueError for a geometry that cannot be."""
+    body_length = chunk_length - sum(map(len, special_token_frame(tokenizer)))
+    if not 0 <= chunk_overlap < body_length:
+        raise ValueError(
+            f"chunk_overlap ({chunk_overlap}) must be below chunk_length minus the special tokens "
+            f"({body_length}): lower it or raise chunk_length."
+        )
+    if max_chunks < 1:
+        raise ValueError(f"max_chunks must be at least 1, and is {max_chunks}.")
+    return body_length
+
+
+def describe_source(source: str) -> dict[str, Any]:
+    """Name and, for a file, size and sha256: enough to see later whether it is still the same."""
+    path = Path(source)
+    if path.is_file():
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    if path.is_dir():
+        return {"name": path.resolve().name, "bytes": sum(file.stat().st_size for file in files_of(path))}
+    return {"name": source, "is_on_hub": True}
+
+
+def preparation_summary(manifest: dict[str, Any]) -> str:
+    """What was prepared, for people."""
+    lines = []
+    for problem, found in manifest["findings"].items():
+        lines.append(f"{len(found['rows'])} with {PROBLEMS[problem]}: {found['decision']}: {shorten(found['rows'])}")
+    for split, about in manifest["splits"].items():
+        counts = ", ".join(f"{label} {count}" for label, count in about["labels"].items())
+        cut = about["coverage"]
+        lines.append(
+            f"{split}: {about['documents']} documents ({counts}); tokens: median {about['tokens']['median']:.0f}, most "
+            f"{about['tokens']['max']:.0f}; beyond max_chunks: {cut['documents_cut_share']:.1%} of documents, "
+            f"{cut['tokens_cut_share']:.1%} of tokens"
+        )
+    return "\n".join(lines)

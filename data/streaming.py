@@ -1,0 +1,111 @@
+"""Training documents as a stream, read from beginning to end over and over: for a source that is not prepared as a whole."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from data.chunk_dataset import ChunkedDocuments
+from data.documents import Columns, clean_text, name_of
+from data.readers import read_rows
+from modeling.hierarchical_roberta.chunking import tokenize_batch
+
+
+class StreamedDocuments(IterableDataset):
+    """This process's share of an endless stream: every pass is shuffled within a buffer, by seed and pass alone, and each
+    document of it goes to one process.
+
+    With W processes the documents of a step are the next B × W of the stream, as with one process and W times the batch.
+
+    Args:
+        rows: gives the rows of a pass, by its number, in the source's order.
+        cut: a row → a training item (see ChunkedDocuments).
+        buffer_size: rows that are held to be drawn from; 1 keeps the source's order.
+    """
+
+    def __init__(
+        self,
+        rows: Callable[[int], Iterable[Any]],
+        cut: Callable[[Any], dict[str, Any]],
+        *,
+        seed: int,
+        buffer_size: int = 1000,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.rows, self.cut, self.seed, self.buffer_size = rows, cut, seed, buffer_size
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.cut(row) for row in islice(self._all_rows(), self.process_index, None, self.num_processes))
+
+    def _all_rows(self) -> Iterator[Any]:
+        number = 0
+        while True:
+            was_empty = True
+            for row in shuffled(self.rows(number), self.buffer_size, f"{self.seed}-{number}"):
+                was_empty = False
+                yield row
+            if was_empty:
+                raise ValueError("The stream of training documents is empty.")
+            number += 1
+
+
+def shuffled(rows: Iterable[Any], buffer_size: int, seed: str) -> Iterator[Any]:
+    """Rows in an order drawn within a buffer: each leaves it at random when the next one comes in.
+
+    >>> sorted(shuffled(range(5), 2, "0"))
+    [0, 1, 2, 3, 4]
+    """
+    draw = random.Random(seed)  # noqa: S311 (an order, no secret)
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        place = draw.randrange(buffer_size)
+        yield buffer[place]
+        buffer[place] = row
+    draw.shuffle(buffer)
+    yield from buffer
+
+
+def prepared_stream(chunked: ChunkedDocuments, **options: Any) -> StreamedDocuments:
+    """The prepared training documents in the order in which they lie on disk."""
+
+    def rows(number: int) -> Iterable[int]:
+        chunked.set_epoch(number)
+        return range(len(chunked))
+
+    return StreamedDocuments(rows, chunked.__getitem__, **options)
+
+
+def source_stream(
+    source: str, chunked: ChunkedDocuments, labels: Sequence[str], encoding_errors: str = "strict", **options: Any
+) -> StreamedDocuments:
+    """The rows of a source, tokenized as they come, and cut as `chunked` cuts.
+
+    Raises:
+        ValueError: while it is read: a row without a text, or with a label that is not among `labels`, by its number.
+    """
+    ids = {label: i for i, label in enumerate(labels)}
+
+    def rows(number: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        chunked.set_epoch(number)
+        return enumerate(read_rows(source, encoding_errors), 1)
+
+    def cut(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+        number, row = numbered
+        text, label = row.get(Columns.text), row.get(Columns.label)
+        label = name_of(label)
+        if not isinstance(text, str) or label not in ids:
+            wrong = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
+            raise ValueError(f"{source}: row {number} has {wrong}.")
+        tokens = tokenize_batch([clean_text(text, f"{source}: row {number}", encoding_errors)], chunked.tokenizer)
+        [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
+        item = {"label": ids[label], "id": name_of(row.get(Columns.id)) or f"row-{number}"}
+        return chunked.item(number, {**item, "input_ids": input_ids, "token_break": breaks})
+
+    return StreamedDocuments(rows, cut, **options)

@@ -1,1 +1,0 @@
-../data/chunking.py

@@ -1,0 +1,1 @@
+"""What trains the model: the trainer, its callbacks, losses, metrics, memory."""

@@ -1,0 +1,305 @@
+"""What watches a run: early stopping, the history file, log lines, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
+unhealthy training: health.py.)"""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from ..file_utils import write_json
+from .runtime import peak_memory, readable
+from .sharding import gloo_group
+from .trainer import WeightedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class EarlyStopping(TrainerCallback, ExportableState):
+    """Stops after `patience` evaluations in a row without an improvement.
+
+    An improvement counts when the metric exceeds the last *counted* best by more than `min_delta` (Prechelt 1998; Keras'
+    rule). Trainer's own callback compares with the best so far, which creeps up by steps below the threshold.
+
+    Args:
+        patience: evaluations; 0 never stops.
+        min_delta: in units of `args.metric_for_best_model`.
+    """
+
+    def __init__(self, patience: int = 5, min_delta: float = 0.001):
+        self.patience, self.min_delta = patience, min_delta
+        self.best: float | None = None
+        self.counter = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"best": self.best, "counter": self.counter}}
+
+    @property
+    def has_stopped(self) -> bool:
+        return 0 < self.patience <= self.counter
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # A run that had stopped and is resumed has nothing left to train.
+        control.should_training_stop = control.should_training_stop or self.has_stopped
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        name = args.metric_for_best_model or "loss"
+        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
+        if value is None:
+            return
+        gain = math.inf if self.best is None else (value - self.best) * (1 if args.greater_is_better else -1)
+        if gain > self.min_delta:
+            self.best, self.counter = value, 0
+        else:
+            self.counter += 1
+        control.should_training_stop = control.should_training_stop or self.has_stopped
+
+
+class History(TrainerCallback, ExportableState):
+    """Writes training_history.json: what the run was given, a record an evaluation, the best, whether it stopped early.
+
+    Args:
+        config: what goes under "config" as it is.
+    """
+
+    def __init__(self, trainer: WeightedTrainer, early_stopping: EarlyStopping, config: dict[str, Any]):
+        self.trainer, self.early_stopping, self.config = trainer, early_stopping, config
+        self.epochs: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"epochs": self.epochs, "totals": dict(self.totals)}}
+
+    @property
+    def totals(self) -> dict[str, float]:
+        return self.trainer.stats.totals
+
+    @totals.setter
+    def totals(self, totals: dict[str, float]) -> None:
+        self.trainer.stats.totals = totals
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        totals = self.totals
+        seconds, steps = max(totals["seconds"], 1e-9), max(totals["steps"], 1)
+        grad_norm = self.trainer.last_grad_norm
+        timing = (
+            "eval_runtime",
+            "eval_samples_per_second",
+            "eval_steps_per_second",
+            "eval_model_preparation_time",
+            "epoch",
+        )
+        self.epochs.append(
+            {
+                "epoch": round(state.epoch or 0.0, 4),
+                "step": state.global_step,
+                "train_loss": totals["loss"] / steps,
+                **{name: value for name, value in metrics.items() if name not in timing},
+                "learning_rate": self.trainer.learning_rates(),
+                "grad_norm": None if grad_norm is None else float(grad_norm),
+                "skipped_steps": round(totals["skipped"]),
+                "seconds": totals["seconds"],
+                "eval_seconds": metrics.get("eval_runtime"),
+                "documents_per_second": totals["documents"] / seconds,
+                "chunks_per_second": totals["chunks"] / seconds,
+                "data_wait_share": totals["data_seconds"] / seconds,
+                "padding_share": self.trainer.padding_share(),
+                **peak_memory(args.device),
+            }
+        )
+        self.trainer.stats.reset_totals()
+        self.write(args, state)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.write(args, state)
+
+    def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """What the file holds."""
+        name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        scored = [epoch for epoch in self.epochs if epoch.get(name) is not None]
+        pick = max if args.greater_is_better else min
+        best = pick(scored, key=lambda epoch: epoch[name]) if scored else None
+        return {
+            "config": self.config,
+            "epochs": self.epochs,
+            "best": best and {key: best[key] for key in ("epoch", "step", name)},
+            "stopped_early": self.early_stopping.has_stopped,
+        }
+
+    def write(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / "training_history.json", self.record(args, state))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
+    A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is interrupted (see
+    resumable_trainer.py). A second Ctrl-C stops at once. With several processes, made on all of them at once.
+
+    Args:
+        grace_seconds: from the signal to the exit.
+        timeout: seconds that one rank waits for the other ranks (`ddp_timeout`).
+
+    Attributes:
+        received: the signal that this process was sent.
+        agreed: the one that all processes stop for, after the same step.
+    """
+
+    def __init__(self, grace_seconds: float = 30.0, timeout: float = 1800.0) -> None:
+        self.grace_seconds = grace_seconds
+        self.received: int | None = None
+        self.received_at = 0.0
+        self.agreed: int | None = None
+        self.group = gloo_group(timeout) if torch.distributed.is_initialized() else None
+        # Micro-batches of a GPU are short: there the ranks need not wait for one another at each of them.
+        self.asks_ahead = self.group is not None and "nccl" in torch.distributed.get_backend()
+        self._asked: tuple[torch.Tensor, Any] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals over for a while."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._receive) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
+
+    def agree(self) -> int | None:
+        """The signal that any process has received, on all of them. Every process must call it."""
+        self.agreed = self.agreed or self._greatest(self.received or 0) or None
+        return self.agreed
+
+    def must_give_up(self) -> bool:
+        """Whether half the grace period is over, on any rank. Every rank must call it. With `asks_ahead` the answer is that of
+        the call before, which no rank has to wait for."""
+        late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
+        if not self.asks_ahead:
+            return bool(self._greatest(late)) and self.agree() is not None
+        was_late = self._answer()
+        greatest = torch.tensor(late)
+        work = torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
+        self._asked = (greatest, work)
+        return was_late and self.agree() is not None
+
+    def _answer(self) -> bool:
+        if self._asked is None:
+            return False
+        greatest, work = self._asked
+        self._asked = None
+        work.wait()
+        return bool(greatest)
+
+    @property
+    def seconds_left(self) -> float:
+        """What is left of the grace period."""
+        return self.grace_seconds - (time.monotonic() - self.received_at)
+
+    def _greatest(self, number: int) -> int:
+        if self.group is None:
+            return number
+        self._answer()  # messages of a group are answered in their order
+        greatest = torch.tensor(number)
+        torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group)
+        return int(greatest)
+
+    @property
+    def exit_status(self) -> int | None:
+        """130 for Ctrl-C, 143 for SIGTERM, None where there was no signal."""
+        return None if self.agreed is None else 128 + self.agreed
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.agree():
+            control.should_training_stop = True
+            # At the end of an epoch its evaluation and saving come by themselves, as they would without the signal.
+            if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
+                control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # In mid-epoch the checkpoint of this very step stands: nothing more within the grace period.
+        if self.agreed is not None and not _epoch_has_ended(state):
+            control.should_evaluate, control.should_save = False, False
+
+
+def _epoch_has_ended(state: TrainerState) -> bool:
+    return float(state.epoch or 0.5).is_integer()
+
+
+class LogLines(ProgressCallback):
+    """The progress bar, and what is logged as lines that training.log has too."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
+            return
+        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
+        kind = "evaluation" if "eval_loss" in logs else "training"
+        left_out = (
+            "runtime",
+            "samples_per_second",
+            "steps_per_second",
+            "model_preparation_time",
+            "epoch",
+            "learning_rate",
+        )
+        values = ", ".join(
+            f"{name} {value:.4g}" for name, value in shown.items() if name not in left_out and "support" not in name
+        )
+        line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}"
+        logger.info(line, extra={"detail": True})
+
+
+class EpochLines(TrainerCallback):
+    """One line an evaluation with what a person wants to know: is it learning, is it the best yet, how long still?
+
+    Made after `history`, whose newest record it tells.
+    """
+
+    def __init__(self, history: History, labels: list[str]):
+        self.history, self.labels = history, labels
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.history.epochs:
+            return
+        records = self.history.epochs
+        new, before = records[-1], records[-2] if len(records) > 1 else {"step": 0}
+        name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        parts = [f"epoch {new['epoch']:g} of {args.num_train_epochs:g}"]
+        if args.max_steps > 0:
+            parts = [f"step {state.global_step} of {state.max_steps}"]
+        parts.append(f"loss {new['train_loss']:.3f}, on validation {new.get('eval_loss', math.nan):.3f}")
+        if f"eval_{name}" in new and name != "loss":
+            best = self.history.record(args, state)["best"]
+            is_new = best["step"] == new["step"]
+            rank = "the best yet" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
+            parts.append(f"{name} {new[f'eval_{name}']:.3f} ({rank})")
+        recalls = [(label, new.get(f"eval_recall_{label}")) for label in self.labels]
+        if len(recalls) <= 6 and all(recall is not None for _, recall in recalls):
+            parts.append("recall " + ", ".join(f"{label} {recall:.2f}" for label, recall in recalls))
+        took = new["seconds"] + (new["eval_seconds"] or 0)
+        steps = new["step"] - before["step"]
+        parts.append(readable(took))
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            parts[-1] += ", the last"
+        elif steps > 0:
+            parts[-1] += f", at most {readable(took / steps * (state.max_steps - state.global_step))} left"
+        logger.info("; ".join(parts))

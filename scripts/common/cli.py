@@ -1,0 +1,125 @@
+"""What the commands share: errors for people, and exit statuses.
+
+0 done; 1 a mistake that can be mended, told in a paragraph; 130 interrupted; 143 terminated.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+from modeling.file_utils import disk_error, is_full
+
+# What a person can mend: wrong values, missing or unreadable files, a full disk. Anything else is a defect of ours.
+USER_ERRORS = (ValueError, OSError)
+
+
+class UserParser(argparse.ArgumentParser):
+    """A parser whose complaints are `ValueError`s, without the page of usage."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if self.add_help:
+            self.add_argument("--log_level", choices=("info", "debug"), default="info", help="debug: with tracebacks")
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[0].upper()}{message[1:]}. ({self.prog} --help lists every option.)")
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread that could not write: the main thread raises the same when it next writes."""
+    is_boards = type(failed.thread).__module__.startswith("tensorboard.")
+    if is_debugging() or not is_boards or failed.exc_value is None or disk_error(failed.exc_value) is None:
+        threading.__excepthook__(failed)
+
+
+def run_main(main: Callable[[], int | None]) -> int:
+    """Run a command; its exit status. A traceback is shown for a defect, or with `--log_level debug`."""
+    signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _in_a_thread
+    try:
+        return main() or 0
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        known = error if isinstance(error, USER_ERRORS) else disk_error(error)
+        if known is None or is_debugging():
+            raise
+        if logging.root.handlers:
+            logging.getLogger("error").error(one_paragraph(known))
+        else:
+            print(f"error: {one_paragraph(known)}", file=sys.stderr)
+        return 1
+
+
+def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command that may be one of several processes, and end this process with its exit status."""
+    returned: list[int] = []
+
+    def noted() -> int:
+        returned.append(main() or 0)
+        return returned[-1]
+
+    try:
+        status = run_main(noted)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        sys.exit(status)
+    if returned in ([], [1]):
+        # An error or an exception may be this process's alone. To leave the process group would wait for the other ranks (nccl's communicators do),
+        # while they wait for this one in a collective: it ends at once, and the launcher ends them.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    # gloo's threads end before Python does: one that lets go of its last work meanwhile would abort the process (exit
+    # status -6). They end with the last reference to the process group, and DDP has some.
+    gc.collect()
+    distributed.destroy_process_group()
+    gc.collect()
+    sys.exit(status)
+
+
+def is_debugging() -> bool:
+    """Whether `--log_level debug` stands on the command line."""
+    return "--log_level=debug" in sys.argv or any(
+        option == "--log_level" and value == "debug" for option, value in zip(sys.argv, sys.argv[1:], strict=False)
+    )
+
+
+def comma_list(text: str) -> list[str]:
+    """The items of a list such as `General,Teen,Mature`."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def one_paragraph(error: BaseException) -> str:
+    said = str(error)
+    if "in DataLoader worker" in said:  # torch puts the worker's traceback before what it said
+        said = said.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    said = " ".join(said.split()) or type(error).__name__
+    if is_full(error) and "disk is full" not in said:
+        said = said.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
+        said += "--resume_from_checkpoint auto)."
+    return said

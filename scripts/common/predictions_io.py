@@ -1,0 +1,27 @@
+"""Files of predictions: whole, or not there."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from modeling.file_utils import whole_file
+
+
+def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
+    """CSV with a row a document: id, label, predicted, and one score column a class."""
+    with whole_file(path, newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", "predicted", *labels])
+        for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
+            writer.writerow([id_, labels[label], labels[int(row.argmax())], *(f"{score:.6f}" for score in row)])
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """JSON, one object a line."""
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

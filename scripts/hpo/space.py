@@ -1,0 +1,92 @@
+"""What a search may draw: options and their choices from a file, and how a trial draws. Used by scripts/search.py."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+
+from scripts.training.setup import MODEL_OPTIONS
+
+# What a space may hold beside MODEL_OPTIONS: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
+# pruning compares trials after as many steps.
+OF_TRAINING: tuple[str, ...] = (
+    "learning_rate",
+    "head_lr_multiplier",
+    "weight_decay",
+    "label_smoothing_factor",
+    "max_grad_norm",
+)
+OF_TRAINING += ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
+    """Option → what draws its value.
+
+    Raises:
+        ValueError: not such a file; an option that cannot be searched for; a range that is none.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: expected a mapping of options to their choices.")
+    if unknown := sorted(set(map(str, content)) - set(MODEL_OPTIONS) - set(OF_TRAINING)):
+        raise ValueError(
+            f"{path}: {', '.join(unknown)} cannot be searched for; these can: {', '.join((*MODEL_OPTIONS, *OF_TRAINING))}."
+        )
+    return {name: _drawer(name, choices, path) for name, choices in content.items()}
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-5 for a word; here it is a number, as it is in a recipe."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]:
+    if isinstance(choices, list) and choices:
+        values = [_number(value) for value in choices]
+        return lambda trial: trial.suggest_categorical(name, values)
+    if isinstance(choices, dict):
+        choices = {option: _number(value) for option, value in choices.items()}
+    bounds: list[Any] = [choices.get("low"), choices.get("high")] if isinstance(choices, dict) else [None, None]
+    is_range = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in bounds)
+    if not is_range or bounds[0] >= bounds[1] or set(choices) - {"low", "high", "log", "step"}:
+        raise ValueError(
+            f"{path}: {name} must be a list of choices, or {{low: …, high: …, log: true}}; got {choices!r}."
+        )
+    low, high = bounds
+    options = {option: choices[option] for option in ("log", "step") if option in choices}
+    if isinstance(low, int) and isinstance(high, int):
+        return lambda trial: trial.suggest_int(name, low, high, **options)
+    return lambda trial: trial.suggest_float(name, low, high, **options)
+
+
+class NumberedSampler(optuna.samplers.BaseSampler):
+    """TPE (Bergstra et al. 2011) whose random state follows from the seed and the trial's number: a search that is stopped
+    between two trials goes on as if it had not been, and processes that share a study never draw each other's trials."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.sampler = optuna.samplers.TPESampler(seed=seed)
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        self.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)

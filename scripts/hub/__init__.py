@@ -1,0 +1,1 @@
+"""Pushing a run to the Hugging Face hub."""

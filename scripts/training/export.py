@@ -1,0 +1,69 @@
+"""What a finished run leaves: metrics and predictions of its best model, and the model, complete. Used by train_hf.py."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from scipy.special import softmax
+
+from modeling.file_utils import write_json, write_text
+from modeling.training.calibration import fit_temperature
+from modeling.training.callbacks import History
+from modeling.training.model_card import latex_paragraph, model_card
+from modeling.training.trainer import WeightedTrainer
+from scripts.common.predictions_io import write_predictions
+from scripts.training.output_dir import EXPORT
+
+logger = logging.getLogger("train_hf")
+
+
+def evaluate_splits(
+    trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
+
+    The temperature of the scores is fitted on validation, and saved with the model."""
+    metrics: dict[str, dict[str, float]] = {}
+    config = trainer.accelerator.unwrap_model(trainer.model).config
+    for split in ("validation", "test"):
+        if split not in documents:
+            continue
+        output = trainer.predict(documents[split], metric_key_prefix=split)
+        timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+        named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
+        metrics[split] = {name: value for name, value in named.items() if name not in timing}
+        logits = np.asarray(output.predictions, dtype=np.float64)
+        if split == "validation":
+            config.temperature = fit_temperature(logits, np.asarray(output.label_ids))
+            logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
+        if trainer.is_world_process_zero():
+            scores = softmax(logits / config.temperature, axis=1)
+            write_predictions(Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores)
+        logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
+    return metrics
+
+
+def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
+    """The best model, complete, at the top of output_dir, with its metrics and its card."""
+    args = trainer.args
+    folder = Path(args.output_dir)
+    partial = folder / EXPORT
+    trainer.save_model(str(partial))
+    if not trainer.is_world_process_zero():
+        return
+    # The weights last: where they are, everything that they need is.
+    for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+        path.replace(folder / path.name)
+    partial.rmdir()
+    write_json(folder / "metrics.json", metrics)
+    record = history.record(args, trainer.state)
+    write_text(folder / "README.md", model_card(record, metrics, labels))
+    write_text(folder / "training.tex", latex_paragraph(record, metrics, labels))
+    best = (record["best"] or {}).get("epoch")
+    chosen = f"Best epoch {best}" if args.load_best_model_at_end else "Last epoch"
+    logger.info(
+        f"{chosen}: the model, its metrics and its card are in {folder}. "
+        f"Watch the curves with: tensorboard --logdir {folder}/runs"
+    )

@@ -1,0 +1,80 @@
+"""What a run was given, for its history, its card and TensorBoard: arguments, code, libraries, data."""
+
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from modeling.training.training_args import HierarchicalTrainingArguments, arguments_record
+
+
+def run_record(
+    arguments: tuple[Any, ...],
+    args: HierarchicalTrainingArguments,
+    manifest: dict[str, Any],
+    splits: datasets.DatasetDict,
+    class_weights: torch.Tensor | None,
+) -> dict[str, Any]:
+    """Every argument, what was made of them, and what the run stands on."""
+    labels = splits["train"].features["label"].names
+    packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "tensorboard")
+    weights = [1.0] * len(labels) if class_weights is None else class_weights.tolist()
+    counts = {
+        split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
+        for split, part in splits.items()
+    }
+    given = arguments_record(*arguments)
+    return {
+        **given,
+        "run_name": Path(args.output_dir).name,
+        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "num_processes": args.world_size,
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "cpu",
+        "hardware": torch.cuda.get_device_name()
+        if args.device.type == "cuda"
+        else f"{torch.get_num_threads()} threads of a CPU ({platform.machine()})",
+        "precision": args.precision,
+        "precision_reason": args.precision_reason,
+        "labels": labels,
+        "label_counts": counts,
+        "class_weight_values": dict(zip(labels, weights, strict=True)),
+        "data_fingerprint": manifest["data_fingerprint"],
+        "data_sources": manifest["sources"],
+        "encoder_is_on_hub": not Path(given["encoder"]).exists(),
+        "git_commit": git_commit(),
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": command_without_tokens(sys.argv),
+    }
+
+
+def command_without_tokens(argv: list[str]) -> str:
+    """The command line, with the values of options such as --hub_token left out."""
+    shown, hides = [], False
+    for word in argv:
+        option, _, value = word.partition("=")
+        is_token = option.startswith("--") and option.endswith("token")
+        shown.append("***" if hides else f"{option}=***" if is_token and value else word)
+        hides = is_token and not value
+    return " ".join(shown)
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with "+changes" where it was edited; None outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
