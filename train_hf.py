@@ -20,13 +20,19 @@ from transformers import ProgressCallback, set_seed
 from data.collator import DocumentCollator
 from data.prepared_dataset import load_prepared
 from data.tokenization import load_tokenizer
-from modeling.training.callbacks import EarlyStopping, EpochLines, History, LogLines, StopOnSignal
+from modeling.training.callbacks import (
+    EarlyStopping,
+    EvaluationLogCallback,
+    HistoryCallback,
+    ProgressLogCallback,
+    SignalCallback,
+)
 from modeling.training.checkpointing import find_checkpoint
 from modeling.training.memory import describe_run
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
-from modeling.training.monitor import HealthWatch
-from modeling.training.resumable_trainer import GivenUp
-from modeling.training.runtime import use_all_cores
+from modeling.training.monitor import TrainingMonitor
+from modeling.training.resumable_trainer import TrainingInterrupted
+from modeling.training.runtime import set_num_threads
 from modeling.training.tensorboard import TensorBoard
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import (
@@ -37,11 +43,17 @@ from scripts.common.cli import run_and_exit
 from scripts.common.log_setup import set_up_logging
 from scripts.common.recipe import parse_with_recipe
 from scripts.hub.pusher import HubPusher, start_pushing
-from scripts.hub.upload import take_token_off_the_command_line
+from scripts.hub.upload import scrub_hub_token
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
 from scripts.training.export import evaluate_splits, export
-from scripts.training.fit_lexical_features import fit_lexical_view
-from scripts.training.output_dir import claim_output_dir, clear_earlier_run, is_of, lock_output_dir, remove_if_empty
+from scripts.training.fit_lexical_features import fit_lexical_features
+from scripts.training.output_dir import (
+    clear_earlier_run,
+    is_from_run,
+    lock_output_dir,
+    remove_if_empty,
+    resolve_output_dir,
+)
 from scripts.training.run_record import run_record
 from scripts.training.setup import (
     DataArguments,
@@ -67,7 +79,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         set_up_logging(Path(args.output_dir) if writes else None, terminal_level(args), asks_for_details)
         logger.info(f"Precision: {args.precision} ({args.precision_reason}).")
         if args.device.type == "cpu":
-            logger.info(f"{use_all_cores(args.cpu_threads)} threads on the CPU.")
+            logger.info(f"{set_num_threads(args.cpu_threads)} threads on the CPU.")
         try:
             with start_pushing(args) or nullcontext() as pusher:
                 return run(model_args, data_args, args, pusher)
@@ -92,7 +104,7 @@ def run(
     if data_args.train_source and not args.streaming:
         raise ValueError("--train_source is read as a stream: say --streaming too, or prepare the source.")
     resume, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
-    checkpoint = None if args.dry_run else claim_output_dir(args.output_dir, resume, overwrite)
+    checkpoint = None if args.dry_run else resolve_output_dir(args.output_dir, resume, overwrite)
     set_seed(args.seed)
     tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
@@ -129,7 +141,7 @@ def run(
             remove_if_empty(args.output_dir)
         return 0
     if model.lexical is not None:
-        fit_lexical_view(model.lexical, chunked["train"], class_weights, args.process_index)
+        fit_lexical_features(model.lexical, chunked["train"], class_weights, args.process_index)
     config = run_record((model_args, data_args, args), args, manifest, splits, class_weights)
     documents: dict[str, Any] = dict(chunked)
     if args.freeze_encoder:
@@ -137,7 +149,7 @@ def run(
         documents = dict(
             cached_chunk_vectors(model, chunked, collator, kept, trainer.accelerator, args.dataloader_num_workers or 0)
         )
-        model.standardize(document_means(documents["train"]))
+        model.fit_feature_scaler(document_means(documents["train"]))
     no_workers = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None}
     no_workers["dataloader_persistent_workers"] = False
     loading = {name: getattr(args, name) for name in no_workers}
@@ -149,12 +161,12 @@ def run(
     history, health, stop = add_callbacks(trainer, labels, config, args)
     if pusher is not None:
         trainer.add_callback(pusher)
-    if args.should_save and (checkpoint is None or not is_of(checkpoint, args.output_dir)):
+    if args.should_save and (checkpoint is None or not is_from_run(checkpoint, args.output_dir)):
         clear_earlier_run(args.output_dir)
     with stop.listening():
-        with suppress(GivenUp):  # in an evaluation before the first step
+        with suppress(TrainingInterrupted):  # in an evaluation before the first step
             trainer.train(resume_from_checkpoint=checkpoint)
-        stop.agree()
+        stop.sync()
     trainer.stop = None
     if health.failure or stop.exit_status:
         if pusher is not None:
@@ -204,14 +216,14 @@ def terminal_level(args: HierarchicalTrainingArguments) -> int:
 
 def add_callbacks(
     trainer: WeightedTrainer, labels: list[str], config: dict[str, Any], args: HierarchicalTrainingArguments
-) -> tuple[History, HealthWatch, StopOnSignal]:
+) -> tuple[HistoryCallback, TrainingMonitor, SignalCallback]:
     """What watches the run. The history comes late: it takes the totals that the health watch reads."""
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
-    health, stop = HealthWatch(trainer), StopOnSignal(args.grace_seconds, args.ddp_timeout)
+    health, stop = TrainingMonitor(trainer), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = stop
-    history = History(trainer, early_stopping, config)
+    history = HistoryCallback(trainer, early_stopping, config)
     trainer.remove_callback(ProgressCallback)
-    lines, board = (LogLines(), EpochLines(history, labels)), TensorBoard(trainer, labels, config)
+    lines, board = (ProgressLogCallback(), EvaluationLogCallback(history, labels)), TensorBoard(trainer, labels, config)
     for callback in (lines[0], early_stopping, board, health, stop, history, lines[1]):
         trainer.add_callback(callback)
     return history, health, stop
@@ -219,7 +231,7 @@ def add_callbacks(
 
 def command() -> int:
     """The command line → `main`."""
-    take_token_off_the_command_line()
+    scrub_hub_token()
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
     return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
 

@@ -46,10 +46,10 @@ class ChunkedDocuments(Dataset):
         """Draw the chunks of this epoch from now on."""
         self.epoch = epoch
 
-    def bounds(self, index: int) -> list[tuple[int, int]]:
+    def spans(self, index: int) -> list[tuple[int, int]]:
         """All chunks of a document, read or not, in flat tokens."""
         document = self.documents[index]
-        return self.chunker.bounds(len(document["input_ids"]), document["token_break"])
+        return self.chunker.spans(len(document["input_ids"]), document["token_break"])
 
     def selection(self, index: int, num_chunks: int) -> np.ndarray:
         """Which of a document's chunks are read in this epoch."""
@@ -62,8 +62,8 @@ class ChunkedDocuments(Dataset):
     def item(self, index: int, document: dict[str, Any]) -> dict[str, Any]:
         """A document's tokens, wherever they come from, as a training item; `index` is its number among all."""
         tokens = document["input_ids"]
-        bounds = self.chunker.bounds(len(tokens), document["token_break"])
-        chunks = [self.chunker.framed(tokens[slice(*bounds[i])]) for i in self.selection(index, len(bounds))]
+        spans = self.chunker.spans(len(tokens), document["token_break"])
+        chunks = [self.chunker.with_special_tokens(tokens[slice(*spans[i])]) for i in self.selection(index, len(spans))]
         return {"labels": int(document["label"]), "input_ids": chunks, "id": str(document["id"])}
 
 
@@ -97,14 +97,14 @@ class ChunkVectorDocuments(Dataset):
 
     def document_mean(self, index: int) -> torch.Tensor:
         """The mean (D,) of all the chunk vectors that are kept of a document."""
-        return torch.tensor(self.all_of(index)).mean(dim=0)
+        return torch.tensor(self.document_vectors(index)).mean(dim=0)
 
-    def all_of(self, index: int) -> np.ndarray:
+    def document_vectors(self, index: int) -> np.ndarray:
         """All the chunk vectors (C, D) that are kept of a document."""
         return self.numbers[self.part[index]][self.start[index] : self.end[index]].reshape(-1, self.hidden_size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        vectors = self.all_of(index)
+        vectors = self.document_vectors(index)
         chosen = self.chunked.selection(index, len(vectors))
         item = {"labels": self.labels[index], "id": self.ids[index]}
         if self.with_tokens:

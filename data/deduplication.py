@@ -51,11 +51,11 @@ def near_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[tuple[
         shared = (matrix[start : start + 256] @ of_shingle).tocoo()
         i, j = shared.row + start, shared.col
         alike = (i < j) & (shared.data >= threshold * (sizes[i] + sizes[j] - shared.data))
-        pairs.update(_joining(np.stack([i[alike], j[alike]], axis=1)))
-    return sorted(_joining(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)))
+        pairs.update(_spanning_edges(np.stack([i[alike], j[alike]], axis=1)))
+    return sorted(_spanning_edges(np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)))
 
 
-def _joining(pairs_P2: np.ndarray) -> list[tuple[int, int]]:
+def _spanning_edges(pairs_P2: np.ndarray) -> list[tuple[int, int]]:
     """As many of P pairs as it takes to join what all of them join: fewer than there are texts, not their square."""
     texts, places = np.unique(pairs_P2, return_inverse=True)
     first, second = places.reshape(-1, 2).T

@@ -47,7 +47,7 @@ class Columns:
 
 
 @dataclass
-class Findings:
+class DataIssues:
     """Problem → names of its rows (`row 17 (id b-3)`), and what was decided about each."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Findings:
     def add(self, problem: str, row: str) -> None:
         self.rows.setdefault(problem, []).append(row)
 
-    def raise_undecided(self) -> None:
+    def raise_if_unresolved(self) -> None:
         """Raises ValueError naming every problem without a decision, with its rows."""
         undecided = {problem: rows for problem, rows in self.rows.items() if problem not in self.decisions}
         if undecided:
@@ -75,10 +75,10 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
     """The text in Unicode normal form C, of characters that there are."""
-    return unicodedata.normalize("NFC", whole_characters(text, row, encoding_errors))
+    return unicodedata.normalize("NFC", check_surrogates(text, row, encoding_errors))
 
 
-def whole_characters(text: str, row: str, encoding_errors: str = "strict") -> str:
+def check_surrogates(text: str, row: str, encoding_errors: str = "strict") -> str:
     """The text as it is. Half a surrogate pair is no character: an error, or U+FFFD."""
     try:
         text.encode("utf-8")
@@ -96,7 +96,7 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def name_of(value: Any) -> str:
+def to_label(value: Any) -> str:
     """A label, id, split or group as text, "" where there is none: 1.0 and 1 are the same name."""
     if is_missing(value):
         return ""
@@ -128,7 +128,7 @@ def read_documents(
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
     cache_dir: str | None = None,
-) -> tuple[datasets.Dataset, Findings]:
+) -> tuple[datasets.Dataset, DataIssues]:
     """All documents of a source as a memory-mapped table of id, text, label, and "" where there is none: split, group,
     and evidence (JSON, see `_spans`).
 
@@ -142,21 +142,21 @@ def read_documents(
         ValueError: problems without a decision, with their rows; no such column; no rows.
     """
     decisions = dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept")
-    findings = Findings(decisions=decisions)
+    issues = DataIssues(decisions=decisions)
     known = set(labels) if labels else None
     rows = _rows_with_columns(source, columns, encoding_errors)
 
     def documents() -> Iterator[dict[str, str]]:
         seen: set[str] = set()
         for number, row in enumerate(rows, 1):
-            id_ = name_of(row.get(columns.id)) or f"row-{number}"
+            id_ = to_label(row.get(columns.id)) or f"row-{number}"
             name = f"row {number} (id {id_})" if columns.id in row else f"row {number}"
             document = {
                 "id": id_,
                 "text": row[columns.text],
-                "label": name_of(row[columns.label]),
-                "split": name_of(row.get(columns.split)).lower(),
-                "group": name_of(row.get(columns.group)),
+                "label": to_label(row[columns.label]),
+                "split": to_label(row.get(columns.split)).lower(),
+                "group": to_label(row.get(columns.group)),
                 "evidence": _spans(row.get(columns.evidence)),
             }
             document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
@@ -165,7 +165,7 @@ def read_documents(
                 raise ValueError(f"{source}: {name}: the column {columns.text!r} holds {kind}, expected text.")
             problems = _problems_of(document, known, seen)
             for problem in problems:
-                findings.add(problem, name)
+                issues.add(problem, name)
             seen.add(id_)
             if all(decisions.get(problem) == "kept" for problem in problems):
                 given = document["text"]
@@ -177,10 +177,10 @@ def read_documents(
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
     features |= {name: datasets.Value("string") for name in ("split", "group", "evidence")}
     table = _write_table(documents(), datasets.Features(features), cache_dir)
-    findings.raise_undecided()
+    issues.raise_if_unresolved()
     if len(table) == 0:
         raise ValueError(f"{source}: no documents (the source has no rows, or all were dropped).")
-    return table, findings
+    return table, issues
 
 
 def _write_table(

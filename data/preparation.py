@@ -11,9 +11,17 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from data.deduplication import near_duplicates
-from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, Findings, read_documents, shorten
+from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, DataIssues, read_documents, shorten
 from data.legacy_tensors import LEGACY_FILES, read_legacy
-from data.prepared_dataset import MANIFEST, beside, clear_leftovers, describe, files_of, save_prepared, sha256_of
+from data.prepared_dataset import (
+    MANIFEST,
+    describe,
+    files_of,
+    remove_stale_staging,
+    save_prepared,
+    sha256_of,
+    staging_path,
+)
 from data.readers import label_names_of
 from data.splits import split_documents, without_leaks
 from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint
@@ -63,29 +71,29 @@ def prepare_dataset(
     fingerprint = tokenizer_fingerprint(loaded)
     body_length = check_geometry(loaded, chunk_length, chunk_overlap, max_chunks)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(output_dir)
-    workspace = beside(output_dir, "documents")
+    remove_stale_staging(output_dir)
+    workspace = staging_path(output_dir, "documents")
     workspace.mkdir()
     try:
         if (Path(source) / LEGACY_FILES["train"]).is_file():
-            splits, findings = check_legacy(read_legacy(Path(source), loaded, labels), drop, keep)
+            splits, issues = check_legacy(read_legacy(Path(source), loaded, labels), drop, keep)
         else:
             columns = columns or Columns()
             labels = labels or label_names_of(source, columns.label)
-            documents, findings = read_documents(source, columns, labels, encoding_errors, drop, keep, str(workspace))
+            documents, issues = read_documents(source, columns, labels, encoding_errors, drop, keep, str(workspace))
             labels = labels or sorted_labels(documents["label"])
             if len(labels) < 2:
                 raise ValueError(
                     f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn."
                 )
-            split_of = split_documents(documents, findings, split_fractions, seed)
+            split_of = split_documents(documents, issues, split_fractions, seed)
             splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
         manifest = {
             "sources": [describe_source(source)],
             "labels": splits["train"].features["label"].names,
             "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
             "seed": seed,
-            "findings": {p: {"decision": findings.decisions[p], "rows": rows} for p, rows in findings.rows.items()},
+            "findings": {p: {"decision": issues.decisions[p], "rows": rows} for p, rows in issues.rows.items()},
             "geometry_of_coverage": {
                 "chunk_length": chunk_length,
                 "chunk_overlap": chunk_overlap,
@@ -151,20 +159,20 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 def check_legacy(
     splits: datasets.DatasetDict, drop: Sequence[str], keep: Sequence[str]
-) -> tuple[datasets.DatasetDict, Findings]:
+) -> tuple[datasets.DatasetDict, DataIssues]:
     """The older tensors' documents, checked as those of any source: empty ones, and leaks across their splits."""
-    findings = Findings(decisions=dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept"))
+    issues = DataIssues(decisions=dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept"))
     whole = datasets.concatenate_datasets(list(splits.values()))
     split_of = [split for split, part in splits.items() for _ in part]
     empty = {index for index, text in enumerate(whole["text"]) if not text.strip()}
     for index in sorted(empty):
-        findings.add("empty", whole[index]["id"])
-    findings.raise_undecided()
-    kept = without_leaks(whole["id"], [""] * len(whole), split_of, near_duplicates(whole["text"]), findings)
-    if findings.decisions.get("empty") == "dropped":
+        issues.add("empty", whole[index]["id"])
+    issues.raise_if_unresolved()
+    kept = without_leaks(whole["id"], [""] * len(whole), split_of, near_duplicates(whole["text"]), issues)
+    if issues.decisions.get("empty") == "dropped":
         kept = ["" if index in empty else split for index, split in enumerate(kept)]
     chosen = {split: [index for index, name in enumerate(kept) if name == split] for split in splits}
-    return datasets.DatasetDict({split: whole.select(rows) for split, rows in chosen.items()}), findings
+    return datasets.DatasetDict({split: whole.select(rows) for split, rows in chosen.items()}), issues
 
 
 def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int, max_chunks: int) -> int:

@@ -68,15 +68,15 @@ def _joint_sha256(digests: Iterable[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def beside(folder: Path, role: str, process: int | str = "") -> Path:
+def staging_path(folder: Path, role: str, process: int | str = "") -> Path:
     """A name for a hidden folder of this process's beside `folder`."""
     return folder.with_name(f".{folder.name}.{role}-{platform.node()}-{process or os.getpid()}")
 
 
-def clear_leftovers(folder: Path) -> None:
+def remove_stale_staging(folder: Path) -> None:
     """Delete what a process of this machine that was killed left beside `folder`; what it was replacing gets its name back."""
     for role in ("before", "partial", "documents"):
-        for leftover in folder.parent.glob(beside(folder, role, "*").name):
+        for leftover in folder.parent.glob(staging_path(folder, role, "*").name):
             owner = leftover.name.rpartition("-")[2]
             # One with this process's own number is from before: in a container the numbers come again.
             if not owner.isdecimal() or (int(owner) != os.getpid() and psutil.pid_exists(int(owner))):
@@ -91,7 +91,7 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
 
     What stood in `folder` goes only then; the caller has made sure that it may.
     """
-    partial = beside(folder, "partial")
+    partial = staging_path(folder, "partial")
     try:
         splits.save_to_disk(str(partial))
         files = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files_of(partial)}
@@ -101,7 +101,7 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
         for path in partial.rglob("*"):
             _sync_to_disk(path)
         if folder.exists():
-            before = beside(folder, "before")
+            before = staging_path(folder, "before")
             folder.rename(before)
             partial.rename(folder)
             shutil.rmtree(before)

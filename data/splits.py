@@ -7,12 +7,12 @@ import datasets
 import numpy as np
 
 from data.deduplication import join_groups, near_duplicates
-from data.documents import SPLITS, Findings, shorten
+from data.documents import SPLITS, DataIssues, shorten
 
 
 def split_documents(
     documents: datasets.Dataset,
-    findings: Findings,
+    issues: DataIssues,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 42,
 ) -> list[str]:
@@ -35,12 +35,12 @@ def split_documents(
                 f"{len(nameless)} documents have no split and the others do: {shorten(nameless)}. Name the split of "
                 "each, or make the splits here with --split_column none."
             )
-        splits = without_leaks(documents["id"], documents["group"], list(given), duplicates, findings)
+        splits = without_leaks(documents["id"], documents["group"], list(given), duplicates, issues)
     else:
         group_of = join_groups(documents["group"], duplicates)
         if duplicates:
-            findings.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
-            findings.decisions["duplicate"] = "put into the same split"
+            issues.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
+            issues.decisions["duplicate"] = "put into the same split"
         splits = make_splits(documents["label"], group_of, fractions, seed)
     made = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
     _check_splits(documents["label"], splits, in_each=["train"] if any(given) else made)
@@ -74,7 +74,7 @@ def without_leaks(
     groups: Sequence[str],
     splits: Sequence[str],
     duplicates: Sequence[tuple[int, int]],
-    findings: Findings,
+    issues: DataIssues,
 ) -> list[str]:
     """The splits, less the documents that leak into a later one, where dropping them was decided.
 
@@ -94,10 +94,10 @@ def without_leaks(
             last = max(members, key=lambda index: SPLITS.index(splits[index]))
             for index in members:
                 if splits[index] != splits[last]:
-                    findings.add(problem, f"{ids[index]} ({splits[index]}) ~ {ids[last]} ({splits[last]})")
-                    if findings.decisions.get(problem) == "dropped":
+                    issues.add(problem, f"{ids[index]} ({splits[index]}) ~ {ids[last]} ({splits[last]})")
+                    if issues.decisions.get(problem) == "dropped":
                         dropped.add(index)
-    findings.raise_undecided()
+    issues.raise_if_unresolved()
     return ["" if index in dropped else split for index, split in enumerate(splits)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from data.chunk_dataset import ChunkedDocuments
-from data.documents import Columns, clean_text, name_of
+from data.documents import Columns, clean_text, to_label
 from data.readers import read_rows
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 
@@ -99,13 +99,13 @@ def source_stream(
     def cut(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
         number, row = numbered
         text, label = row.get(Columns.text), row.get(Columns.label)
-        label = name_of(label)
+        label = to_label(label)
         if not isinstance(text, str) or label not in ids:
             wrong = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
             raise ValueError(f"{source}: row {number} has {wrong}.")
         tokens = tokenize_batch([clean_text(text, f"{source}: row {number}", encoding_errors)], chunked.tokenizer)
         [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
-        item = {"label": ids[label], "id": name_of(row.get(Columns.id)) or f"row-{number}"}
+        item = {"label": ids[label], "id": to_label(row.get(Columns.id)) or f"row-{number}"}
         return chunked.item(number, {**item, "input_ids": input_ids, "token_break": breaks})
 
     return StreamedDocuments(rows, cut, **options)

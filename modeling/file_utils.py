@@ -21,16 +21,16 @@ def disk_error(error: BaseException) -> OSError | None:
     torch.save gives the system's words where a file cannot be opened; else it says only that the writer is not where it
     should be: the disk took less than it was given.
     """
-    found = _told_by(error)
+    found = _to_os_error(error)
     cause = error.__cause__ or error.__context__
     while found is None and cause is not None:
-        told = _told_by(cause)
+        told = _to_os_error(cause)
         found = told if told is not None and told.errno in FULL else None
         cause = cause.__cause__ or cause.__context__
     return found
 
 
-def _told_by(error: BaseException) -> OSError | None:
+def _to_os_error(error: BaseException) -> OSError | None:
     said = str(error)
     if isinstance(error, OSError):
         return error
@@ -42,14 +42,14 @@ def _told_by(error: BaseException) -> OSError | None:
     return None
 
 
-def is_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an error tells that a disk, or what a user may have of it, is full."""
     found = disk_error(error)
     return found is not None and found.errno in FULL
 
 
 @contextmanager
-def whole_file(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+def atomic_write(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     """A text file to write, which gets its name when every byte is on disk; what stood there before stays until then."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -74,13 +74,13 @@ def sync_to_disk(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A whole text file."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, content: Any) -> None:
     """A whole JSON file; NaN and infinity become null."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         json.dump(_finite(content), file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")
 

@@ -25,7 +25,7 @@ from scripts.evaluation.figures import learning_curves_figure
 from scripts.evaluation.statistics import difference, metrics_with_intervals
 
 # Arguments that differ between any two runs and say nothing.
-TELLS_NOTHING = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
+IGNORED_KEYS = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
 SHOWN = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa")
 
 PAGE = """<!DOCTYPE html>
@@ -104,7 +104,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 def differences_table(runs: Sequence[Run]) -> Table:
     """What the runs were not given alike."""
-    configs = [{key: value for key, value in run.history["config"].items() if key not in TELLS_NOTHING} for run in runs]
+    configs = [{key: value for key, value in run.history["config"].items() if key not in IGNORED_KEYS} for run in runs]
     keys = sorted({key for config in configs for key in config})
     differ = [key for key in keys if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
     rows = [[key, *(short(config.get(key, "–")) for config in configs)] for key in differ]

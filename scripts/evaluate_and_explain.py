@@ -30,14 +30,14 @@ from modeling.file_utils import write_json, write_text
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.calibration import expected_calibration_error, fit_temperature
 from modeling.training.model_card import latex_paragraph, model_card
-from modeling.training.runtime import use_all_cores
+from modeling.training.runtime import set_num_threads
 from modeling.training.training_args import parse_severity_weights
 from scripts.common.cli import UserParser, run_main
 from scripts.common.loading import load_classifier
 from scripts.common.predictions_io import write_lines, write_predictions
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
-from scripts.evaluation.explanations import Reading, explain_chunks, explain_sentences, read_documents
-from scripts.evaluation.faithfulness import chunk_curves, pointing, sentence_curves
+from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
+from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
 from scripts.evaluation.figures import (
     abstain_figure,
     confusion_figure,
@@ -56,7 +56,7 @@ from scripts.evaluation.statistics import (
     operating_points,
 )
 
-NEIGHBOURS = {
+BASELINES = {
     "tfidf": "TF-IDF + logistic regression",
     "first_chunk": "first chunk only",
     "head_tail": "first and last chunk",
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @dataclass
-class Subject:
+class EvaluationContext:
     """What is evaluated: a model, its tokenizer, and prepared splits."""
 
     model: HierarchicalRobertaForSequenceClassification
@@ -99,18 +99,18 @@ class Subject:
         own = {name: getattr(config, name) for name in ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")}
         return ChunkedDocuments(self.splits[split], self.tokenizer, **(own | geometry))
 
-    def read(self, chunked: ChunkedDocuments) -> list[Reading]:
+    def read(self, chunked: ChunkedDocuments) -> list[DocumentResult]:
         return list(read_documents(self.model, chunked, DocumentCollator(self.tokenizer.pad_token_id)))
 
 
-def load_subject(model_name: str, dataset_dir: str, split: str) -> Subject:
+def load_subject(model_name: str, dataset_dir: str, split: str) -> EvaluationContext:
     """Raises ValueError where model, data and split do not go together."""
     model, tokenizer = load_classifier(model_name)
     splits, manifest = load_prepared(dataset_dir, tokenizer)
     if missing := [name for name in ("train", "validation", split) if name not in splits]:
         raise ValueError(f"{dataset_dir} has no split {', '.join(missing)}; there are {', '.join(splits)}.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    subject = Subject(model.to(device), tokenizer, splits, manifest)
+    subject = EvaluationContext(model.to(device), tokenizer, splits, manifest)
     own = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if own != subject.names:
         raise ValueError(
@@ -119,7 +119,7 @@ def load_subject(model_name: str, dataset_dir: str, split: str) -> Subject:
     return subject
 
 
-def neighbours_of(subject: Subject, split: str, readings: list[Reading]) -> dict[str, np.ndarray]:
+def evaluate_baselines(subject: EvaluationContext, split: str, readings: list[DocumentResult]) -> dict[str, np.ndarray]:
     """Predictions (B,) of the honest neighbours of what was read of a split. Those that read a chunk or two are logistic regressions on this very
     encoder's vectors of the training documents."""
     train, part = subject.splits["train"], subject.splits[split]
@@ -143,7 +143,7 @@ def neighbours_of(subject: Subject, split: str, readings: list[Reading]) -> dict
     } | ({"words_alone": torch.cat(alone).argmax(dim=1).cpu().numpy()} if alone else {})
 
 
-def groups_of(readings: list[Reading], texts: list[str]) -> dict[str, np.ndarray]:
+def groups_of(readings: list[DocumentResult], texts: list[str]) -> dict[str, np.ndarray]:
     """Documents by length, by number of chunks, by where their strongest chunk stands, and those that were cut."""
     groups = {}
     for unit, sizes in (
@@ -174,7 +174,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def evaluate(subject: Subject, split: str, severity: list[float], with_sentences: bool) -> dict[str, Any]:
+def evaluate(subject: EvaluationContext, split: str, severity: list[float], with_sentences: bool) -> dict[str, Any]:
     """Everything that is measured, in `metrics.json`'s layout, with what the report shows beside it."""
     names, labels = subject.names, subject.labels(split)
     chunked = subject.chunked(split)
@@ -187,7 +187,7 @@ def evaluate(subject: Subject, split: str, severity: list[float], with_sentences
     scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
     predicted = logits.argmax(axis=1)
     print(f"{len(readings)} documents read in {predict_seconds:.1f} s; now the neighbours", flush=True)
-    others = neighbours_of(subject, split, readings)
+    others = evaluate_baselines(subject, split, readings)
     print("Now the explanations", flush=True)
     _, chunk_seconds = timed(lambda: explain_chunks(subject.model, readings))
     sentence_seconds = 0.0
@@ -224,7 +224,7 @@ def evaluate(subject: Subject, split: str, severity: list[float], with_sentences
         },
     }
     if any(evidence):
-        measured["pointing"] = pointing(readings, evidence, labels, len(names) - 1)
+        measured["pointing"] = pointing_game(readings, evidence, labels, len(names) - 1)
     return {"metrics": measured, "readings": readings, "scores": scores, "before": before, "labels": labels}
 
 
@@ -252,7 +252,7 @@ def figures_of(found: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
 
 def main() -> None:
     arguments = parse_arguments()
-    use_all_cores(arguments.cpu_threads)
+    set_num_threads(arguments.cpu_threads)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     folder: Path = arguments.output_dir
@@ -267,7 +267,7 @@ def main() -> None:
     found = evaluate(subject, arguments.split, severity, not arguments.no_sentences)
     figures = figures_of(found, subject.names)
     part = subject.splits[arguments.split]
-    content = report_content(arguments.model, arguments.split, part, subject, found, NEIGHBOURS)
+    content = report_content(arguments.model, arguments.split, part, subject, found, BASELINES)
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         (folder / f"{figure['name']}.png").write_bytes(figure["png"])
@@ -295,7 +295,7 @@ def keep_temperature(name: str, model: HierarchicalRobertaForSequenceClassificat
         print(f"The temperature {temperature:.3f}, fitted on validation, is now part of {path}.")
 
 
-def rewrite_card(folder: Path, evaluation: dict[str, Any], subject: Subject) -> None:
+def rewrite_card(folder: Path, evaluation: dict[str, Any], subject: EvaluationContext) -> None:
     """The card of a model in a folder of one's own, with what was measured here beside what training said, where both
     are of the same data."""
     history, metrics = folder / "training_history.json", folder / "metrics.json"

@@ -24,11 +24,11 @@ import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from data.documents import name_of, whole_characters
+from data.documents import check_surrogates, to_label
 from data.readers import read_rows
-from modeling.file_utils import whole_file, write_text
+from modeling.file_utils import atomic_write, write_text
 from modeling.hierarchical_roberta.pipeline import PRECISIONS, HierarchicalClassificationPipeline
-from modeling.training.runtime import use_all_cores
+from modeling.training.runtime import set_num_threads
 from scripts.common.cli import UserParser, run_and_exit
 from scripts.common.loading import load_classifier
 
@@ -75,13 +75,13 @@ def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 f"{', '.join(map(str, row))}."
             )
         text = row[arguments.text_column]
-        name = name_of(row.get(arguments.id_column)) or str(number)
+        name = to_label(row.get(arguments.id_column)) or str(number)
         if not isinstance(text, str):
             raise ValueError(
                 f"{arguments.source}: row {number} (id {name}) holds {type(text).__name__}, expected text."
             )
         # In the characters that were given, where the evidence is to point; the pipeline brings them into normal form.
-        text = whole_characters(text, f"{arguments.source}: row {number} (id {name})", arguments.encoding_errors)
+        text = check_surrogates(text, f"{arguments.source}: row {number} (id {name})", arguments.encoding_errors)
         yield {"id": name, "text": text}
 
 
@@ -114,7 +114,7 @@ def stamp_of(path: Path) -> str:
 OPTIONS = ("text_column", "id_column", "encoding_errors", "evidence", "precision")
 
 
-class Parts:
+class ResumableOutput:
     """A folder beside the output: each process's results so far, and what they are results of.
 
     Raises:
@@ -163,7 +163,7 @@ class Parts:
         """The output from all processes' parts, in the source's order; then the parts go."""
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            with whole_file(self.output) as out, ExitStack() as stack:
+            with atomic_write(self.output) as out, ExitStack() as stack:
                 names = [self.folder / f"{rank}.jsonl" for rank in range(self.state.num_processes)]
                 files = [stack.enter_context(open(name, encoding="utf-8")) for name in names]
                 while lines := [line for file in files if (line := file.readline())]:
@@ -186,12 +186,12 @@ def main() -> None:
     if output is None and state.num_processes > 1:
         raise ValueError("Several processes would write over one another on standard output: give --output FILE.")
     if state.device.type == "cpu":
-        use_all_cores(arguments.cpu_threads)
+        set_num_threads(arguments.cpu_threads)
     model, tokenizer = load_classifier(arguments.model)
     pipeline = HierarchicalClassificationPipeline(
         model=model, tokenizer=tokenizer, device=state.device, task="text-classification"
     )
-    parts = Parts(output, arguments, state) if output is not None else None
+    parts = ResumableOutput(output, arguments, state) if output is not None else None
     done = parts.done() if parts else 0
     mine = islice(documents_of(arguments), state.process_index + done * state.num_processes, None, state.num_processes)
     progress = tqdm(unit=" documents", initial=done, disable=not state.is_main_process, file=sys.stderr)

@@ -17,7 +17,7 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError
 
 from scripts.common.cli import UserParser, run_main
-from scripts.hub.upload import claim_repo, push_staged, reason_of, set_timeout, stage
+from scripts.hub.upload import configure_client_timeout, ensure_repo, push_staged, reason_of, stage
 
 logger = logging.getLogger("push_to_hub")
 
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    set_timeout(arguments.hub_timeout)
+    configure_client_timeout(arguments.hub_timeout)
     repo_id = arguments.hub_model_id
     staged: Path | None = arguments.staged
     if staged is None:
@@ -48,7 +48,7 @@ def main() -> None:
         private = arguments.hub_private_repo == "True"
         if not (arguments.output_dir / "model.safetensors").is_file():
             raise ValueError(f"{arguments.output_dir}: no finished run there (no model.safetensors).")
-        repo_id = claim_repo(repo_id, private, arguments.hub_allow_public, arguments.hub_revision)
+        repo_id = ensure_repo(repo_id, private, arguments.hub_allow_public, arguments.hub_revision)
         stage(staged, arguments.output_dir, arguments.output_dir, newest_checkpoint(arguments))
     for attempt in range(1, arguments.attempts + 1):
         try:

@@ -34,8 +34,8 @@ from modeling.file_utils import write_text
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.callbacks import EarlyStopping
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
-from modeling.training.monitor import HealthWatch
-from modeling.training.runtime import settle_freed_memory, use_all_cores
+from modeling.training.monitor import TrainingMonitor
+from modeling.training.runtime import configure_malloc, set_num_threads
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments, parse_severity_weights
 from scripts.common.cli import Terminated, run_main
@@ -43,7 +43,7 @@ from scripts.common.log_setup import set_up_logging
 from scripts.common.recipe import parse_with_recipe, split_off_config
 from scripts.hpo.space import OF_TRAINING, NumberedSampler, read_space
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
-from scripts.training.fit_lexical_features import fit_lexical_view
+from scripts.training.fit_lexical_features import fit_lexical_features
 from scripts.training.setup import (
     MODEL_OPTIONS,
     DataArguments,
@@ -129,15 +129,15 @@ class Search:
         chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
         model.live_chunks = self.live_chunks
-        settle_freed_memory(model, self.args.device)
+        configure_malloc(model, self.args.device)
         if self.means is not None:
-            model.standardize(self.means)
+            model.fit_feature_scaler(self.means)
             for documents in self.documents.values():
                 documents.with_tokens = model.lexical is not None
         if model.lexical is not None:
             number = model.config.lexical_features
             if number not in self.views:
-                fit_lexical_view(model.lexical, self.tokens, self.class_weights)
+                fit_lexical_features(model.lexical, self.tokens, self.class_weights)
                 self.views[number] = {name: value.clone() for name, value in model.lexical.state_dict().items()}
             model.lexical.load_state_dict(self.views[number])
         return model
@@ -170,7 +170,7 @@ class Search:
         for callback in (ProgressCallback, PrinterCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta))
-        trainer.add_callback(HealthWatch(trainer))
+        trainer.add_callback(TrainingMonitor(trainer))
         name = f"eval_{(args.metric_for_best_model or 'f1_macro').removeprefix('eval_')}"
         pick = max if args.greater_is_better else min
         seen: list[float] = []
@@ -211,7 +211,7 @@ def main(
     set_up_logging(None, logging.INFO)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if args.device.type == "cpu":
-        use_all_cores(args.cpu_threads)
+        set_num_threads(args.cpu_threads)
     search = Search(model_args, data_args, args)
     cut_torn_line(folder / "study.log")
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
@@ -230,7 +230,7 @@ def main(
         try:
             number = search.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
         except (KeyboardInterrupt, Terminated):
-            put_back(study, search.number)
+            requeue_trial(study, search.number)
             raise
         last = study.trials[number]
         shown = ", ".join(
@@ -263,7 +263,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def put_back(study: optuna.Study, number: int | None) -> None:
+def requeue_trial(study: optuna.Study, number: int | None) -> None:
     """What a trial had drawn that was interrupted is drawn again by the next one."""
     if number is None:
         return

@@ -16,13 +16,13 @@ from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
 from scripts.benchmark.synthetic_documents import evenness
 from scripts.benchmark.table import draw, markdown
 from tests.conftest import SENTENCES
-from tests.tiny_training import Documents
+from tests.tiny_training import SplitLengths
 
 
 def test_the_padded_loop_is_the_same_mathematics(roberta_model):
     padded = PaddedLoop(roberta_model.config)
     padded.load_state_dict(roberta_model.state_dict())
-    documents = [Documents()[i] for i in range(6)]
+    documents = [SplitLengths()[i] for i in range(6)]
     pad = roberta_model.config.encoder_config.pad_token_id
     ours = roberta_model.eval()(**DocumentCollator(pad)(documents))
     theirs = padded.eval()(**PaddedCollator(pad, max_chunks=5, chunk_length=16)(documents))
@@ -30,18 +30,18 @@ def test_the_padded_loop_is_the_same_mathematics(roberta_model):
     torch.testing.assert_close(theirs.chunk_weights, ours.chunk_weights, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("contestant", ["ours", "ours, fp32", "padded loop, gradient checkpointing", "bare encoder"])
-def test_a_contestant_trains_a_pass_and_says_what_it_took(roberta_folder, tmp_path, contestant):
+@pytest.mark.parametrize("system", ["ours", "ours, fp32", "padded loop, gradient checkpointing", "bare encoder"])
+def test_a_system_trains_a_pass_and_says_what_it_took(roberta_folder, tmp_path, system):
     (tmp_path / "texts.json").write_text(json.dumps([" ".join(SENTENCES * n) for n in (1, 6, 3, 2)]))
     spec = {
-        "contestant": contestant,
+        "system": system,
         "documents": str(tmp_path / "texts.json"),
         "encoder": str(roberta_folder),
         "chunk_length": 32,
         "max_chunks": 4,
         "batch": 2,
     }
-    took = (worker.bare_encoder if contestant == "bare encoder" else worker.train)(spec)
+    took = (worker.bare_encoder if system == "bare encoder" else worker.train)(spec)
     assert took["documents"] == 4
     assert took["seconds"] > 0
     assert 4 <= took["chunks"] <= 16

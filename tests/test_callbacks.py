@@ -1,4 +1,4 @@
-"""Early stopping's rule, the health watch's signs, the files that are written whole."""
+"""Early stopping's rule, the warnings of the training monitor, the files that are written whole."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from modeling.file_utils import write_json
-from modeling.training.callbacks import EarlyStopping, EpochLines, StopOnSignal
-from modeling.training.checkpointing import find_checkpoint, put_in_place, rotate, what_is_wrong
-from modeling.training.monitor import HealthWatch, extreme_weights_message, frozen_model_message
+from modeling.training.callbacks import EarlyStopping, EvaluationLogCallback, SignalCallback
+from modeling.training.checkpointing import checkpoint_problem, commit_checkpoint, find_checkpoint, rotate
+from modeling.training.monitor import TrainingMonitor, extreme_weights_message, frozen_model_message
 from modeling.training.tensorboard import confusion_figure, scalar_name
 
 ARGS = SimpleNamespace(
@@ -45,13 +45,13 @@ def test_smaller_is_better_where_the_arguments_say_so():
     assert callback.counter == 1
 
 
-def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
+def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
     trainer = SimpleNamespace(
         last_grad_norm=None,
         stats=SimpleNamespace(totals={}),
         model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
     )
-    health, control = HealthWatch(trainer), TrainerControl()
+    health, control = TrainingMonitor(trainer), TrainerControl()
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
         trainer.stats.totals = {"loss": loss, "steps": 1}
         health.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics={"eval_loss": eval_loss})
@@ -59,7 +59,7 @@ def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
 
 
 @pytest.mark.parametrize(
-    ("train", "evaluated", "signs"),
+    ("train", "evaluated", "warnings"),
     [
         ([1.1, 0.9, 0.6, 0.4, 0.3], [1.0, 0.9, 0.8, 0.7, 0.65], []),
         ([1.1, 0.9, 0.6, 0.4, 0.3], [1.0, 0.9, 1.0, 1.1, 1.2], ["overfitting"]),
@@ -67,9 +67,9 @@ def watch(train: list[float], evaluated: list[float]) -> HealthWatch:
         ([1.1, 1.08, 1.05, 1.04, 1.03], [1.1, 1.08, 1.07, 1.06, 1.05], ["underfitting"]),
     ],
 )
-def test_the_signs_of_unhealthy_training(train, evaluated, signs, caplog):
-    assert watch(train, evaluated).signs == signs
-    assert [record.message.split(": ")[1] for record in caplog.records] == signs
+def test_monitor_warns_of_unhealthy_training(train, evaluated, warnings, caplog):
+    assert watch(train, evaluated).warnings == warnings
+    assert [record.message.split(": ")[1] for record in caplog.records] == warnings
 
 
 def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
@@ -83,7 +83,7 @@ def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
     args = SimpleNamespace(metric_for_best_model="f1_macro", num_train_epochs=10.0, max_steps=-1)
     state = TrainerState(global_step=20, max_steps=100, is_world_process_zero=True)
     with caplog.at_level("INFO"):
-        EpochLines(history, ["Mild", "Severe"]).on_evaluate(args, state, TrainerControl())
+        EvaluationLogCallback(history, ["Mild", "Severe"]).on_evaluate(args, state, TrainerControl())
     assert caplog.messages == [
         "epoch 2 of 10; loss 0.500, on validation 0.600; f1_macro 0.650 (best 0.700 in epoch 1); recall Mild 0.90, "
         "Severe 0.25; 60 s, at most 8 min left"
@@ -104,7 +104,7 @@ def test_a_loss_that_explodes_or_is_no_number():
     health, control = watch([], []), TrainerControl()
     for step, loss in enumerate([1.0, 1.1, 1.0, 0.9, 4.0, 5.0]):
         health.on_log(ARGS, TrainerState(global_step=step), control, logs={"loss": loss})
-    assert health.signs == ["exploding_loss"]
+    assert health.warnings == ["exploding_loss"]
     assert not control.should_training_stop
 
 
@@ -113,7 +113,7 @@ def make_checkpoint(folder, step: int):
     partial.mkdir(parents=True)
     (partial / "model.safetensors").write_bytes(b"weights" * step)
     (partial / "trainer_state.json").write_text("{}")
-    put_in_place(partial, folder / partial.name)
+    commit_checkpoint(partial, folder / partial.name)
     return folder / partial.name
 
 
@@ -127,7 +127,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, caplog):
     assert "its saving never ended" in caplog.text
     assert "has changed since it was saved" in caplog.text
     (first / "model.safetensors").unlink()
-    assert what_is_wrong(first) == "model.safetensors is missing"
+    assert checkpoint_problem(first) == "model.safetensors is missing"
     with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is missing"):
         find_checkpoint(str(tmp_path), str(first))
     with pytest.raises(ValueError, match="there is no such folder"):
@@ -167,15 +167,15 @@ def test_a_checkpoint_replaces_the_one_of_its_name(tmp_path):
     (first / "model.safetensors").write_bytes(b"torn")
     again = make_checkpoint(tmp_path, 4)
     assert first == again
-    assert what_is_wrong(again) is None
+    assert checkpoint_problem(again) is None
     assert [path.name for path in (tmp_path / ".saving").iterdir()] == []
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    stop = StopOnSignal()
+    stop = SignalCallback()
     with pytest.raises(KeyboardInterrupt), stop.listening():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGINT
-        assert stop.agree() == signal.SIGINT
+        assert stop.sync() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert stop.exit_status == 130

@@ -25,13 +25,13 @@ from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPip
 from modeling.hierarchical_roberta.pooling import mean_of_tokens
 from modeling.hierarchical_roberta.precision import full_precision
 from modeling.hierarchical_roberta.prefetch import prefetched
-from modeling.training.callbacks import StopOnSignal
+from modeling.training.callbacks import SignalCallback
 from modeling.training.losses import weight_sum, weighted_loss_sum
 from modeling.training.runtime import peak_memory
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts import run_setup
+from scripts.training import setup as training_setup
 from tests.conftest import ROOT, TRAINING, options, tiny_config, train
-from tests.tiny_training import Documents, trainer_for
+from tests.tiny_training import SplitLengths, trainer_for
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_processes_that_cannot_meet_by_gloo_are_told_what_to_name(process_group,
 
     monkeypatch.setattr(torch.distributed, "new_group", unreachable)
     with pytest.raises(ValueError, match="GLOO_SOCKET_IFNAME"):
-        StopOnSignal()
+        SignalCallback()
 
 
 class NoFloat64(TorchDispatchMode):
@@ -187,7 +187,7 @@ def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_t
     trainer = trainer_for(roberta_model, tmp_path, bf16=True)
     matmul.fp32_precision = "tf32"
     try:
-        trainer.predict(Documents())
+        trainer.predict(SplitLengths())
         assert set(seen) == {("ieee", False)}
         assert matmul.fp32_precision == "tf32"  # as it was given
     finally:
@@ -209,9 +209,9 @@ def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_
 
 def test_the_process_with_least_memory_bounds_live_chunks_on_all(roberta_model, splits, tmp_path, monkeypatch):
     trainer = trainer_for(roberta_model, tmp_path, live_chunks="8")
-    sizes = {"train": run_setup.Documents(np.array([3, 4]), np.array([16, 16]))}
-    monkeypatch.setattr(run_setup, "gather_object", lambda bounds: [0, *bounds, 4])
-    run_setup.plan_memory(roberta_model, sizes, trainer.args, trainer.accelerator)
+    sizes = {"train": training_setup.SplitLengths(np.array([3, 4]), np.array([16, 16]))}
+    monkeypatch.setattr(training_setup, "gather_object", lambda bounds: [0, *bounds, 4])
+    training_setup.plan_memory(roberta_model, sizes, trainer.args, trainer.accelerator)
     assert roberta_model.live_chunks == 4
     assert not torch.backends.cuda.cudnn_sdp_enabled()  # which plans anew for every shape
 
@@ -236,7 +236,7 @@ def test_a_step_asks_the_device_nothing_where_the_host_knows_the_lengths(pooling
 
 
 def test_lengths_from_the_host_change_nothing(model):
-    batch = trainer_for(model, "unused").data_collator([Documents()[i] for i in range(4)])
+    batch = trainer_for(model, "unused").data_collator([SplitLengths()[i] for i in range(4)])
     with_lengths = model.eval()(**batch).logits
     del batch["chunk_lengths"]
     assert torch.equal(model(**batch).logits, with_lengths)
@@ -309,13 +309,13 @@ def test_fp32_holds_in_every_thread_until_the_last_has_left(monkeypatch):
 
 
 def test_ranks_with_gpus_answer_the_question_before(process_group):
-    stop = StopOnSignal(grace_seconds=0)
+    stop = SignalCallback(grace_seconds=0)
     assert not stop.asks_ahead  # on a CPU a micro-batch may take as long as the grace period
     stop.received, stop.received_at = 15, 0.0
-    assert stop.must_give_up()
+    assert stop.deadline_reached()
     stop.agreed, stop.asks_ahead = None, True
-    assert [stop.must_give_up(), stop.must_give_up()] == [False, True]
-    assert stop.agree() == 15
+    assert [stop.deadline_reached(), stop.deadline_reached()] == [False, True]
+    assert stop.sync() == 15
 
 
 def test_compiled_layers_give_the_same_gradients_with_live_chunks(roberta_model):

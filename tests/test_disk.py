@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.utils.tensorboard import SummaryWriter
 
-from modeling.file_utils import disk_error, is_full
-from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from modeling.file_utils import disk_error, is_disk_full
+from modeling.training.checkpointing import checkpoint_problem, list_checkpoints
 from scripts.common.cli import run_main
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
@@ -56,9 +56,9 @@ def test_a_full_disk_is_said_and_the_checkpoints_before_are_gone_on_from(small_d
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "Make room" in done.stderr or "make room" in done.stderr, done.stderr
-    whole = checkpoints_of(str(run))
+    whole = list_checkpoints(str(run))
     assert whole
-    assert [what_is_wrong(folder) for folder in whole] == [None] * len(whole)
+    assert [checkpoint_problem(folder) for folder in whole] == [None] * len(whole)
     assert mount("remount,size=200m") == 0
     done = train(prepared_folder, roberta_folder, run, num_train_epochs=9, resume_from_checkpoint="auto", **EACH_STEP)
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_only_a_full_disk_is_called_full(tmp_path):
     (tmp_path / "closed").mkdir()
     with pytest.raises(RuntimeError) as met:
         torch.save({"weights": torch.ones(4)}, tmp_path / "closed")  # a folder
-    assert not is_full(met.value)
+    assert not is_disk_full(met.value)
     assert disk_error(met.value).errno == errno.EISDIR
     try:
         try:
@@ -130,7 +130,7 @@ def test_only_a_full_disk_is_called_full(tmp_path):
         except OSError as error:
             raise AssertionError("Should not reach.") from error
     except AssertionError as error:
-        assert is_full(error)
+        assert is_disk_full(error)
 
 
 def test_a_data_set_that_does_not_fit_leaves_nothing_and_is_said(small_disk, csv_file, roberta_folder):
@@ -178,8 +178,8 @@ def test_permission_that_is_lost_in_mid_run_is_said_and_given_back_it_goes_on(
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "Permission denied" in said, said
-    whole = checkpoints_of(str(run))
-    assert [what_is_wrong(folder) for folder in whole] == [None] * len(whole)
+    whole = list_checkpoints(str(run))
+    assert [checkpoint_problem(folder) for folder in whole] == [None] * len(whole)
     step = int(whole[0].name.split("-")[1])
     done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", max_steps=step + 2, **EACH_STEP)
     assert done.returncode == 0, done.stderr
@@ -205,7 +205,7 @@ def test_two_runs_in_one_folder_and_a_lock_that_a_kill_does_not_leave_behind(pre
     assert str(first.pid + 1) not in (run / ".lock").read_text()
     first.kill()
     first.wait()
-    step = int(checkpoints_of(str(run))[0].name.split("-")[1])
+    step = int(list_checkpoints(str(run))[0].name.split("-")[1])
     third = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", max_steps=step + 1)
     assert third.returncode == 0, third.stderr
 
@@ -220,7 +220,7 @@ def wait_for(folder: Path, pattern: str) -> None:
 def test_auto_never_deletes_a_model_that_has_no_checkpoint_to_go_on_from(prepared_folder, roberta_folder, tmp_path):
     run = tmp_path / "run"
     assert train(prepared_folder, roberta_folder, run, num_train_epochs=1).returncode == 0
-    [checkpoint] = checkpoints_of(str(run))
+    [checkpoint] = list_checkpoints(str(run))
     (checkpoint / "trainer_state.json").write_text("{}")  # altered
     for _ in range(2):
         done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
@@ -234,7 +234,7 @@ def test_auto_never_deletes_a_model_that_has_no_checkpoint_to_go_on_from(prepare
 def test_what_a_killed_run_was_replacing_gets_its_name_back(prepared_folder, roberta_folder, tmp_path):
     run = tmp_path / "run"
     assert train(prepared_folder, roberta_folder, run, num_train_epochs=1).returncode == 0
-    [checkpoint] = checkpoints_of(str(run))
+    [checkpoint] = list_checkpoints(str(run))
     (run / ".saving").mkdir(exist_ok=True)
     checkpoint.rename(run / ".saving" / f"{checkpoint.name}-before")
     done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", num_train_epochs=1)

@@ -62,10 +62,10 @@ def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
         ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. Mend them, or decide with --drop {problem}"
     ):
         read(tmp_path, rows)
-    documents, findings = read(tmp_path, rows, drop=[problem])
+    documents, issues = read(tmp_path, rows, drop=[problem])
     assert len(documents) == 5
-    assert findings.decisions[problem] == "dropped"
-    assert len(findings.rows[problem]) == 1
+    assert issues.decisions[problem] == "dropped"
+    assert len(issues.rows[problem]) == 1
 
 
 def test_a_key_that_a_later_line_leaves_out_is_a_value_that_is_missing(tmp_path):
@@ -82,9 +82,9 @@ def test_an_empty_cell_is_no_id(tmp_path):
 
 
 def test_an_empty_document_can_be_kept(tmp_path):
-    documents, findings = read(tmp_path, [*ROWS, {"id": "e", "text": "", "label": "Teen"}], keep=["empty"])
+    documents, issues = read(tmp_path, [*ROWS, {"id": "e", "text": "", "label": "Teen"}], keep=["empty"])
     assert len(documents) == 7
-    assert findings.rows["empty"] == ["row 7 (id e)"]
+    assert issues.rows["empty"] == ["row 7 (id e)"]
 
 
 def test_bytes_that_are_not_utf8_name_file_and_row(tmp_path):
@@ -165,12 +165,12 @@ def test_made_splits_are_stratified_seeded_and_keep_groups_and_duplicates_togeth
     for i, row in enumerate(rows):
         row["group"] = f"g{i // 4}"
     rows[0]["text"] = rows[150]["text"]
-    documents, findings = read(tmp_path, rows)
-    splits = split_documents(documents, findings, seed=1)
-    assert splits == split_documents(documents, findings, seed=1)
-    assert splits != split_documents(documents, findings, seed=2)
+    documents, issues = read(tmp_path, rows)
+    splits = split_documents(documents, issues, seed=1)
+    assert splits == split_documents(documents, issues, seed=1)
+    assert splits != split_documents(documents, issues, seed=2)
     assert splits[0] == splits[150]
-    assert findings.decisions["duplicate"] == "put into the same split"
+    assert issues.decisions["duplicate"] == "put into the same split"
     for group in range(50):
         assert len(set(splits[4 * group : 4 * group + 4])) == 1
     sizes = Counter(splits)
@@ -196,33 +196,31 @@ def with_splits(tmp_path, **extra):
 
 
 def test_given_splits_are_taken(tmp_path):
-    documents, findings = with_splits(tmp_path)
-    assert Counter(split_documents(documents, findings)) == {"train": 6, "validation": 6, "test": 6}
+    documents, issues = with_splits(tmp_path)
+    assert Counter(split_documents(documents, issues)) == {"train": 6, "validation": 6, "test": 6}
 
 
 def test_a_leak_across_given_splits_is_an_error_or_a_decision(tmp_path):
-    documents, findings = with_splits(
-        tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"}
-    )
+    documents, issues = with_splits(tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"})
     with pytest.raises(
         ValueError,
         match=r"\[duplicate\]: 2 \(train\) ~ 9 \(validation\); .*\[group_leak\].*--drop duplicate,group_leak or --keep",
     ):
-        split_documents(documents, findings)
-    findings.decisions = {"duplicate": "dropped", "group_leak": "dropped"}
-    splits = split_documents(documents, findings)
+        split_documents(documents, issues)
+    issues.decisions = {"duplicate": "dropped", "group_leak": "dropped"}
+    splits = split_documents(documents, issues)
     assert splits[2] == ""
     assert splits[9] == "validation"
-    findings.decisions = {"duplicate": "kept", "group_leak": "kept"}
-    assert "" not in split_documents(documents, findings)
+    issues.decisions = {"duplicate": "kept", "group_leak": "kept"}
+    assert "" not in split_documents(documents, issues)
 
 
 def test_a_text_in_three_splits_stays_in_the_last_only(tmp_path):
-    documents, findings = with_splits(tmp_path, r2={"text": LONG}, r9={"text": LONG}, r15={"text": LONG})
-    findings.decisions = {"duplicate": "dropped"}
-    splits = split_documents(documents, findings)
+    documents, issues = with_splits(tmp_path, r2={"text": LONG}, r9={"text": LONG}, r15={"text": LONG})
+    issues.decisions = {"duplicate": "dropped"}
+    splits = split_documents(documents, issues)
     assert (splits[2], splits[9], splits[15]) == ("", "", "test")
-    assert findings.rows["duplicate"] == ["2 (train) ~ 15 (test)", "9 (validation) ~ 15 (test)"]
+    assert issues.rows["duplicate"] == ["2 (train) ~ 15 (test)", "9 (validation) ~ 15 (test)"]
 
 
 def test_parquet_that_is_not_utf8_names_the_row(tmp_path):
@@ -243,14 +241,14 @@ def test_the_label_order_of_the_source_is_that_of_the_label_column(tmp_path):
 
 
 def test_splits_that_cannot_be(tmp_path):
-    documents, findings = with_splits(tmp_path, r2={"split": None})
+    documents, issues = with_splits(tmp_path, r2={"split": None})
     with pytest.raises(ValueError, match="1 documents have no split and the others do: 2"):
-        split_documents(documents, findings)
-    documents, findings = read(tmp_path, [{**row, "split": "train"} for row in ROWS])
+        split_documents(documents, issues)
+    documents, issues = read(tmp_path, [{**row, "split": "train"} for row in ROWS])
     with pytest.raises(ValueError, match="no validation documents"):
-        split_documents(documents, findings)
-    documents, findings = read(tmp_path, ROWS)
+        split_documents(documents, issues)
+    documents, issues = read(tmp_path, ROWS)
     with pytest.raises(ValueError, match=r"class 'General' has too few documents to split \(2\)"):
-        split_documents(documents, findings)
+        split_documents(documents, issues)
     with pytest.raises(ValueError, match="split fractions"):
-        split_documents(documents, findings, fractions=(0.5, 0.1))
+        split_documents(documents, issues, fractions=(0.5, 0.1))

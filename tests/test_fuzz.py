@@ -96,11 +96,11 @@ def test_any_text_can_be_trained_on(_models, roberta_folder, texts, chunk_length
     documents = []
     tokens = tokenize_batch([text[:2000] for text in texts], tokenizer)
     for ids, breaks in zip(tokens["input_ids"], tokens["token_break"], strict=True):
-        bounds = chunker.bounds(len(ids), breaks)
-        assert bounds[0][0] == 0
-        assert bounds[-1][1] == len(ids)
-        assert all(b[0] <= a[1] for a, b in pairwise(bounds))  # nothing between two chunks
-        documents.append({"labels": 0, "input_ids": [chunker.framed(ids[a:b]) for a, b in bounds[:6]]})
+        spans = chunker.spans(len(ids), breaks)
+        assert spans[0][0] == 0
+        assert spans[-1][1] == len(ids)
+        assert all(b[0] <= a[1] for a, b in pairwise(spans))  # nothing between two chunks
+        documents.append({"labels": 0, "input_ids": [chunker.with_special_tokens(ids[a:b]) for a, b in spans[:6]]})
     batch = DocumentCollator(tokenizer.pad_token_id)(documents)
     assert batch["input_ids"].shape[1] <= chunk_length
     with torch.no_grad():

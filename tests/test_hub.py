@@ -18,7 +18,7 @@ import pytest
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from modeling.training.checkpointing import put_in_place
+from modeling.training.checkpointing import commit_checkpoint
 from scripts.hub.pusher import HubPusher
 from scripts.hub.upload import stage
 from tests.conftest import ROOT, TRAINING, launcher, options, tiny_rows, train
@@ -371,7 +371,7 @@ def test_a_checkpoint_with_such_a_pickle_is_refused_though_its_manifest_fits(pre
     assert done.returncode == 0, done.stderr
     [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
     (checkpoint / "optimizer.pt").write_bytes(pickle.dumps(Evil()))
-    put_in_place(checkpoint.rename(tmp_path / checkpoint.name), checkpoint)
+    commit_checkpoint(checkpoint.rename(tmp_path / checkpoint.name), checkpoint)
     done = train(prepared_folder, roberta_folder, tmp_path / "run", resume_from_checkpoint="auto")
     assert done.returncode == 1
     assert "holds more than tensors" in done.stderr

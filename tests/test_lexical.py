@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chunk_dataset import ChunkedDocuments
-from modeling.hierarchical_roberta.chunk_attribution import chunk_contributions, log_odds
+from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_view, lexical_weights
+from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_features, lexical_weights
 from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 
@@ -80,7 +80,7 @@ def test_explanations_see_the_view(viewing):
     viewing.classifier.weight.data.zero_()
     output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
     label = int(viewing.lexical.weight[:, 2].argmax())
-    contributions = chunk_contributions(viewing, output.chunk_vectors, label)
+    contributions = leave_one_out_attributions(viewing, output.chunk_vectors, label)
     whole = log_odds(output.logits, label)
     without = log_odds(viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits, label)
     torch.testing.assert_close(contributions[1:2], whole - without, atol=1e-5, rtol=1e-5)
@@ -157,7 +157,7 @@ def test_documents_without_a_word_that_tells_are_refused(roberta_folder, splits,
     )
     view = Model(HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})).lexical
     with pytest.raises(ValueError, match="leave --lexical_features out"):
-        fit_lexical_view(view, documents, None)
+        fit_lexical_features(view, documents, None)
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
-from modeling.training.memory import GAPS, Footprint, footprint
+from modeling.training.memory import FRAGMENTATION, MemoryEstimate, estimate_memory
 from modeling.training.out_of_memory import split_documents
-from modeling.training.runtime import free_memory, settle_freed_memory
+from modeling.training.runtime import configure_malloc, free_memory
 from modeling.training.training_args import HierarchicalTrainingArguments
 from tests.conftest import tiny_config, train
-from tests.tiny_training import Documents, trainer_for
+from tests.tiny_training import SplitLengths, trainer_for
 
 
 def out_of_memory(*_) -> None:
@@ -126,7 +126,7 @@ def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch)
 
 def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
     trainer = trainer_for(roberta_model, tmp_path)
-    batch = trainer.data_collator([Documents()[i] for i in range(5)])
+    batch = trainer.data_collator([SplitLengths()[i] for i in range(5)])
     parts = split_documents(batch, 2)
     assert [len(part["labels"]) for part in parts] == [3, 2]
     assert [lengths for part in parts for lengths in part.pop("chunk_lengths")] == batch.pop("chunk_lengths")
@@ -143,10 +143,10 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
     def autocast():
         return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
-    before = (torch.get_rng_state(), list(model.encoded_tokens), model.training)
-    need = footprint(model, autocast)
+    before = (torch.get_rng_state(), list(model.token_counts), model.training)
+    need = estimate_memory(model, autocast)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (model.encoded_tokens, model.training) == before[1:]
+    assert (model.token_counts, model.training) == before[1:]
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def kept_bytes(padding: int) -> int:
@@ -174,7 +174,7 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
 
 
 def test_live_chunks_are_what_memory_holds():
-    need = Footprint(state=100, per_chunk=round(100 / GAPS), once=0, working=50, chunks_at_once=8)
+    need = MemoryEstimate(state=100, per_chunk=round(100 / FRAGMENTATION), once=0, working=50, chunks_at_once=8)
     assert need.live_chunks_within(100 + 50 + 4000, num_chunks=40) == 0  # all of them
     assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 36
     assert need.live_chunks_within(100 + 50 + 850, num_chunks=40) == 8
@@ -190,7 +190,7 @@ def test_live_chunks_are_what_memory_holds():
 def test_a_frozen_encoder_keeps_nothing():
     model = Model(tiny_config())
     model.freeze_encoder()
-    assert footprint(model).per_chunk == 0
+    assert estimate_memory(model).per_chunk == 0
 
 
 def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
@@ -218,14 +218,14 @@ def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
 
 
 def test_memory_given_back_between_encoder_batches_changes_no_gradient(roberta_model):
-    batch = DocumentCollator(1)([Documents()[i] for i in range(4)])
+    batch = DocumentCollator(1)([SplitLengths()[i] for i in range(4)])
     roberta_model.token_budget = 40
     gradients = []
     for live_chunks in (0, 3):
         model = copy.deepcopy(roberta_model).eval()
         model.live_chunks = live_chunks
         if live_chunks:
-            settle_freed_memory(model, torch.device("cpu"))
+            configure_malloc(model, torch.device("cpu"))
         model(**batch).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, pipeline
 
-from modeling.hierarchical_roberta.chunk_attribution import chunk_contributions, log_odds
-from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, normalized
+from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, nfc_with_offsets
 from tests.conftest import LABELS, ROOT, run_command, tiny_rows, train, write_csv
 
 
@@ -107,10 +107,10 @@ def test_evidence_is_what_the_log_odds_lose_without_the_chunk(rate):
 def test_contributions_of_many_chunks_are_those_of_a_few_at_a_time(roberta_model, monkeypatch):
     roberta_model.eval()
     chunk_CD = torch.randn(9, 32)
-    expected = chunk_contributions(roberta_model, chunk_CD, 2)
+    expected = leave_one_out_attributions(roberta_model, chunk_CD, 2)
     monkeypatch.setattr("modeling.hierarchical_roberta.chunk_attribution.ROWS_AT_ONCE", 20)
-    torch.testing.assert_close(chunk_contributions(roberta_model, chunk_CD, 2), expected)
-    assert chunk_contributions(roberta_model, chunk_CD[:1], 1).shape == (1,)
+    torch.testing.assert_close(leave_one_out_attributions(roberta_model, chunk_CD, 2), expected)
+    assert leave_one_out_attributions(roberta_model, chunk_CD[:1], 1).shape == (1,)
 
 
 def test_one_text_a_list_and_a_generator(rate):
@@ -154,7 +154,7 @@ def test_what_is_no_text_is_told(rate, wrong):
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet=st.sampled_from("ae\u0301\u0300\u1112\u1161\u11ab각\u0958\u09c7\u09be z\u212b😀"), max_size=12))
 def test_normal_form_keeps_its_places(text):
-    clean, begins, ends = normalized(text)
+    clean, begins, ends = nfc_with_offsets(text)
     assert clean == unicodedata.normalize("NFC", text)
     assert len(begins) == len(ends) == len(clean)
     for start, end in zip(begins, ends, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from data.prepared_dataset import beside, clear_leftovers, load_prepared, num_tokens_of
+from data.prepared_dataset import load_prepared, num_tokens_of, remove_stale_staging, staging_path
 from tests.conftest import LABELS, run_command, tiny_rows, write_csv
 
 
@@ -134,9 +134,9 @@ def test_mistakes_are_told_in_a_paragraph_and_leave_nothing(arguments, message, 
 
 
 def test_what_was_left_under_this_processs_own_number_is_from_before(tmp_path):
-    left = beside(tmp_path / "data", "documents")  # in a container the numbers come again
+    left = staging_path(tmp_path / "data", "documents")  # in a container the numbers come again
     left.mkdir()
-    clear_leftovers(tmp_path / "data")
+    remove_stale_staging(tmp_path / "data")
     assert not left.exists()
 
 

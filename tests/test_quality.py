@@ -56,9 +56,9 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert measured["documents"] == 48
     assert "first_chunk and head_tail see chunks of 16 tokens" in (tmp_path / "quality" / "quality.md").read_text()
     names = {"words", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
-    assert set(measured["contestants"]) == names
-    assert measured["contestants"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
-    assert measured["contestants"]["words"]["peak_mib"] > 100
+    assert set(measured["systems"]) == names
+    assert measured["systems"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
+    assert measured["systems"]["words"]["peak_mib"] > 100
     fold_of = {f"row-{number}": row["fold"] for number, row in enumerate(rows, 1)}
     for number, fold in enumerate(("first", "second")):
         splits, _ = load_prepared(str(tmp_path / "quality" / f"fold-{number}"))
@@ -85,7 +85,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     other = run_command("scripts.benchmark.quality", **{**given, "labels": "Teen,General,Mature"})
     assert other.returncode == 1
     assert "figures of another labels" in other.stderr
-    assert json.loads((tmp_path / "quality" / "quality.json").read_text())["contestants"].keys() == names
+    assert json.loads((tmp_path / "quality" / "quality.json").read_text())["systems"].keys() == names
 
 
 def test_of_two_rows_with_one_id_the_first_tells_the_fold(tmp_path):
@@ -119,7 +119,7 @@ def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     lay_out(tmp_path, "good", 1, right, labels)
     lay_out(tmp_path, "good", 2, half, labels)
     measured = summary(tmp_path, NAMES, {"tfidf": [0], "good": [1, 2]})
-    good, tfidf = measured["contestants"]["good"], measured["contestants"]["tfidf"]
+    good, tfidf = measured["systems"]["good"], measured["systems"]["tfidf"]
     assert tfidf["f1_macro"]["mean"] == pytest.approx(0.5)
     assert good["f1_macro"]["mean"] == pytest.approx(0.75)
     less = good["f1_macro_less_tfidf"]

@@ -16,13 +16,13 @@ from modeling.hierarchical_roberta.configuration_hierarchical_roberta import Hie
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
-from modeling.training.callbacks import EarlyStopping, History, StopOnSignal
+from modeling.training.callbacks import EarlyStopping, HistoryCallback, SignalCallback
 from modeling.training.checkpointing import find_checkpoint
-from modeling.training.monitor import HealthWatch
+from modeling.training.monitor import TrainingMonitor
 from modeling.training.sampling import EpochSampler
-from scripts.training.output_dir import claim_output_dir
+from scripts.training.output_dir import resolve_output_dir
 from scripts.training.setup import check_checkpoint
-from tests.tiny_training import Documents, trainer_for
+from tests.tiny_training import SplitLengths, trainer_for
 
 
 class SignalAt(TrainerCallback):
@@ -58,9 +58,9 @@ def stoppable(encoder, folder, signal_at: SignalAt | None = None, resume=None, g
             **arguments,
         },
     )
-    stop, early = StopOnSignal(grace_seconds), EarlyStopping(5, 0.0)
+    stop, early = SignalCallback(grace_seconds), EarlyStopping(5, 0.0)
     trainer.stop = stop
-    history = History(trainer, early, {})
+    history = HistoryCallback(trainer, early, {})
     for callback in (early, *([signal_at] if signal_at else []), stop, history):
         trainer.add_callback(callback)
     with stop.listening():
@@ -198,18 +198,18 @@ def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta
     with pytest.raises(
         ValueError, match=r"mine holds an earlier run \(checkpoint-8, checkpoint-4\), and .* is another's"
     ):
-        claim_output_dir(mine, others, overwrite=False)
-    assert claim_output_dir(mine, others, overwrite=True) == others
-    assert claim_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
+        resolve_output_dir(mine, others, overwrite=False)
+    assert resolve_output_dir(mine, others, overwrite=True) == others
+    assert resolve_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
     with pytest.raises(ValueError, match="newer than"):
-        claim_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
+        resolve_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
     # A folder that was moved to another disk is still this run's.
     (tmp_path / "mine" / "checkpoint-8").rename(tmp_path / "disk")
     (tmp_path / "mine" / "checkpoint-8").symlink_to(tmp_path / "disk")
-    assert claim_output_dir(mine, "auto", overwrite=False) == str(tmp_path / "mine" / "checkpoint-8")
+    assert resolve_output_dir(mine, "auto", overwrite=False) == str(tmp_path / "mine" / "checkpoint-8")
     # As it is named on the hub.
     named = shutil.copytree(others, tmp_path / "by_hand" / "last-checkpoint")
-    assert claim_output_dir(str(tmp_path / "by_hand"), str(named), overwrite=False) == str(named)
+    assert resolve_output_dir(str(tmp_path / "by_hand"), str(named), overwrite=False) == str(named)
 
 
 def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_path, caplog):
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_p
         check_checkpoint(folder, other, "this", needs_best=True)
 
 
-class Poisoned(Documents):
+class Poisoned(SplitLengths):
     """Some documents hold a word for which the model below has no number."""
 
     def __init__(self, poisoned: set[int], count: int = 50):
@@ -258,7 +258,7 @@ def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(robert
     poison(roberta_model)
     second_step = list(EpochSampler(50, 42))[16:32]
     trainer = trainer_for(roberta_model, tmp_path, Poisoned({second_step[5]}), logging_steps=1)
-    trainer.add_callback(HealthWatch(trainer))
+    trainer.add_callback(TrainingMonitor(trainer))
     before = {}
 
     class Keep(TrainerCallback):
@@ -284,7 +284,7 @@ def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tm
     trainer = trainer_for(
         roberta_model, tmp_path, Poisoned(set(range(50))), num_train_epochs=2, save_strategy="steps", save_steps=1
     )
-    health = HealthWatch(trainer)
+    health = TrainingMonitor(trainer)
     trainer.add_callback(health)
     trainer.train()
     assert trainer.state.global_step == 3

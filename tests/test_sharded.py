@@ -15,11 +15,11 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from modeling.training.checkpointing import checkpoint_problem, list_checkpoints
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.training.setup import plan_memory
 from tests.conftest import ROOT, TRAINING, options, train
-from tests.tiny_training import Documents, trainer_for
+from tests.tiny_training import SplitLengths, trainer_for
 from tests.uneven_ranks import steps, tiny_model
 
 CONFIGS = sorted((ROOT / "scripts/recipes/accelerate").glob("*.yaml"))
@@ -70,8 +70,8 @@ def test_sharded_training_ends_as_one_process_does_and_exports_a_plain_file(prep
         torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=0)
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "sharded", trust_remote_code=True)
 
-    last, _ = checkpoints_of(str(tmp_path / "sharded"))
-    assert what_is_wrong(last) is None
+    last, _ = list_checkpoints(str(tmp_path / "sharded"))
+    assert checkpoint_problem(last) is None
     assert {"optimizer.bin", "pytorch_model_fsdp.bin"} <= {path.name for path in last.iterdir()}  # it was sharded
     assert not list(tmp_path.glob("sharded/**/_fsdp*.py"))  # the code that travels is this project's
     expected = load_file(last / "model.safetensors")
@@ -103,7 +103,7 @@ def test_ranks_with_uneven_documents_train_as_one_process_does(tmp_path):
     for name, value in theirs[0]["weights"].items():
         torch.testing.assert_close(value, ours[name].detach(), atol=1e-5, rtol=0)
         assert not torch.equal(value, before[name]) or name.endswith("key.bias"), name  # to which attention is blind
-    assert sum(sum(rank["encoded"]) for rank in theirs) == sum(model.encoded_tokens)
+    assert sum(sum(rank["encoded"]) for rank in theirs) == sum(model.token_counts)
 
 
 def test_a_model_that_will_be_sharded_is_not_loaded_whole(roberta_model, tmp_path, caplog, monkeypatch):
@@ -143,7 +143,7 @@ def test_sharded_bf16_is_autocast_over_fp32_weights(prepared_folder, roberta_fol
 
 
 def test_sharded_weights_train_and_evaluate_under_autocast_and_predict_in_fp32(roberta_model, tmp_path, monkeypatch):
-    trainer = trainer_for(roberta_model, tmp_path, Documents(8), bf16=True, use_cpu=True)
+    trainer = trainer_for(roberta_model, tmp_path, SplitLengths(8), bf16=True, use_cpu=True)
     monkeypatch.setattr("modeling.training.trainer.shards_weights", lambda _: True)
     trainer.accelerator._models.append(roberta_model)  # as prepared, and nothing wraps its forward
     seen = set()
@@ -161,7 +161,7 @@ def test_sharded_weights_train_and_evaluate_under_autocast_and_predict_in_fp32(r
 
 def test_out_of_memory_ends_a_sharded_run(roberta_model, tmp_path, monkeypatch):
     """What one rank does anew, alone, the others would wait for for ever."""
-    trainer = trainer_for(roberta_model, tmp_path, Documents(8), use_cpu=True)
+    trainer = trainer_for(roberta_model, tmp_path, SplitLengths(8), use_cpu=True)
     monkeypatch.setattr("modeling.training.trainer.shards_weights", lambda _: True)
 
     def encode_batch(*_):

@@ -13,7 +13,7 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
 )
 from modeling.training.losses import balanced_class_weights
 from modeling.training.reduction import average_gradients
-from modeling.training.sampling import BLANK, EpochSampler, deal_out
+from modeling.training.sampling import PADDING_INDEX, EpochSampler, balance_across_ranks
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import (
     HierarchicalTrainingArguments,
@@ -22,7 +22,7 @@ from modeling.training.training_args import (
     parse_severity_weights,
 )
 from scripts.training.embedding_cache import cached_chunk_vectors
-from tests.tiny_training import WEIGHTS, Documents, trainer_for
+from tests.tiny_training import WEIGHTS, SplitLengths, trainer_for
 
 
 def trained(model, folder, batch: int, accumulation: int, **arguments) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -156,7 +156,7 @@ def test_it_works_with_plain_training_arguments_too(roberta_model, tmp_path):
     WeightedTrainer(
         model=roberta_model,
         args=arguments,
-        train_dataset=Documents(),
+        train_dataset=SplitLengths(),
         data_collator=DocumentCollator(1),
         class_weights=balanced_class_weights([20, 20, 10]),
     ).train()
@@ -222,7 +222,7 @@ def test_precision_is_what_the_device_does_natively(capability, capabilities, ex
 def test_blanks_fill_up_the_order_of_several_processes():
     order = list(EpochSampler(50, seed=1, num_processes=2, batch_size=4))
     assert len(order) == 56
-    assert sorted(order)[:6] == [BLANK] * 6
+    assert sorted(order)[:6] == [PADDING_INDEX] * 6
     assert sorted(order)[6:] == list(range(50))
     first, second = EpochSampler(50, seed=1), EpochSampler(50, seed=1)
     second.set_epoch(1)
@@ -266,10 +266,10 @@ def test_processes_are_dealt_the_same_steps_at_like_cost(processes, batch, accum
         for name, order in (("plain", plain), ("dealt", dealt)):
             totals = [0.0] * processes
             for place, index in enumerate(order[start : start + step]):
-                totals[place // batch % processes] += costs[index] if index != BLANK else 0.0
+                totals[place // batch % processes] += costs[index] if index != PADDING_INDEX else 0.0
             slowest[name] += max(totals)
     assert slowest["dealt"] < slowest["plain"]
-    assert deal_out([9, 1, 8, 2, 7, 3, 1, 1], num_processes=2, batch_size=2) == [0, 5, 2, 4, 3, 1, 6, 7]
+    assert balance_across_ranks([9, 1, 8, 2, 7, 3, 1, 1], num_processes=2, batch_size=2) == [0, 5, 2, 4, 3, 1, 6, 7]
 
 
 def test_class_and_severity_weights_on_the_command_line():

@@ -10,7 +10,7 @@ from modeling.training.training_args import HierarchicalTrainingArguments
 WEIGHTS = torch.tensor([0.54, 1.21, 2.97])
 
 
-class Documents(torch.utils.data.Dataset):
+class SplitLengths(torch.utils.data.Dataset):
     """Random documents of 1-4 chunks; 50 of them, so that the last step of an epoch has 2."""
 
     def __init__(self, count: int = 50):
@@ -45,7 +45,7 @@ def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **argument
         "load_best_model_at_end": False,
         **arguments,
     }
-    documents = documents or Documents()
+    documents = documents or SplitLengths()
     return WeightedTrainer(
         model=model,
         args=HierarchicalTrainingArguments(output_dir=str(folder), **given),

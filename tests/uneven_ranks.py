@@ -75,8 +75,8 @@ def main(rank: int, folder: Path) -> None:
     logits = steps(model, (rank,))
     weights = {name: value.full_tensor() for name, value in model.named_parameters()}
     real = sum(int(document(chunks[rank])["attention_mask"].sum()) for chunks in (TRAINING, EVALUATION, TRAINING_AGAIN))
-    assert model.encoded_tokens[0] == real, "what makes up for missing batches is no token"
-    torch.save({"weights": weights, "logits": logits, "encoded": model.encoded_tokens}, folder / f"rank{rank}.pt")
+    assert model.token_counts[0] == real, "what makes up for missing batches is no token"
+    torch.save({"weights": weights, "logits": logits, "encoded": model.token_counts}, folder / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -44,7 +44,7 @@ def logits_of_subsets(model: Any, chunk_CX: torch.Tensor, kept_SC: torch.Tensor)
         return logits_SK + model.lexical.logits(count_SM)
 
 
-def chunk_contributions(model: Any, chunk_CX: torch.Tensor, label: int) -> torch.Tensor:
+def leave_one_out_attributions(model: Any, chunk_CX: torch.Tensor, label: int) -> torch.Tensor:
     """What the log-odds of a class lose when a chunk is left out and the rest is pooled again, (C,).
 
     Exact, unlike attention weights, which say what was looked at and not what it did (Jain & Wallace 2019). A document's

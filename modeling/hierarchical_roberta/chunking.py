@@ -77,11 +77,11 @@ class Chunker:
                 f"({self.body_length}): lower it or raise chunk_length."
             )
 
-    def bounds(self, num_tokens: int, breaks: np.ndarray | None = None) -> list[tuple[int, int]]:
+    def spans(self, num_tokens: int, breaks: np.ndarray | None = None) -> list[tuple[int, int]]:
         """Where each chunk of a document begins and ends (see `chunk_bounds`)."""
         return chunk_bounds(num_tokens, self.body_length, self.chunk_overlap, breaks)
 
-    def framed(self, tokens: np.ndarray) -> np.ndarray:
+    def with_special_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """A chunk's own tokens with the special ones around them."""
         return np.concatenate([self.prefix, tokens if len(tokens) else self.filler, self.suffix])
 

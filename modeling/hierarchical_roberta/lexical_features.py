@@ -12,14 +12,14 @@ from torch import nn
 from .pooling import host_counts
 
 
-class LexicalView(nn.Module):
+class LexicalFeatures(nn.Module):
     """Logits from the counts of M tokens over all chunks of a document that are read: `W log(1 + counts) + b`.
 
     The tokens and their weights are fitted to the training documents before training (scripts/training/fit_lexical_features.py) and are
     not trained further. Counts add up over chunks, so a document's view is known from that of its chunks, and a chunk
     can be left out. Until it is fitted the view adds nothing.
 
-    >>> view = LexicalView(vocab_size=9, num_features=2, num_labels=2)
+    >>> view = LexicalFeatures(vocab_size=9, num_features=2, num_labels=2)
     >>> view.set_weights(torch.tensor([7, 4]), torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([0.0, 0.5]))
     >>> count_NM = view.count(torch.tensor([[0, 4, 4, 2], [0, 7, 4, 2]]))
     >>> count_NM.tolist(), view(count_NM, torch.tensor([2]))

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
-from .lexical_features import LexicalView
+from .lexical_features import LexicalFeatures
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
 from .precision import full_precision
@@ -58,7 +58,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
         agree_on_batches: where weights are sharded, this rank's encoder batches (is each recomputed?) → all ranks' (see
             modeling/training/sharding.py). A rank with fewer runs two tokens in place of each that it lacks, which nothing reads.
-        encoded_tokens: [real, padding] tokens that the encoder was given so far, for the share of padding.
+        token_counts: [real, padding] tokens that the encoder was given so far, for the share of padding.
     """
 
     config_class = HierarchicalRobertaConfig
@@ -77,7 +77,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         # The pooler reads the first token only and would be dead weight (and unused parameters under DDP).
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
-        # Identity, unless `standardize` says otherwise.
+        # Identity, unless `fit_feature_scaler` says otherwise.
         self.register_buffer("vector_mean", torch.zeros(config.hidden_size))
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
@@ -92,13 +92,13 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.lexical = None
         if config.lexical_features:
             vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
-            self.lexical = LexicalView(vocab_size, config.lexical_features, config.num_labels)
+            self.lexical = LexicalFeatures(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget: int | None = None
         self.batch_cost: int | None = None
         self.live_chunks = 0
         self.agree_on_batches: Callable[[list[bool]], list[bool]] | None = None
         self._trained_state: list[Any] | None = None
-        self.encoded_tokens = [0, 0]
+        self.token_counts = [0, 0]
         self.post_init()
         if self.lexical is not None:
             # Training begins at what the words say: random logits beside them would only disturb.
@@ -232,7 +232,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             layer.compile(dynamic=True, backend=backend)
 
     @torch.no_grad()
-    def standardize(self, document_BD: torch.Tensor) -> None:
+    def fit_feature_scaler(self, document_BD: torch.Tensor) -> None:
         """Shift and scale chunk vectors from now on so that these documents' mean vectors have mean 0 and deviation 1.
 
         A frozen encoder's features differ in scale by orders of magnitude, and some are constant: a head on them as
@@ -300,7 +300,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             )
         lengths = None if chunk_lengths is None else [length for document in chunk_lengths for length in document]
         counts = host_counts(num_chunks) if chunk_lengths is None else [len(document) for document in chunk_lengths]
-        chunk_NX = self.read_chunks(input_ids, attention_mask, chunk_vectors, lengths)
+        chunk_NX = self.extract_features(input_ids, attention_mask, chunk_vectors, lengths)
         logits_BK, chunk_weights_N = self.classify(chunk_NX, counts)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
         return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_NX)
@@ -329,7 +329,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)
             return self.classifier(self.dropout(document_BD)), chunk_weights_N
 
-    def read_chunks(
+    def extract_features(
         self,
         input_ids_NL: torch.Tensor | None,
         attention_mask_NL: torch.Tensor | None = None,
@@ -374,8 +374,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 if rows:
                     batch, lengths_n = slice(begin, begin + len(rows)), [lengths[row] for row in rows]
                     ids_nl, mask_nl = ids_NL[batch, : lengths_n[0]], mask_NL[batch, : lengths_n[0]]
-                    self.encoded_tokens[0] += sum(lengths_n)
-                    self.encoded_tokens[1] += ids_nl.numel() - sum(lengths_n)
+                    self.token_counts[0] += sum(lengths_n)
+                    self.token_counts[1] += ids_nl.numel() - sum(lengths_n)
                     begin += len(rows)
                 encode = recomputed(self.encode_batch, ids_nl.device) if recompute else self.encode_batch
                 if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
-from .chunk_attribution import chunk_contributions
+from .chunk_attribution import leave_one_out_attributions
 from .chunking import Chunker, select_chunks, tokenize_batch
 from .precision import full_precision
 from .prefetch import prefetched
@@ -39,7 +39,7 @@ def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> I
         yield batch
 
 
-def normalized(text: str) -> tuple[str, np.ndarray, np.ndarray]:
+def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
     """The text in Unicode normal form C, as the model was trained on, and for each of its characters where in the
     given text it begins and ends.
 
@@ -161,9 +161,9 @@ class HierarchicalClassificationPipeline(Pipeline):
                 f"The text holds half a surrogate pair ({text[error.start]!a} at character {error.start}), which is no "
                 "character: decode the file that it comes from with errors='replace'."
             ) from error
-        clean, begins, ends = normalized(text)
+        clean, begins, ends = nfc_with_offsets(text)
         [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
-        bounds = self.chunker.bounds(len(tokens), breaks)
+        bounds = self.chunker.spans(len(tokens), breaks)
         # The policy `random` reads as `uniform` does when nothing is trained.
         read = select_chunks(len(bounds), self.model.config.max_chunks, self.model.config.chunk_policy)
         spans = [(0, 0)]
@@ -171,7 +171,7 @@ class HierarchicalClassificationPipeline(Pipeline):
             spans = [(int(begins[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in (bounds[i] for i in read)]
         return {
             "text": text,
-            "input_ids": [self.chunker.framed(tokens[slice(*bounds[i])]) for i in read],
+            "input_ids": [self.chunker.with_special_tokens(tokens[slice(*bounds[i])]) for i in read],
             "spans": spans,
             "truncated": len(read) < len(bounds),
         }
@@ -207,7 +207,7 @@ class HierarchicalClassificationPipeline(Pipeline):
         odds = np.exp(logits - logits.max())
         scores = (odds / odds.sum()).tolist()
         label = int(np.argmax(scores))
-        strength = chunk_contributions(self.model, document["chunk_CD"], label).tolist()
+        strength = leave_one_out_attributions(self.model, document["chunk_CD"], label).tolist()
         order = sorted(range(len(strength)), key=lambda i: -strength[i])
         named = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or strength[i] > 0]
         spans = [(*_trimmed(document["text"], *document["spans"][i]), strength[i]) for i in named]

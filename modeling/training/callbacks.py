@@ -16,7 +16,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.trainer_callback import ExportableState
 
 from ..file_utils import write_json
-from .runtime import peak_memory, readable
+from .runtime import format_duration, peak_memory
 from .sharding import gloo_group
 from .trainer import WeightedTrainer
 
@@ -65,7 +65,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         control.should_training_stop = control.should_training_stop or self.has_stopped
 
 
-class History(TrainerCallback, ExportableState):
+class HistoryCallback(TrainerCallback, ExportableState):
     """Writes training_history.json: what the run was given, a record an evaluation, the best, whether it stopped early.
 
     Args:
@@ -142,7 +142,7 @@ class History(TrainerCallback, ExportableState):
             write_json(Path(args.output_dir) / "training_history.json", self.record(args, state))
 
 
-class StopOnSignal(TrainerCallback):
+class SignalCallback(TrainerCallback):
     """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
     A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is interrupted (see
     resumable_trainer.py). A second Ctrl-C stops at once. With several processes, made on all of them at once.
@@ -183,22 +183,22 @@ class StopOnSignal(TrainerCallback):
         if self.received is None:
             self.received, self.received_at = number, time.monotonic()
 
-    def agree(self) -> int | None:
+    def sync(self) -> int | None:
         """The signal that any process has received, on all of them. Every process must call it."""
         self.agreed = self.agreed or self._greatest(self.received or 0) or None
         return self.agreed
 
-    def must_give_up(self) -> bool:
+    def deadline_reached(self) -> bool:
         """Whether half the grace period is over, on any rank. Every rank must call it. With `asks_ahead` the answer is that of
         the call before, which no rank has to wait for."""
         late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
         if not self.asks_ahead:
-            return bool(self._greatest(late)) and self.agree() is not None
+            return bool(self._greatest(late)) and self.sync() is not None
         was_late = self._answer()
         greatest = torch.tensor(late)
         work = torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
         self._asked = (greatest, work)
-        return was_late and self.agree() is not None
+        return was_late and self.sync() is not None
 
     def _answer(self) -> bool:
         if self._asked is None:
@@ -227,7 +227,7 @@ class StopOnSignal(TrainerCallback):
         return None if self.agreed is None else 128 + self.agreed
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.agree():
+        if self.sync():
             control.should_training_stop = True
             # At the end of an epoch its evaluation and saving come by themselves, as they would without the signal.
             if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
@@ -243,7 +243,7 @@ def _epoch_has_ended(state: TrainerState) -> bool:
     return float(state.epoch or 0.5).is_integer()
 
 
-class LogLines(ProgressCallback):
+class ProgressLogCallback(ProgressCallback):
     """The progress bar, and what is logged as lines that training.log has too."""
 
     def on_log(
@@ -268,13 +268,13 @@ class LogLines(ProgressCallback):
         logger.info(line, extra={"detail": True})
 
 
-class EpochLines(TrainerCallback):
+class EvaluationLogCallback(TrainerCallback):
     """One line an evaluation with what a person wants to know: is it learning, is it the best yet, how long still?
 
     Made after `history`, whose newest record it tells.
     """
 
-    def __init__(self, history: History, labels: list[str]):
+    def __init__(self, history: HistoryCallback, labels: list[str]):
         self.history, self.labels = history, labels
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -297,9 +297,9 @@ class EpochLines(TrainerCallback):
             parts.append("recall " + ", ".join(f"{label} {recall:.2f}" for label, recall in recalls))
         took = new["seconds"] + (new["eval_seconds"] or 0)
         steps = new["step"] - before["step"]
-        parts.append(readable(took))
+        parts.append(format_duration(took))
         if control.should_training_stop or state.global_step >= state.max_steps:
             parts[-1] += ", the last"
         elif steps > 0:
-            parts[-1] += f", at most {readable(took / steps * (state.max_steps - state.global_step))} left"
+            parts[-1] += f", at most {format_duration(took / steps * (state.max_steps - state.global_step))} left"
         logger.info("; ".join(parts))

@@ -12,10 +12,10 @@ from ..file_utils import sync_to_disk, write_text
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_manifest.json"
-SAVING = ".saving"  # in output_dir: checkpoints that are being written, or deleted
+STAGING_DIR = ".saving"  # in output_dir: checkpoints that are being written, or deleted
 
 
-def put_in_place(partial: Path, folder: Path) -> None:
+def commit_checkpoint(partial: Path, folder: Path) -> None:
     """Give a checkpoint that was written elsewhere its name, when every byte of it is on disk, with a manifest of sizes
     and sha256. What had that name goes.
 
@@ -41,12 +41,12 @@ def rotate(output_dir: Path, limit: int | None, kept: Container[Path]) -> None:
 
     transformers' own function keeps the one with the highest number, which may be torn.
     """
-    found = checkpoints_of(str(output_dir))
+    found = list_checkpoints(str(output_dir))
     too_many = len(found) - limit if limit else 0
     for folder in [folder for folder in found[::-1] if folder not in kept][: max(too_many, 0)]:
         # Out of sight first: a kill in the middle shall not leave a torn one.
-        (output_dir / SAVING).mkdir(exist_ok=True)
-        out_of_sight = folder.rename(output_dir / SAVING / f"{folder.name}-old")
+        (output_dir / STAGING_DIR).mkdir(exist_ok=True)
+        out_of_sight = folder.rename(output_dir / STAGING_DIR / f"{folder.name}-old")
         shutil.rmtree(out_of_sight, ignore_errors=True)
 
 
@@ -55,7 +55,7 @@ def _fingerprint(file: Path) -> dict[str, int | str]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 
 
-def what_is_wrong(folder: Path) -> str | None:
+def checkpoint_problem(folder: Path) -> str | None:
     """Why a checkpoint cannot be gone on from, or None where it is whole."""
     try:
         recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def what_is_wrong(folder: Path) -> str | None:
     return None
 
 
-def checkpoints_of(output_dir: str) -> list[Path]:
+def list_checkpoints(output_dir: str) -> list[Path]:
     """The checkpoint folders of a run, newest first, whole or not."""
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdecimal()]
     return sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True)
@@ -89,7 +89,7 @@ def find_checkpoint(output_dir: str, which: str | None) -> str | None:
 
     def reason_against(folder: Path) -> str | None:
         has_state = (folder / "trainer_state.json").is_file()
-        return what_is_wrong(folder) or (None if has_state else "it holds a model and nothing to go on from")
+        return checkpoint_problem(folder) or (None if has_state else "it holds a model and nothing to go on from")
 
     if which is None or which.lower() in ("false", "none", ""):
         return None
@@ -99,7 +99,7 @@ def find_checkpoint(output_dir: str, which: str | None) -> str | None:
                 f"--resume_from_checkpoint {which}: {reason}. Give a whole checkpoint folder, or auto for the newest."
             )
         return which
-    for folder in checkpoints_of(output_dir):
+    for folder in list_checkpoints(output_dir):
         reason = reason_against(folder)
         if reason is None:
             return str(folder)

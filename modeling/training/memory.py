@@ -15,19 +15,19 @@ from ..hierarchical_roberta.modeling_hierarchical_roberta import (
     BATCHES_PER_CAST,
     HierarchicalRobertaForSequenceClassification,
 )
-from .runtime import free_memory, readable
+from .runtime import format_duration, free_memory
 from .training_args import HierarchicalTrainingArguments
 
 logger = logging.getLogger("train_hf")
 GIB, MIB = 2**30, 2**20
 # Shares of the free memory that activations may take. The CPU's is shared with everything else that runs there.
-USABLE = {"cuda": 0.85, "cpu": 0.5}
+MEMORY_FRACTION = {"cuda": 0.85, "cpu": 0.5}
 # Allocators leave gaps: measured peaks were 0.9 to 1.3 times what autograd keeps (docs/log.md).
-GAPS = 1.05
+FRAGMENTATION = 1.05
 
 
 @dataclass
-class Footprint:
+class MemoryEstimate:
     """Bytes that training takes over the loaded model.
 
     Attributes:
@@ -49,7 +49,7 @@ class Footprint:
         alive = min(num_chunks, live_chunks) if live_chunks else num_chunks
         # The weights' copies are made anew every few encoder batches, and once more while one is recomputed.
         copies = max(1, -(-alive // (BATCHES_PER_CAST * self.chunks_at_once))) + (alive < num_chunks)
-        return self.state + copies * self.once + self.working + GAPS * alive * self.per_chunk
+        return self.state + copies * self.once + self.working + FRAGMENTATION * alive * self.per_chunk
 
     def live_chunks_within(self, num_bytes: float, num_chunks: int) -> int:
         """The bound on live chunks under which a batch of `num_chunks` stays within so many bytes; 0 where none is
@@ -62,10 +62,10 @@ class Footprint:
         return max(fitting, default=1)
 
 
-def footprint(
+def estimate_memory(
     model: HierarchicalRobertaForSequenceClassification,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Footprint:
+) -> MemoryEstimate:
     """Measure what a step of this model keeps, by encoding two chunks and then four, and counting the tensors that
     autograd saves. Model, random state and gradients are as before.
 
@@ -79,7 +79,7 @@ def footprint(
     # Gradients of the widest activation, in and out, in fp32; and of the largest table, before it is added up.
     working = 2 * 4 * chunks_at_once * model.config.chunk_length * widest if encoder_trained else 0
     working += 4 * max((parameter.numel() for parameter in trained), default=0)
-    return Footprint(
+    return MemoryEstimate(
         state=3 * 4 * sum(parameter.numel() for parameter in trained),
         per_chunk=(kept_4 - kept_2) // 2,
         once=max(2 * kept_2 - kept_4, 0),
@@ -129,7 +129,7 @@ def _encode(
     model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> torch.Tensor:
     """Full chunks, the last but for a token, through the encoder in training mode, with nothing left behind."""
-    training, live_chunks, counted = model.training, model.live_chunks, list(model.encoded_tokens)
+    training, live_chunks, counted = model.training, model.live_chunks, list(model.token_counts)
     model.train()
     model.live_chunks = 0
     devices = [model.device] if model.device.type == "cuda" else []
@@ -142,7 +142,7 @@ def _encode(
                 return model.encode_chunks(words, mask)
     finally:
         model.train(training)
-        model.live_chunks, model.encoded_tokens = live_chunks, counted
+        model.live_chunks, model.token_counts = live_chunks, counted
 
 
 def _kept_bytes(
@@ -164,7 +164,7 @@ def _kept_bytes(
 
 
 @dataclass
-class Documents:
+class SplitLengths:
     """The lengths of a split: of each document how many chunks are read, and the mean tokens of one."""
 
     num_chunks: np.ndarray
@@ -186,7 +186,7 @@ class Documents:
 
 def choose_live_chunks(
     model: HierarchicalRobertaForSequenceClassification,
-    train: Documents,
+    train: SplitLengths,
     args: HierarchicalTrainingArguments,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> int:
@@ -198,14 +198,16 @@ def choose_live_chunks(
     on_cuda = args.device.type == "cuda"
     if on_cuda:
         warm_up(model, autocast)
-    room = USABLE.get(args.device.type, 0.5) * free_memory(args.device) / (1 if on_cuda else args.world_size)
+    room = MEMORY_FRACTION.get(args.device.type, 0.5) * free_memory(args.device) / (1 if on_cuda else args.world_size)
     if args.world_size > 1:
         room -= 4 * model.count_trainable_parameters()  # the buckets of DDP, which are not there yet
     largest = train.largest_batch(args.train_batch_size)
-    need = footprint(model, autocast)
+    need = estimate_memory(model, autocast)
     model.live_chunks = need.live_chunks_within(room, largest)
     if model.live_chunks:
-        need = footprint(model, autocast)  # with the smaller encoder batches of a bounded run there is room for more
+        need = estimate_memory(
+            model, autocast
+        )  # with the smaller encoder batches of a bounded run there is room for more
         model.live_chunks = need.live_chunks_within(room, largest) or model.live_chunks
     logger.info(
         f"Planned memory of a process: at most {_size(need.peak(largest, model.live_chunks))} over the weights, of "
@@ -216,12 +218,12 @@ def choose_live_chunks(
 
 def describe_run(
     model: HierarchicalRobertaForSequenceClassification,
-    splits: dict[str, Documents],
+    splits: dict[str, SplitLengths],
     args: HierarchicalTrainingArguments,
     autocast: Callable[[], AbstractContextManager[Any]],
 ) -> str:
     """What the run would take, for people. Memory is counted, time is measured on an encoder batch of full chunks."""
-    need = footprint(model, autocast)
+    need = estimate_memory(model, autocast)
     forward, backward = seconds_per_chunk(model, autocast)
     train, live, length = splits["train"], model.live_chunks, model.config.chunk_length
     batch = args.train_batch_size
@@ -244,13 +246,13 @@ def describe_run(
     ]
     if model.encoder_is_frozen:
         lines.append(
-            f"Time: encoding every chunk once {readable(encoding)} (kept for later runs); an epoch then a small part of that."
+            f"Time: encoding every chunk once {format_duration(encoding)} (kept for later runs); an epoch then a small part of that."
         )
     else:
         total = args.num_train_epochs * (epoch + checking)
         lines.append(
-            f"Time: a step ({documents} documents) {readable(epoch / steps)}, an epoch ({steps} steps) {readable(epoch)}, "
-            f"validation {readable(checking)}; {args.num_train_epochs:g} epochs {readable(total)} at the most."
+            f"Time: a step ({documents} documents) {format_duration(epoch / steps)}, an epoch ({steps} steps) {format_duration(epoch)}, "
+            f"validation {format_duration(checking)}; {args.num_train_epochs:g} epochs {format_duration(total)} at the most."
         )
     return "\n".join(lines)
 

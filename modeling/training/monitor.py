@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from .resumable_trainer import shown
+from .resumable_trainer import format_ids
 from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 # Steps in a row that are not taken before the run is ended. Under fp16 the scaler looks for its scale that way.
 MOST_SKIPPED, MOST_SKIPPED_FP16 = 3, 50
 # Sign → what it means and what helps. docs/guide.md explains each at more length.
-REMEDIES = {
+SUGGESTIONS = {
     "frozen_model": "no parameter is trained. Leave --freeze_encoder out, or unfreeze the head.",
     "extreme_class_weights": "one document of a rare class outweighs many others and makes training jumpy. Gather more "
     "of that class, or give softer --class_weights.",
@@ -33,7 +33,7 @@ REMEDIES = {
 }
 
 
-class HealthWatch(TrainerCallback, ExportableState):
+class TrainingMonitor(TrainerCallback, ExportableState):
     """Warns of each sign once, and ends a run whose steps cannot be taken.
 
     Attributes:
@@ -43,21 +43,21 @@ class HealthWatch(TrainerCallback, ExportableState):
 
     def __init__(self, trainer: WeightedTrainer):
         self.trainer = trainer
-        self.signs: list[str] = []
+        self.warnings: list[str] = []
         self.failure: str | None = None
         self.losses: list[float] = []
         self.evaluations: list[tuple[float, float]] = []
 
     def state(self) -> dict[str, Any]:
         """What it has seen so far: a resumed run must not begin to watch anew."""
-        seen = {"losses": self.losses, "evaluations": self.evaluations, "signs": self.signs}
+        seen = {"losses": self.losses, "evaluations": self.evaluations, "signs": self.warnings}
         return {"args": {}, "attributes": seen}
 
     def warn(self, sign: str, detail: str) -> None:
         """Log a sign, once."""
-        if sign not in self.signs:
-            self.signs.append(sign)
-            logger.warning(f"health: {sign}: {detail}: {REMEDIES[sign]}")
+        if sign not in self.warnings:
+            self.warnings.append(sign)
+            logger.warning(f"health: {sign}: {detail}: {SUGGESTIONS[sign]}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -74,10 +74,10 @@ class HealthWatch(TrainerCallback, ExportableState):
         skipped = self.trainer.carried.skipped
         if len(skipped) >= (MOST_SKIPPED_FP16 if args.fp16 else MOST_SKIPPED) and self.failure is None:
             ids = list(dict.fromkeys(id_ for _, _, of_step in skipped for id_ in of_step))
-            self.signs.append("nan_loss")
+            self.warnings.append("nan_loss")
             self.failure = (
                 f"health: nan_loss: {len(skipped)} steps in a row could not be taken, the last of them step "
-                f"{skipped[-1][0]} ({skipped[-1][1]}). Their documents: {shown(ids)}. {REMEDIES['nan_loss']} The "
+                f"{skipped[-1][0]} ({skipped[-1][1]}). Their documents: {format_ids(ids)}. {SUGGESTIONS['nan_loss']} The "
                 f"checkpoints in {args.output_dir} are from before it: go on with --resume_from_checkpoint auto."
             )
         if self.failure is not None:
@@ -115,11 +115,11 @@ def extreme_weights_message(weights: dict[str, float], counts: dict[str, int]) -
     if max(weights.values()) <= 10:
         return None
     shown = ", ".join(f"{label} weighs {weight:.1f} ({counts[label]} documents)" for label, weight in weights.items())
-    return f"health: extreme_class_weights: {shown}: {REMEDIES['extreme_class_weights']}"
+    return f"health: extreme_class_weights: {shown}: {SUGGESTIONS['extreme_class_weights']}"
 
 
 def frozen_model_message(model: torch.nn.Module) -> str | None:
     """The error for a model with nothing to train, or None."""
     if any(parameter.requires_grad for parameter in model.parameters()):
         return None
-    return f"health: frozen_model: {REMEDIES['frozen_model']}"
+    return f"health: frozen_model: {SUGGESTIONS['frozen_model']}"

@@ -23,8 +23,8 @@ SIGNS = (
 
 def out_of_memory_reason(error: Exception) -> str | None:
     """The first line of an error that says that memory is full; None for any other."""
-    is_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if not is_full and not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)):
+    is_disk_full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if not is_disk_full and not (isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)):
         return None
     return (str(error) or type(error).__name__).partition("\n")[0]
 

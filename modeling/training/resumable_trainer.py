@@ -18,15 +18,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
-from ..file_utils import disk_error, is_full
+from ..file_utils import disk_error, is_disk_full
 from ..hierarchical_roberta.recomputation import random_state, set_random_state
-from .checkpointing import SAVING, put_in_place, rotate, what_is_wrong
+from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, rotate
 
 logger = logging.getLogger(__name__)
 
 
-class Stop(Protocol):
-    """What ends a run on a signal: StopOnSignal.
+class StopSignal(Protocol):
+    """What ends a run on a signal: SignalCallback.
 
     Attributes:
         received: the signal that this process was sent, or None.
@@ -36,25 +36,25 @@ class Stop(Protocol):
     received: int | None
     agreed: int | None
 
-    def must_give_up(self) -> bool:
+    def deadline_reached(self) -> bool:
         """Whether there is no time left to end the step. Every process asks, before each micro-batch."""
 
 
-class GivenUp(Exception):
+class TrainingInterrupted(Exception):
     """A step or an evaluation is not ended, since the run has to stop."""
 
 
-class CarriedOver(TrainerCallback, ExportableState):
+class ResumeState(TrainerCallback, ExportableState):
     """What a checkpoint tells the run that goes on from it, beside Trainer's own state.
 
     Attributes:
-        evaluation_is_due: the evaluation after its step was given up, and comes first.
+        has_pending_evaluation: the evaluation after its step was given up, and comes first.
         skipped: the steps in a row, up to this one, that were not taken: (step, what was wrong, ids of documents).
         losses: of the last steps that were taken.
     """
 
     def __init__(self) -> None:
-        self.evaluation_is_due = False
+        self.has_pending_evaluation = False
         self.skipped: list[tuple[int, str, list[str]]] = []
         self.losses: list[float] = []
 
@@ -71,29 +71,29 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stop: Stop | None = None
+        self.stop: StopSignal | None = None
         self.sampler: Sampler | None = None
-        self.carried = CarriedOver()
+        self.carried = ResumeState()
         self.add_callback(self.carried)
         self.control: TrainerControl
         self._is_saving = self._has_given_up = self._epoch_begins = False
-        self._random_before: list[torch.Tensor] = []
+        self._step_rng_state: list[torch.Tensor] = []
         self._resumed_from: str | None = None
 
     # ---- stopping within a step or an evaluation ----
 
-    def give_up_if_asked(self) -> None:
-        """Raises GivenUp where the run has to stop now, on every process alike."""
-        if self.stop is not None and self.stop.must_give_up():
-            raise GivenUp
+    def raise_if_interrupted(self) -> None:
+        """Raises TrainingInterrupted where the run has to stop now, on every process alike."""
+        if self.stop is not None and self.stop.deadline_reached():
+            raise TrainingInterrupted
 
-    def uncount_step(self) -> None:
+    def discard_step_stats(self) -> None:
         """Forget what was counted of the present step. (Nothing is, here.)"""
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, after keeping the random state: what a checkpoint must hold if this step is given up."""
         if not self._epoch_begins:
-            self._random_before = random_state(self.args.device)
+            self._step_rng_state = random_state(self.args.device)
         self._epoch_begins = False
         return super().get_batch_samples(*args, **kwargs)
 
@@ -103,20 +103,20 @@ class ResumableTrainer(Trainer):
         for part in (self.sampler, self.train_dataset):
             if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        if self._evaluate_what_is_due(model, trial, epoch):
+        if self._run_pending_evaluation(model, trial, epoch):
             kwargs["resume_from_checkpoint"] = self._resumed_from
         if self.control.should_training_stop:
             return
         if epoch == kwargs["epochs_trained"]:
             self._load_rng_state(kwargs["resume_from_checkpoint"])
         # The loader draws a number when it begins: a checkpoint before an epoch's first step has the state before that.
-        self._random_before, self._epoch_begins = random_state(self.args.device), True
+        self._step_rng_state, self._epoch_begins = random_state(self.args.device), True
         try:
             super()._run_epoch(epoch=epoch, model=model, trial=trial, **kwargs)
-        except (GivenUp, RuntimeError) as error:
+        except (TrainingInterrupted, RuntimeError) as error:
             self._raise_unless_stopped(error)
-            self.uncount_step()
-            self._leave_checkpoint(model, trial)
+            self.discard_step_stats()
+            self._save_interrupt_checkpoint(model, trial)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
@@ -126,7 +126,7 @@ class ResumableTrainer(Trainer):
             return
         evaluates = self.control.should_evaluate
         if evaluates:
-            self._random_before = random_state(self.args.device)
+            self._step_rng_state = random_state(self.args.device)
         try:
             super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
             is_best = self.state.best_global_step == self.state.global_step
@@ -135,10 +135,10 @@ class ResumableTrainer(Trainer):
                 # Trainer has taken back that the stopped run is to be saved.
                 self._save_checkpoint(model, trial)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        except (GivenUp, RuntimeError) as error:
+        except (TrainingInterrupted, RuntimeError) as error:
             self._raise_unless_stopped(error)
-            self.carried.evaluation_is_due = True
-            self._leave_checkpoint(model, trial)
+            self.carried.has_pending_evaluation = True
+            self._save_interrupt_checkpoint(model, trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As Trainer's; the best is saved whatever the strategy, where it is to be loaded in the end."""
@@ -150,15 +150,15 @@ class ResumableTrainer(Trainer):
     def _raise_unless_stopped(self, error: Exception) -> None:
         """Any error but a step that is given up; or a loader's worker that the same signal has ended while it was starting."""
         lost_worker = self.stop is not None and self.stop.received is not None and "DataLoader worker" in str(error)
-        if not isinstance(error, GivenUp) and not (lost_worker and self.args.world_size == 1):
+        if not isinstance(error, TrainingInterrupted) and not (lost_worker and self.args.world_size == 1):
             raise error
 
-    def _leave_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_interrupt_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save the state after the last whole step, unless it is saved, and end the training."""
         self._has_given_up = self.control.should_training_stop = True
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step and (self.carried.evaluation_is_due or what_is_wrong(folder)):
-            set_random_state(self.args.device, self._random_before)
+        if self.state.global_step and (self.carried.has_pending_evaluation or checkpoint_problem(folder)):
+            set_random_state(self.args.device, self._step_rng_state)
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -166,7 +166,7 @@ class ResumableTrainer(Trainer):
         self._resumed_from = checkpoint
         done = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         for folder in (Path(checkpoint or "").parent, Path(self._get_output_dir(trial))):
-            self._find_best(folder)
+            self._resolve_best_checkpoint(folder)
         return done
 
     # ---- rates ----
@@ -195,19 +195,19 @@ class ResumableTrainer(Trainer):
                 group["initial_lr"] = self.lr_scheduler.base_lrs[number] = rate
                 self.lr_scheduler._last_lr[number] = group["lr"]  # what is logged first
 
-    def _find_best(self, run_dir: Path, being_saved: Path | None = None) -> None:
+    def _resolve_best_checkpoint(self, run_dir: Path, being_saved: Path | None = None) -> None:
         """Where the best checkpoint is now: the run may have moved, and Trainer looks in `.saving`."""
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if best == being_saved or best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
-    def _evaluate_what_is_due(self, model: nn.Module, trial: Any, epoch: int) -> bool:
+    def _run_pending_evaluation(self, model: nn.Module, trial: Any, epoch: int) -> bool:
         """The evaluation that was given up, if one was; the checkpoint then is what it would have been without the stop, and
         what the run goes on from."""
-        if not self.carried.evaluation_is_due:
+        if not self.carried.has_pending_evaluation:
             return False
         logger.info(f"Evaluating after step {self.state.global_step} first: the run was stopped in that evaluation.")
-        self.carried.evaluation_is_due = False
+        self.carried.has_pending_evaluation = False
         self._load_rng_state(self._resumed_from)
         self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
         self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, None, 0.0)
@@ -221,7 +221,7 @@ class ResumableTrainer(Trainer):
         was stopped has no use for its best model."""
         is_stopped = self._has_given_up or (self.stop is not None and self.stop.agreed is not None)
         if not is_stopped:
-            self._evaluate_what_is_due(self.model_wrapped, trial, int(self.args.num_train_epochs))
+            self._run_pending_evaluation(self.model_wrapped, trial, int(self.args.num_train_epochs))
         limit, best = self.args.save_total_limit, self.args.load_best_model_at_end
         self.args.save_total_limit, self.args.load_best_model_at_end = None, best and not is_stopped
         try:
@@ -246,7 +246,7 @@ class ResumableTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
-        return f"{folder}/{SAVING}" if self._is_saving else folder
+        return f"{folder}/{STAGING_DIR}" if self._is_saving else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As Trainer's, in a folder beside; it gets its name, with a manifest, when every byte is on disk. Older ones
@@ -256,29 +256,29 @@ class ResumableTrainer(Trainer):
             ValueError: it cannot be written.
         """
         run_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
-        folder, partial = (place / f"checkpoint-{step}" for place in (run_dir, run_dir / SAVING))
+        folder, partial = (place / f"checkpoint-{step}" for place in (run_dir, run_dir / STAGING_DIR))
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            self._find_best(run_dir, being_saved=folder)
+            self._resolve_best_checkpoint(run_dir, being_saved=folder)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))  # with the name that the folder will have
-                put_in_place(partial, folder)
+                commit_checkpoint(partial, folder)
                 best = self.state.best_model_checkpoint
                 rotate(run_dir, limit, {folder, Path(best)} if best else {folder})
         except Exception as error:
             if (reason := disk_error(error)) is None:
                 raise
-            raise ValueError(_why_not_saved(reason, folder)) from error
+            raise ValueError(_save_error_message(reason, folder)) from error
         finally:
             self._is_saving, self.args.save_total_limit = False, limit
         self.accelerator.wait_for_everyone()
 
     def _load_best_model(self) -> None:
         """As Trainer's, of a checkpoint that is whole."""
-        if reason := what_is_wrong(Path(self.state.best_model_checkpoint or "")):
+        if reason := checkpoint_problem(Path(self.state.best_model_checkpoint or "")):
             raise ValueError(
                 f"The best checkpoint, {self.state.best_model_checkpoint}, cannot be used: {reason}. The last one can: "
                 "--resume_from_checkpoint auto --load_best_model_at_end False."
@@ -303,16 +303,18 @@ def ignore_signals(then: Callable[[int], None] | None, worker: int) -> None:
         then(worker)
 
 
-def _why_not_saved(error: OSError, folder: Path) -> str:
+def _save_error_message(error: OSError, folder: Path) -> str:
     """For people, where a checkpoint could not be written."""
-    mend = "Make room on the disk (the disk is full)" if is_full(error) else "See that the folder can be written to"
+    mend = (
+        "Make room on the disk (the disk is full)" if is_disk_full(error) else "See that the folder can be written to"
+    )
     return (
         f"{folder} could not be saved ({' '.join(str(error).split())[:200]}). The checkpoints saved before it are as they were. "
         f"{mend}, and go on with --resume_from_checkpoint auto."
     )
 
 
-def shown(ids: list[str], most: int = 10) -> str:
+def format_ids(ids: list[str], most: int = 10) -> str:
     """The first ids of a list, and how many more there are."""
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
     return (", ".join(ids[:most]) or "without ids") + more

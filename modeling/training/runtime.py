@@ -13,7 +13,7 @@ import torch
 from ..hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 
 
-def use_all_cores(num_threads: int = 0) -> int:
+def set_num_threads(num_threads: int = 0) -> int:
     """All cores, shared among the processes of this machine, for the work on a CPU, or so many threads; how many there
     are now. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -27,7 +27,7 @@ def use_flash_attention_on_cuda() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def settle_freed_memory(model: HierarchicalRobertaForSequenceClassification, device: torch.device) -> None:
+def configure_malloc(model: HierarchicalRobertaForSequenceClassification, device: torch.device) -> None:
     """Tell the C library what to do with the memory that tensors free on a CPU (glibc; elsewhere, and on
     another device, nothing is done).
 
@@ -82,7 +82,7 @@ def free_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def readable(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time for people.
 
     >>> [readable(seconds) for seconds in (4.21, 75, 600, 9000)]

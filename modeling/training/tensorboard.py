@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..file_utils import is_full
+from ..file_utils import is_disk_full
 from .runtime import peak_memory
 from .trainer import WeightedTrainer
 
@@ -48,8 +48,8 @@ class TensorBoard(TrainerCallback):
         """The model's graph, traced on two documents of two short chunks."""
         assert self.writer is not None
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        training, encoded_tokens = model.training, model.encoded_tokens
-        model.encoded_tokens = [0, 0]  # tracing makes tensors of the numbers that are added here
+        training, token_counts = model.training, model.token_counts
+        model.token_counts = [0, 0]  # tracing makes tensors of the numbers that are added here
         chatter = logging.getLogger("transformers.modeling_utils")  # tracing asks for every property, unused ones too
         level = chatter.level
         chatter.setLevel(logging.ERROR)
@@ -58,14 +58,14 @@ class TensorBoard(TrainerCallback):
                 warnings.simplefilter("ignore")
                 self.writer.add_graph(HierarchicalClassifier(model.eval()), _example(model))
         except Exception as error:
-            if is_full(error):
+            if is_disk_full(error):
                 raise
             # Some encoders cannot be traced, and no run should end for want of a picture
             logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
         finally:
             chatter.setLevel(level)
             model.train(training)
-            model.encoded_tokens = encoded_tokens
+            model.token_counts = token_counts
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

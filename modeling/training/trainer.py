@@ -25,14 +25,14 @@ from .losses import weight_sum, weighted_loss_sum
 from .optimizer import parameter_groups
 from .out_of_memory import out_of_memory_reason, split_documents, survive_out_of_memory
 from .reduction import average_gradients
-from .resumable_trainer import ResumableTrainer, ignore_signals, shown
-from .sampling import EpochSampler, WithBlanks
+from .resumable_trainer import ResumableTrainer, format_ids, ignore_signals
+from .sampling import EpochSampler, PaddedDataset
 from .sharding import prepare_to_shard, shards_weights
 from .training_stats import TrainingStats
 
 logger = logging.getLogger(__name__)
 
-LOSSES_LOOKED_AT = 20
+LOSS_WINDOW = 20
 # Under fp16 the scaler looks for its scale by skipping steps: only from so many in a row on is one worth a warning.
 QUIET_FP16_SKIPS = 2
 
@@ -86,7 +86,7 @@ class WeightedTrainer(ResumableTrainer):
         self.stats = TrainingStats(self.accelerator)
         # What is done where memory does not suffice: documents of a batch taken in so many parts, in training and in
         # evaluation, beside the model's live chunks.
-        self.document_parts = {True: 1, False: 1}
+        self.num_splits = {True: 1, False: 1}
         self._eval_live_chunks = 0
         self._full_precision = False
         # Of the present optimizer step: its micro-batches so far with their losses and their documents' ids, and the random
@@ -144,7 +144,7 @@ class WeightedTrainer(ResumableTrainer):
         Gradients are reduced over the processes when the step's last micro-batch is through, so that one process may
         begin again without the others. (Where the weights are sharded they meet in every layer, and none may.)
         """
-        self.give_up_if_asked()
+        self.raise_if_interrupted()
         if not self._step_batches:
             self._step_random = random_state(self.args.device)
         self._step_batches.append(inputs)
@@ -158,7 +158,7 @@ class WeightedTrainer(ResumableTrainer):
                 except (RuntimeError, MemoryError) as error:
                     if (reason := out_of_memory_reason(error)) is None:
                         raise
-                self._make_room(inputs, reason, training=True)
+                self._shrink_batch(inputs, reason, training=True)
                 model.zero_grad()
                 set_random_state(self.args.device, self._step_random)
                 again = self._step_batches
@@ -179,11 +179,11 @@ class WeightedTrainer(ResumableTrainer):
             ) from error
 
     def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
-        parts = split_documents(inputs, self.document_parts[True])
+        parts = split_documents(inputs, self.num_splits[True])
         step = super().training_step
         return torch.stack([step(model, part, num_items).detach() for part in parts]).sum()
 
-    def _make_room(self, inputs: dict[str, Any], reason: str, training: bool) -> None:
+    def _shrink_batch(self, inputs: dict[str, Any], reason: str, training: bool) -> None:
         """Halve what is alive at once, and say so.
 
         Raises:
@@ -194,14 +194,14 @@ class WeightedTrainer(ResumableTrainer):
             raise ValueError(f"Out of memory ({reason}): lower {lower}_batch_size.")
         clear_device_cache(garbage_collection=True)
         model = self.accelerator.unwrap_model(self.model)
-        largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.document_parts[training]))
+        largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.num_splits[training]))
         live = 1 if "chunk_vectors" in inputs else min(model.live_chunks or largest, largest)
-        documents = -(-len(inputs["num_chunks"]) // self.document_parts[training])
+        documents = -(-len(inputs["num_chunks"]) // self.num_splits[training])
         if live > 1:
             model.live_chunks = live // 2
             done = f"live chunks {live} → {live // 2}"
         elif documents > 1:
-            self.document_parts[training] *= 2
+            self.num_splits[training] *= 2
             done = f"documents at a time {documents} → {-(-documents // 2)}, accumulated as before"
         else:
             raise ValueError(
@@ -224,14 +224,14 @@ class WeightedTrainer(ResumableTrainer):
         self.stats.add_batches(batches, time.perf_counter() - started)
         return batches, weights
 
-    def uncount_step(self) -> None:
+    def discard_step_stats(self) -> None:
         """As if nothing of the present step had gone through; the seconds were spent all the same."""
         self.stats.discard_step()
         self._tr_loss.copy_(self._logged_before)
 
     def padding_share(self) -> float:
         """Share of padding among the tokens that the encoder was given so far, on this process."""
-        real, padding = self.accelerator.unwrap_model(self.model).encoded_tokens
+        real, padding = self.accelerator.unwrap_model(self.model).token_counts
         return padding / max(real + padding, 1)
 
     # ---- evaluation ----
@@ -252,7 +252,7 @@ class WeightedTrainer(ResumableTrainer):
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Logits and labels alone: the split's loss is computed from them at the end, and chunk vectors stay here."""
-        self.give_up_if_asked()
+        self.raise_if_interrupted()
         inputs = self._prepare_inputs(inputs)
         inputs.pop("ids", None)
         labels = inputs.pop("labels", None)
@@ -264,7 +264,7 @@ class WeightedTrainer(ResumableTrainer):
         try:
             while True:
                 try:
-                    parts = split_documents(inputs, self.document_parts[False])
+                    parts = split_documents(inputs, self.num_splits[False])
                     autocast = nullcontext() if self._full_precision else self.compute_loss_context_manager()
                     with torch.no_grad(), autocast:
                         logits = torch.cat([model(**part).logits.detach() for part in parts])
@@ -272,7 +272,7 @@ class WeightedTrainer(ResumableTrainer):
                 except (RuntimeError, MemoryError) as error:
                     if (reason := out_of_memory_reason(error)) is None:
                         raise
-                self._make_room(inputs, reason, training=False)
+                self._shrink_batch(inputs, reason, training=False)
         finally:
             self._eval_live_chunks, bare.live_chunks = bare.live_chunks, live_chunks
 
@@ -328,11 +328,11 @@ class WeightedTrainer(ResumableTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         loss = torch.stack(self._step_losses).sum() / self.accelerator.num_processes
         loss = float(self.accelerator.reduce(loss) if self.args.world_size > 1 else loss)
-        if (wrong := self._what_is_wrong(loss, float(norm))) is None:
+        if (wrong := self._skip_reason(loss, float(norm))) is None:
             self.last_grad_norm = norm
             self.stats.add_loss(loss)
             self.carried.skipped = []
-            self.carried.losses = [*self.carried.losses, loss][-LOSSES_LOOKED_AT:]
+            self.carried.losses = [*self.carried.losses, loss][-LOSS_WINDOW:]
             return norm
         broken = [ids for ids, loss in zip(self._step_ids, self._step_losses, strict=True) if not loss.isfinite()]
         ids = self._of_all_processes(broken) or self._of_all_processes(self._step_ids)
@@ -340,7 +340,7 @@ class WeightedTrainer(ResumableTrainer):
         self.carried.skipped = [*self.carried.skipped, (step, wrong, ids)]
         is_quiet = self.args.fp16 and len(self.carried.skipped) <= QUIET_FP16_SKIPS
         level = logging.INFO if is_quiet else logging.WARNING
-        logger.log(level, f"Step {step} is not taken: {wrong}. Its documents: {shown(ids)}.")
+        logger.log(level, f"Step {step} is not taken: {wrong}. Its documents: {format_ids(ids)}.")
         self.stats.discard_step(is_skipped=True)
         self._tr_loss.copy_(self._logged_before)
         self._globalstep_last_logged += 1  # the mean that is logged is over the steps that were taken
@@ -352,7 +352,7 @@ class WeightedTrainer(ResumableTrainer):
         ids = [id_ for batch in batches for id_ in batch if id_]
         return gather_object(ids) if self.args.world_size > 1 else ids
 
-    def _what_is_wrong(self, loss: float, norm: float) -> str | None:
+    def _skip_reason(self, loss: float, norm: float) -> str | None:
         """Why the present step must not be taken, or None."""
         if not math.isfinite(loss) or not math.isfinite(norm):
             return f"its loss is {loss:g}, its gradients' norm {norm:g}"
@@ -400,7 +400,7 @@ class WeightedTrainer(ResumableTrainer):
                 worker_init_fn=partial(ignore_signals, None),
             )
         if self.args.world_size > 1:
-            documents = WithBlanks(documents)
+            documents = PaddedDataset(documents)
         return self._get_dataloader(
             dataset=documents,
             description="Training",

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 # Summed loss of the steps, steps, skipped steps, documents, chunks, and seconds: of training in all, and waiting for
 # data.
-COUNTED = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
+STAT_KEYS = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
 
 
 class TrainingStats:
@@ -19,8 +19,8 @@ class TrainingStats:
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.totals = dict.fromkeys(COUNTED, 0.0)
-        self._counts: dict[str, Any] = dict.fromkeys(COUNTED, 0.0)
+        self.totals = dict.fromkeys(STAT_KEYS, 0.0)
+        self._counts: dict[str, Any] = dict.fromkeys(STAT_KEYS, 0.0)
         self._before_step = self._counts
         self._clock: float | None = None
 
@@ -52,17 +52,17 @@ class TrainingStats:
         now = time.perf_counter()
         self._counts["seconds"] += (now - self._clock if self._clock else 0.0) / self.accelerator.num_processes
         self._clock = None
-        counts = [float(self._counts[name]) for name in COUNTED]
+        counts = [float(self._counts[name]) for name in STAT_KEYS]
         if self.accelerator.num_processes > 1:
             of_all = torch.tensor(counts, dtype=torch.float64, device=self.accelerator.device)
             counts = self.accelerator.reduce(of_all).tolist()
-        for name, value in zip(COUNTED, counts, strict=True):
+        for name, value in zip(STAT_KEYS, counts, strict=True):
             self.totals[name] += value
             self._counts[name] = 0.0
         return self.totals
 
     def reset_totals(self) -> None:
-        self.totals = dict.fromkeys(COUNTED, 0.0)
+        self.totals = dict.fromkeys(STAT_KEYS, 0.0)
 
     def speed(self) -> dict[str, float]:
         """Documents and chunks a second on this process since its counts were last added up, times the processes."""

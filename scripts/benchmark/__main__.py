@@ -2,7 +2,7 @@
 
     python -m scripts.benchmark --encoder outputs/minilm --output_dir outputs/bench
 
-Same documents, weights and threads; each contestant in a fresh process, round after round in turn, medians. Writes
+Same documents, weights and threads; each system in a fresh process, round after round in turn, medians. Writes
 benchmark.json, benchmark.md and benchmark.png. On an otherwise idle machine; two cores take about 40 minutes.
 """
 
@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from scripts.benchmark.synthetic_documents import MIX, cut, documents_of, evenness, texts_of_source
 from scripts.benchmark.table import draw, markdown
-from scripts.benchmark.worker import CONTESTANTS
+from scripts.benchmark.worker import SYSTEMS
 from scripts.common.cli import UserParser, run_main
 
 PADDED = ("padded loop, gradient checkpointing", "padded loop")
-NEIGHBOURS = ("BELT", "Simple Transformers")
+THIRD_PARTY = ("BELT", "Simple Transformers")
 SCENARIOS = ("mix", "whole", "roofline", "growth", "frozen", "ranks")
 GROWTH = (1, 2, 5, 10, 20, 50, 100, 200)
 
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Bench:
-    """Runs contestants and keeps what they took, `results[scenario][contestant]`."""
+    """Runs systems and keeps what they took, `results[scenario][system]`."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
@@ -60,12 +60,12 @@ class Bench:
         path.write_text(json.dumps(list(texts)), encoding="utf-8")
         return path
 
-    def run(self, scenario: str, contestants: Sequence[str], rounds: int, **spec: Any) -> dict[str, Any]:
-        """Each contestant in turn, `rounds` times; medians of each figure."""
-        taken: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
+    def run(self, scenario: str, systems: Sequence[str], rounds: int, **spec: Any) -> dict[str, Any]:
+        """Each system in turn, `rounds` times; medians of each figure."""
+        taken: dict[str, list[dict[str, float]]] = {name: [] for name in systems}
         for number in range(rounds):
-            for name in contestants:
-                if (result := self._once({"contestant": name, "seed": number, **spec})) is not None:
+            for name in systems:
+                if (result := self._once({"system": name, "seed": number, **spec})) is not None:
                     taken[name].append(result)
                     print(f"{scenario}, {name}: {result['seconds']:.2f} s, {result['peak_mib']:.0f} MiB", flush=True)
         found = self.results.setdefault(scenario, {})
@@ -77,7 +77,7 @@ class Bench:
         return found
 
     def _once(self, spec: dict[str, Any]) -> dict[str, float] | None:
-        neighbour = spec["contestant"] in NEIGHBOURS
+        neighbour = spec["system"] in THIRD_PARTY
         module = "neighbours" if neighbour else "worker"
         python = self.arguments.neighbours if neighbour else sys.executable
         command = [python, "-m", f"scripts.benchmark.{module}", json.dumps(spec)]
@@ -85,7 +85,7 @@ class Bench:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-            print(f"{spec['contestant']} failed: {last[0]}", flush=True)
+            print(f"{spec['system']} failed: {last[0]}", flush=True)
             return None
         return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -94,7 +94,7 @@ def measure(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     """Every scenario that was asked for."""
     given = bench.arguments
     base = {"encoder": given.encoder, "max_chunks": 20, "batch": 2}
-    neighbours = NEIGHBOURS if given.neighbours else ()
+    neighbours = THIRD_PARTY if given.neighbours else ()
     if "roofline" in given.scenarios:
         for length in (256, 512):
             path = bench.documents(f"mix_{length}", documents_of(MIX, length, tokenizer))
@@ -102,7 +102,7 @@ def measure(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
             bench.run(f"roofline {length}", ("ours", "bare encoder"), 4 * given.rounds, **spec)
     if "mix" in given.scenarios:
         path = bench.documents("mix_512", documents_of(MIX, 512, tokenizer))
-        levers = [name for name in CONTESTANTS if name != "bare encoder"]
+        levers = [name for name in SYSTEMS if name != "bare encoder"]
         bench.run("mix", (*levers, *neighbours), given.rounds, **base, documents=str(path), chunk_length=512)
     if "whole" in given.scenarios:
         if given.source:
@@ -115,10 +115,10 @@ def measure(bench: Bench, tokenizer: PreTrainedTokenizerBase) -> None:
     if "growth" in given.scenarios:
         for chunks in sorted({*(number for number in GROWTH if number <= given.most_chunks), given.most_chunks}):
             path = bench.documents(f"chunks_{chunks}", documents_of((chunks,), 256, tokenizer))
-            contestants = ["ours, 16 live chunks"] + (["ours"] if chunks <= 200 else [])
-            contestants += list(PADDED) if chunks <= 20 else []
+            systems = ["ours, 16 live chunks"] + (["ours"] if chunks <= 200 else [])
+            systems += list(PADDED) if chunks <= 20 else []
             spec = {**base, "max_chunks": chunks, "batch": 1, "documents": str(path), "chunk_length": 256}
-            bench.run(f"growth {chunks}", contestants, given.rounds if chunks <= 200 else 1, **spec)
+            bench.run(f"growth {chunks}", systems, given.rounds if chunks <= 200 else 1, **spec)
     if "frozen" in given.scenarios:
         path = bench.documents("frozen", documents_of(MIX * 12, 256, tokenizer))
         bench.run("frozen", ("frozen encoder",), given.rounds, **base, documents=str(path), chunk_length=256)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.memory import choose_live_chunks, footprint
+from modeling.training.memory import choose_live_chunks, estimate_memory
 from scripts.benchmark.gpu_runner import Report, Settings, free_memory
 from scripts.benchmark.gpu_setup import (
     GIB,
@@ -84,7 +84,7 @@ def _step_memory(
         model.gradient_checkpointing_enable()
     else:
         model.gradient_checkpointing_disable()
-    need = footprint(model, lambda: autocast(device, precision))
+    need = estimate_memory(model, lambda: autocast(device, precision))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     planned = weights + need.peak(len(batch["input_ids"]), live_chunks)
     free_memory()

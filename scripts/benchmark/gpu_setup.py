@@ -20,7 +20,7 @@ from transformers import RobertaConfig, TrainerCallback
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.memory import Documents
+from modeling.training.memory import SplitLengths
 from modeling.training.runtime import use_flash_attention_on_cuda
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
@@ -127,10 +127,10 @@ class RandomDocuments(Dataset):
         """Tokens of every chunk."""
         return [len(chunk) for item in self.items for chunk in item["input_ids"]]
 
-    def sizes(self) -> Documents:
+    def sizes(self) -> SplitLengths:
         """Chunks of each document and the mean tokens of one, as `choose_live_chunks` takes them."""
         chunks = [item["input_ids"] for item in self.items]
-        return Documents(
+        return SplitLengths(
             np.array([len(each) for each in chunks]),
             np.array([sum(map(len, each)) / len(each) for each in chunks]),
         )

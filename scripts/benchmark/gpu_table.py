@@ -71,10 +71,10 @@ def aim_text(aim: tuple[str, Any], device: str) -> str:
         return device
     if comparison == "between":
         return f"{bound[0]:g} to {bound[1]:g}"
-    return shown(bound) if comparison == "=" else f"{comparison} {bound:g}"
+    return format_value(bound) if comparison == "=" else f"{comparison} {bound:g}"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -104,7 +104,7 @@ def markdown(lines: Sequence[Line], names: Iterable[str] = ()) -> str:
 
 def _environment(figures: dict[str, Any]) -> str:
     first = ("device", "device type", "torch", "CUDA", "cuDNN", "driver")
-    known = [f"{name} {shown(figures[name])}" for name in first if name in figures]
+    known = [f"{name} {format_value(figures[name])}" for name in first if name in figures]
     return ", ".join(known) + "." if known else "The environment was not read."
 
 
@@ -114,7 +114,7 @@ def _overview(lines: Sequence[Line], device: str) -> str:
         judged = [is_met(value, aim, device) for _, value, aim in _judged(line)]
         result = "ok" if line["ok"] else line.get("error") or f"{len(line.get('failed', {}))} parts failed"
         aims = f"{sum(judged)} of {len(judged)}" if judged else ""
-        rows.append(f"| {line['check']} | {shown(result)} | {line['seconds']:.0f} | {aims} |")
+        rows.append(f"| {line['check']} | {format_value(result)} | {line['seconds']:.0f} | {aims} |")
     return "\n".join(rows)
 
 
@@ -129,7 +129,7 @@ def _missed(lines: Sequence[Line], device: str) -> Iterator[str]:
     for line in lines:
         for name, value, aim in _judged(line):
             if not is_met(value, aim, device):
-                yield f"{line['check']}, {name}: {shown(value)}, aim {aim_text(aim, device)}"
+                yield f"{line['check']}, {name}: {format_value(value)}, aim {aim_text(aim, device)}"
 
 
 def is_skipped(value: Any) -> bool:
@@ -140,8 +140,8 @@ def is_skipped(value: Any) -> bool:
 def _cell(check: str, name: str, value: Any, device: str) -> str:
     aim = aim_of(check, name)
     if aim is None or is_skipped(value):
-        return shown(value)
-    return f"{shown(value)} (aim {aim_text(aim, device)}: {'met' if is_met(value, aim, device) else 'NOT met'})"
+        return format_value(value)
+    return f"{format_value(value)} (aim {aim_text(aim, device)}: {'met' if is_met(value, aim, device) else 'NOT met'})"
 
 
 def _topic(line: Line, device: str) -> str:
@@ -154,10 +154,10 @@ def _topic(line: Line, device: str) -> str:
         for name, value in single.items():
             aim = None if is_skipped(value) else aim_of(check, name)
             last = f"{aim_text(aim, device)} | {'yes' if is_met(value, aim, device) else 'NO'}" if aim else " | "
-            rows.append(f"| {name} | {shown(value)} | {last} |")
+            rows.append(f"| {name} | {format_value(value)} | {last} |")
         parts.append("\n".join(rows))
     parts += _matrices(check, {name: value for name, value in figures.items() if ": " in name}, device)
-    parts += [f"**{name}** failed: {shown(message)}" for name, message in line.get("failed", {}).items()]
+    parts += [f"**{name}** failed: {format_value(message)}" for name, message in line.get("failed", {}).items()]
     return "\n\n".join(parts)
 
 
@@ -169,7 +169,7 @@ def _matrices(check: str, figures: dict[str, Any], device: str) -> list[str]:
         rows.setdefault(row, {})[column] = _cell(check, name, value, device)
     tables: dict[tuple[str, ...], list[str]] = {}
     for row, cells in rows.items():
-        tables.setdefault(tuple(cells), []).append(f"| {shown(row)} | {' | '.join(cells.values())} |")
+        tables.setdefault(tuple(cells), []).append(f"| {format_value(row)} | {' | '.join(cells.values())} |")
     return [
         "\n".join([f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *body])
         for columns, body in tables.items()

@@ -32,7 +32,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
 from data.deduplication import join_groups, near_duplicates
-from data.documents import Columns, name_of
+from data.documents import Columns, to_label
 from data.preparation import describe_source, prepare_dataset
 from data.prepared_dataset import load_prepared, save_prepared
 from data.readers import read_rows
@@ -170,7 +170,7 @@ def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]
     rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_rows(source), 1):
         # Of rows with one id the first is the document (--drop duplicate_id).
-        rows.setdefault(name_of(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
+        rows.setdefault(to_label(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
     return lambda id_: rows.get(id_, dict.fromkeys(wanted))
 
 
@@ -194,7 +194,7 @@ class Folds:
         self.whole = datasets.concatenate_datasets(list(splits.values()))
         labels = np.asarray(self.whole["label"])
         column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
-        group_of = [name_of(column_of(id_)["group"]) for id_ in self.whole["id"]]
+        group_of = [to_label(column_of(id_)["group"]) for id_ in self.whole["id"]]
         groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
         if arguments.fold_column:
             fold_of = self._folds_given(arguments.fold_column, column_of, groups)
@@ -211,7 +211,7 @@ class Folds:
             self.rows.append(chosen | {"test": test})
 
     def _folds_given(self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray) -> list[str]:
-        fold_of = [name_of(column_of(id_)[column]) for id_ in self.whole["id"]]
+        fold_of = [to_label(column_of(id_)[column]) for id_ in self.whole["id"]]
         if absent := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
             raise ValueError(f"{len(absent)} documents have nothing in {column!r}, {absent[0]} for one.")
         if len(set(fold_of)) < 2:
@@ -270,7 +270,7 @@ class Folds:
                 (kept / split).mkdir(parents=True, exist_ok=True)
                 for places, path in vector_files(kept / split, len(rows)).items():
                     if not path.exists():
-                        write_vectors(path, (whole.all_of(rows[place]) for place in places))
+                        write_vectors(path, (whole.document_vectors(rows[place]) for place in places))
         return whole
 
 
@@ -346,7 +346,7 @@ def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[
 
     def ends(which: list[int]) -> Callable[[int], np.ndarray]:
         assert vectors is not None
-        of_BD = np.stack([vectors.all_of(row)[which].ravel() for row in range(len(vectors))])
+        of_BD = np.stack([vectors.document_vectors(row)[which].ravel() for row in range(len(vectors))])
 
         def scores(number: int) -> np.ndarray:
             rows = folds.rows[number]
@@ -393,9 +393,9 @@ def main() -> None:
                 is_new = train_candidate(candidate, folds, number, seed, arguments)
                 took = f"{time.perf_counter() - started:.0f} s" if is_new else "there already"
                 print(f"fold {number}, {candidate.name}, seed {seed}: {took}", flush=True)
-        contestants = {candidate.name: arguments.seeds for candidate in arguments.candidate}
-        contestants |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
-        measured = summary(folds.folder / "runs", folds.whole.features["label"].names, contestants)
+        systems = {candidate.name: arguments.seeds for candidate in arguments.candidate}
+        systems |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
+        measured = summary(folds.folder / "runs", folds.whole.features["label"].names, systems)
         measured["first_chunk_length"] = protocol["first_chunk_length"]
         write_json(folds.folder / "quality.json", measured)
         write_text(folds.folder / "quality.md", markdown(measured))

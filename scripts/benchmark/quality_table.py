@@ -43,8 +43,8 @@ def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) 
     return marked_B
 
 
-class Judge:
-    """Compares contestants with TF-IDF on the same documents, by a paired bootstrap over them (Efron 1979)."""
+class PairedComparison:
+    """Compares systems with TF-IDF on the same documents, by a paired bootstrap over them (Efron 1979)."""
 
     def __init__(self, labels_B: np.ndarray, folds_B: np.ndarray, names: Sequence[str], reference_BK: np.ndarray):
         self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
@@ -68,7 +68,7 @@ class Judge:
         return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
 
     def figures(self, scores_SBK: np.ndarray) -> dict[str, Any]:
-        """What is told of a contestant."""
+        """What is told of a system."""
         own = self.measured(scores_SBK)
         less = {name: own[name] - self.reference[name] for name in own}
         by_fold = np.zeros(len(self.counts))
@@ -90,7 +90,7 @@ class Judge:
 
 
 def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tuple[int, int], Path]]:
-    """contestant → (fold, seed) → folder of the runs that are done."""
+    """system → (fold, seed) → folder of the runs that are done."""
     done: dict[str, dict[tuple[int, int], Path]] = {name: {} for name in seeds}
     for name, its_seeds in seeds.items():
         for path in sorted(runs.glob(f"{name}/fold-*-seed-*/cost.json")):
@@ -109,19 +109,19 @@ def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
 
 
 def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> dict[str, Any]:
-    """Each contestant's figures over the folds that all of them have finished, and its difference to TF-IDF.
+    """Each system's figures over the folds that all of them have finished, and its difference to TF-IDF.
 
     `missed_at_rate` is the share of the severest class that is not flagged when, in each fold, as many documents are
     flagged as TF-IDF rates so: those with the highest score.
 
     Args:
-        seeds: of each contestant, whose folder in `runs` it names.
+        seeds: of each system, whose folder in `runs` it names.
     """
     done = finished_runs(runs, seeds)
     folds = sorted({fold for fold, _ in done[REFERENCE]})
     folds = [fold for fold in folds if all((fold, seed) in done[name] for name in seeds for seed in seeds[name])]
     if not folds:
-        return {"folds": 0, "labels": list(names), "contestants": {}}
+        return {"folds": 0, "labels": list(names), "systems": {}}
     labels: list[int] = []
     fold_of: list[int] = []
     scores: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in its_seeds] for name, its_seeds in seeds.items()}
@@ -134,32 +134,32 @@ def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> di
                 by_id = read_scores(done[name][fold, seed], names)
                 scores[name][place] += [by_id[id_][1] for id_ in reference]
     scores_SBK = {name: np.array(of) for name, of in scores.items()}
-    judge = Judge(np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0])
-    contestants = {
+    judge = PairedComparison(np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0])
+    systems = {
         name: judge.figures(of) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
         for name, of in scores_SBK.items()
     }
-    return {"folds": len(folds), "documents": len(labels), "labels": list(names), "contestants": contestants}
+    return {"folds": len(folds), "documents": len(labels), "labels": list(names), "systems": systems}
 
 
 def markdown(measured: dict[str, Any]) -> str:
     """The table, the best first."""
-    if not measured["contestants"]:
-        return "No fold is finished by all contestants yet.\n"
+    if not measured["systems"]:
+        return "No fold is finished by all systems yet.\n"
     severest = measured["labels"][-1]
     head = ["", "macro-F1, folds", "less TF-IDF [95 %]", f"recall {' / '.join(measured['labels'])}"]
     head += [f"{severest} missed at TF-IDF's flag rate", "less TF-IDF [95 %]", "seeds", "s a run", "peak MiB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    order = sorted(measured["contestants"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
+    order = sorted(measured["systems"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
     for name, of in order:
         f1 = of["f1_macro"]
         cells = [
             name,
             f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
-            "" if name == REFERENCE else shown(of["f1_macro_less_tfidf"]),
+            "" if name == REFERENCE else format_interval(of["f1_macro_less_tfidf"]),
             " / ".join(f"{recall:.2f}" for recall in of["recall"]),
             f"{of['missed_at_rate']:.3f}",
-            "" if name == REFERENCE else shown(of["missed_at_rate_less_tfidf"]),
+            "" if name == REFERENCE else format_interval(of["missed_at_rate_less_tfidf"]),
             str(of["seeds"]),
             "" if of["seconds"] is None else f"{of['seconds']:.0f}",
             "" if of["peak_mib"] is None else f"{of['peak_mib']:.0f}",
@@ -172,5 +172,5 @@ def markdown(measured: dict[str, Any]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def shown(value: dict[str, float]) -> str:
+def format_interval(value: dict[str, float]) -> str:
     return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from data.demo_corpus import demo_corpus
 from data.readers import read_rows
 from modeling.hierarchical_roberta.chunking import tokenize_batch
-from modeling.training.sampling import deal_out
+from modeling.training.sampling import balance_across_ranks
 
 # 49 real chunks in 8 documents of 1 to 20: padding to 20 makes 160 of them.
 MIX = (3.4, 19.8, 0.7, 6.5, 1.3, 9.6, 4.2, 2.1)
@@ -71,7 +71,7 @@ def evenness(
         tokens = rng.choice(num_tokens, count, replace=count > len(num_tokens))
         chunks = np.ceil(tokens / (chunk_length - 2))
         costs = tokens * (1 + tokens / chunks / (6 * hidden_size))
-        for name, order in (("dealt out", deal_out(costs.tolist(), ranks, 1)), ("random", range(count))):
+        for name, order in (("dealt out", balance_across_ranks(costs.tolist(), ranks, 1)), ("random", range(count))):
             totals = costs[list(order)].reshape(documents_each, ranks).sum(axis=0)
             found[name].append(float(totals.mean() / totals.max()))
     return {name: float(np.mean(values)) for name, values in found.items()}

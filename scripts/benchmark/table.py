@@ -22,7 +22,7 @@ def markdown(results: Results) -> str:
         ("roofline 512", "The mix at 512 tokens a chunk, against the bare encoder on as many tokens"),
     ):
         if found := results.get(scenario):
-            parts.append(f"**{title}**\n\n{contestants_table(found)}")
+            parts.append(f"**{title}**\n\n{systems_table(found)}")
     if any(name.startswith("growth") for name in results):
         parts.append(f"**One document, more and more chunks of 256 tokens**\n\n{growth_table(results)}")
     if frozen := results.get("frozen", {}).get("frozen encoder"):
@@ -37,7 +37,7 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def contestants_table(found: dict[str, Any]) -> str:
+def systems_table(found: dict[str, Any]) -> str:
     ours = found["ours"]
     lines = [
         "| | seconds | documents/s | real tokens/s | peak MiB over the model | time ÷ ours | memory ÷ ours |",

@@ -1,6 +1,6 @@
 """Two other projects on the same documents and weights, in an environment of their own (`make bench` makes it).
 
-    PYTHON -m scripts.benchmark.third_party '{"contestant": "BELT", …}'
+    PYTHON -m scripts.benchmark.third_party '{"system": "BELT", …}'
 
 BELT (belt-nlp, PyPI) encodes every chunk padded to its full length and averages the chunks' logits; Simple Transformers
 (simpletransformers, PyPI) makes an example of each window. Both without overlap, in their own defaults otherwise.
@@ -87,8 +87,8 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     texts = json.loads(Path(spec["documents"]).read_text(encoding="utf-8"))
-    contestant = {"BELT": belt, "Simple Transformers": simple_transformers}[spec["contestant"]]
-    meter = contestant(spec, texts, [i % 3 for i in range(len(texts))])
+    system = {"BELT": belt, "Simple Transformers": simple_transformers}[spec["system"]]
+    meter = system(spec, texts, [i % 3 for i in range(len(texts))])
     print(json.dumps(meter.result()))
 
 

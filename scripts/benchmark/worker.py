@@ -1,6 +1,6 @@
-"""One contestant, in a process of its own: trains a pass over the documents and says what it took.
+"""One system, in a process of its own: trains a pass over the documents and says what it took.
 
-    python -m scripts.benchmark.worker '{"contestant": "ours", "documents": "outputs/bench/mix_512.json", …}'
+    python -m scripts.benchmark.worker '{"system": "ours", "documents": "outputs/bench/mix_512.json", …}'
 
 Started by scripts.benchmark. Prints one JSON object: seconds, peak_mib (resident memory above the loaded model, or
 allocated memory on CUDA), documents, tokens, chunks; and for ours expected_mib and expected_seconds (see run_plan.py).
@@ -23,16 +23,16 @@ from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.memory import footprint, seconds_per_chunk
-from modeling.training.runtime import settle_freed_memory, use_all_cores
+from modeling.training.memory import estimate_memory, seconds_per_chunk
+from modeling.training.runtime import configure_malloc, set_num_threads
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
 from scripts.training.embedding_cache import cached_chunk_vectors
 
-# What each contestant is: the options that differ from ours. `ours` has every lever on.
-CONTESTANTS: dict[str, dict[str, Any]] = {
+# What each system is: the options that differ from ours. `ours` has every lever on.
+SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, fp32": {"bf16": False},
     "ours, freed memory given back": {"settles_memory": False},
@@ -114,7 +114,7 @@ def build(spec: dict[str, Any], options: dict[str, Any]) -> HierarchicalRobertaF
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
     """A training pass of the project, or of the padded loop, by the same trainer."""
-    options = CONTESTANTS[spec["contestant"]]
+    options = SYSTEMS[spec["system"]]
     tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
     documents = chunked_documents(spec, tokenizer)
     args = training_arguments(
@@ -126,7 +126,7 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     )
     model = build(spec, options).to(args.device)
     if options.get("settles_memory", not options.get("padded")):
-        settle_freed_memory(model, args.device)
+        configure_malloc(model, args.device)
     if not options.get("sorts", True):
         hierarchical.plan_encoder_batches = batches_in_order
     pad = tokenizer.pad_token_id
@@ -145,8 +145,8 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     warm_up(trainer, collator([documents[i] for i in range(min(spec["batch"], len(documents)))]))
     trainer.train()
     result: dict[str, Any] = meter.result() | counts
-    if spec["contestant"] == "ours":
-        need = footprint(model, trainer.accelerator.autocast)
+    if spec["system"] == "ours":
+        need = estimate_memory(model, trainer.accelerator.autocast)
         largest = sum(sorted((sum(chunks) for chunks in lengths), reverse=True)[: spec["batch"]]) / spec["chunk_length"]
         result["expected_mib"] = need.peak(largest) / 2**20
         result["expected_seconds"] = sum(seconds_per_chunk(model, trainer.accelerator.autocast)) * (
@@ -229,9 +229,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     transformers.set_seed(spec.get("seed", 0))
-    use_all_cores()
+    set_num_threads()
     kinds = {"bare encoder": bare_encoder, "frozen encoder": frozen_encoder}
-    print(json.dumps(kinds.get(spec["contestant"], train)(spec)))
+    print(json.dumps(kinds.get(spec["system"], train)(spec)))
 
 
 if __name__ == "__main__":

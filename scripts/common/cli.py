@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from modeling.file_utils import disk_error, is_full
+from modeling.file_utils import disk_error, is_disk_full
 
 # What a person can mend: wrong values, missing or unreadable files, a full disk. Anything else is a defect of ours.
 USER_ERRORS = (ValueError, OSError)
@@ -119,7 +119,7 @@ def one_paragraph(error: BaseException) -> str:
     if "in DataLoader worker" in said:  # torch puts the worker's traceback before what it said
         said = said.rsplit(f"{type(error).__name__}: ", 1)[-1]
     said = " ".join(said.split()) or type(error).__name__
-    if is_full(error) and "disk is full" not in said:
+    if is_disk_full(error) and "disk is full" not in said:
         said = said.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
         said += "--resume_from_checkpoint auto)."
     return said

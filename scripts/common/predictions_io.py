@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import numpy as np
 
-from modeling.file_utils import whole_file
+from modeling.file_utils import atomic_write
 
 
 def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
     """CSV with a row a document: id, label, predicted, and one score column a class."""
-    with whole_file(path, newline="") as file:
+    with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "predicted", *labels])
         for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
@@ -23,5 +23,5 @@ def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], sco
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """JSON, one object a line."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

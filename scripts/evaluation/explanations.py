@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.hierarchical_roberta.chunk_attribution import chunk_contributions
+from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.pipeline import batches_by_tokens
 from modeling.hierarchical_roberta.precision import full_precision
@@ -38,7 +38,7 @@ class Sentence:
 
 
 @dataclass
-class Reading:
+class DocumentResult:
     """A document as the model read it.
 
     Attributes:
@@ -78,7 +78,7 @@ class Reading:
 @torch.no_grad()
 def read_documents(
     model: HierarchicalRobertaForSequenceClassification, chunked: ChunkedDocuments, collator: DocumentCollator
-) -> Iterator[Reading]:
+) -> Iterator[DocumentResult]:
     """Every document of a split, in its order, in fp32."""
     items = ({**chunked[index], "index": index} for index in range(len(chunked)))
     for batch in batches_by_tokens(items, 8 * model.encoder_batch_size()[0]):
@@ -93,7 +93,7 @@ def read_documents(
         for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
             read = chunked.selection(item["index"], len(bounds)).tolist()
-            yield Reading(item["index"], logits_K, chunk_CD, weights_C, read, bounds, spans)
+            yield DocumentResult(item["index"], logits_K, chunk_CD, weights_C, read, bounds, spans)
 
 
 def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -102,23 +102,23 @@ def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int
     row = chunked.documents.with_format("numpy", columns=["input_ids", "token_start", "token_end", "token_break"])[
         index
     ]
-    bounds = chunked.chunker.bounds(len(row["input_ids"]), row["token_break"])
+    bounds = chunked.chunker.spans(len(row["input_ids"]), row["token_break"])
     if len(row["input_ids"]) == 0 or row["token_start"][0] < 0:
         return bounds, [(0, 0)] * len(bounds)
     return bounds, [(int(row["token_start"][a]), int(row["token_end"][b - 1])) for a, b in bounds]
 
 
-def explain_chunks(model: HierarchicalRobertaForSequenceClassification, readings: list[Reading]) -> None:
+def explain_chunks(model: HierarchicalRobertaForSequenceClassification, readings: list[DocumentResult]) -> None:
     """Fill in the contributions of each document's chunks to its predicted label."""
     for reading in readings:
-        reading.contributions = chunk_contributions(model, reading.chunk_CD, reading.predicted).cpu().numpy()
+        reading.contributions = leave_one_out_attributions(model, reading.chunk_CD, reading.predicted).cpu().numpy()
 
 
 def explain_sentences(
     model: HierarchicalRobertaForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     chunked: ChunkedDocuments,
-    readings: list[Reading],
+    readings: list[DocumentResult],
 ) -> None:
     """Fill in the sentences of each document's strongest chunks, by token attributions summed to words and sentences."""
     blank = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.pad_token_id
@@ -134,7 +134,7 @@ def explain_sentences(
         found: list[Sentence] = []
         for place in reading.strongest(EXPLAINED_CHUNKS) if len(row["input_ids"]) else []:
             first, end = reading.bounds[reading.read[place]]
-            ids_L = torch.from_numpy(chunked.chunker.framed(row["input_ids"][first:end])).to(model.device)
+            ids_L = torch.from_numpy(chunked.chunker.with_special_tokens(row["input_ids"][first:end])).to(model.device)
             blank_L = ids_L.clone()
             before = len(chunked.chunker.prefix)
             blank_L[before : before + end - first] = blank

@@ -13,7 +13,7 @@ from data.chunk_dataset import ChunkedDocuments
 from modeling.hierarchical_roberta.chunk_attribution import logits_of_subsets
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.precision import full_precision
-from scripts.evaluation.explanations import Reading
+from scripts.evaluation.explanations import DocumentResult
 
 SHARES = np.arange(0, 1.0, 0.1)
 RANDOM_ORDERS = 5
@@ -23,7 +23,7 @@ DOCUMENTS = 50
 
 
 def chunk_curves(
-    model: HierarchicalRobertaForSequenceClassification, readings: list[Reading], seed: int = 0
+    model: HierarchicalRobertaForSequenceClassification, readings: list[DocumentResult], seed: int = 0
 ) -> dict[str, Any]:
     """Mean probability of the predicted label while chunks are deleted, and while they alone are inserted, strongest
     first and at random, at each share of the document's chunks (Petsiuk et al. 2018); and the mean of each curve.
@@ -59,7 +59,7 @@ def chunk_curves(
 def sentence_curves(
     model: HierarchicalRobertaForSequenceClassification,
     chunked: ChunkedDocuments,
-    readings: list[Reading],
+    readings: list[DocumentResult],
     seed: int = 0,
 ) -> dict[str, Any]:
     """As `chunk_curves`, while 0 to 5 sentences of the explained chunks are deleted from the text, or alone left of them.
@@ -86,7 +86,7 @@ def sentence_curves(
 def _with_sentences(
     model: HierarchicalRobertaForSequenceClassification,
     chunked: ChunkedDocuments,
-    reading: Reading,
+    reading: DocumentResult,
     kept: list[set[int]],
 ) -> np.ndarray:
     """Probability of the predicted label with only these sentences left in the explained chunks, for each variant. Tokens
@@ -102,13 +102,13 @@ def _with_sentences(
                 is_left[sentence.first_token : sentence.end_token] = False
         for place in explained:
             chunk = slice(*reading.bounds[reading.read[place]])
-            chunks.append(torch.from_numpy(chunked.chunker.framed(tokens[chunk][is_left[chunk]])))
+            chunks.append(torch.from_numpy(chunked.chunker.with_special_tokens(tokens[chunk][is_left[chunk]])))
     padding = chunked.tokenizer.pad_token_id
     ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=padding)
     lengths = torch.tensor([len(chunk) for chunk in chunks])
     mask_NL = (torch.arange(ids_NL.shape[1]) < lengths[:, None]).long()
     with full_precision(model.device):
-        vectors_ND = model.read_chunks(ids_NL.to(model.device), mask_NL.to(model.device))
+        vectors_ND = model.extract_features(ids_NL.to(model.device), mask_NL.to(model.device))
     chunk_SCD = reading.chunk_CD.to(model.device).expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
     logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(reading.chunk_CD)] * len(kept))
@@ -128,7 +128,9 @@ def summary(curves: dict[str, list[np.ndarray]], places: list[float]) -> dict[st
     }
 
 
-def pointing(readings: list[Reading], evidence: list[str], labels: np.ndarray, label: int) -> dict[str, Any]:
+def pointing_game(
+    readings: list[DocumentResult], evidence: list[str], labels: np.ndarray, label: int
+) -> dict[str, Any]:
     """Where the true evidence is known: the share of rightly rated documents of a label whose strongest chunk, and whose
     strongest sentence, stands in it: at least half of the shorter of the two must lie in the other."""
     chunks, sentences = [], []
@@ -136,10 +138,10 @@ def pointing(readings: list[Reading], evidence: list[str], labels: np.ndarray, l
         spans = json.loads(evidence[reading.index] or "[]")
         if not spans or labels[reading.index] != label or reading.predicted != label:
             continue
-        chunks.append(any(_stands_in(reading.span_of(reading.strongest()[0]), span) for span in spans))
+        chunks.append(any(_overlaps(reading.span_of(reading.strongest()[0]), span) for span in spans))
         if reading.sentences:
             best = reading.sentences[0]
-            sentences.append(any(_stands_in((best.start, best.end), span) for span in spans))
+            sentences.append(any(_overlaps((best.start, best.end), span) for span in spans))
     found: dict[str, Any] = {"documents": len(chunks)}
     if chunks:
         found["chunk"] = float(np.mean(chunks))
@@ -148,6 +150,6 @@ def pointing(readings: list[Reading], evidence: list[str], labels: np.ndarray, l
     return found
 
 
-def _stands_in(span: tuple[int, int], evidence: dict[str, int]) -> bool:
+def _overlaps(span: tuple[int, int], evidence: dict[str, int]) -> bool:
     shared = min(span[1], evidence["end"]) - max(span[0], evidence["start"])
     return shared > 0 and 2 * shared >= min(span[1] - span[0], evidence["end"] - evidence["start"])

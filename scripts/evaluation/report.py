@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from modeling.file_utils import whole_file
+from modeling.file_utils import atomic_write
 
 # What the table of documents shows; the rest of a document is read when it is opened.
 SUMMARY = ("id", "label", "predicted", "confidence", "truncated", "num_chunks", "review")
@@ -60,7 +60,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         "documents": [{name: document[name] for name in SUMMARY} for document in report["documents"]],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.writelines(environment.get_template("report_template.html").generate(**report, summary=summary))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from scripts.evaluation.explanations import Reading
+from scripts.evaluation.explanations import DocumentResult
 
 EVIDENCE_SENTENCES = 3
 REVIEWED = 25
@@ -265,7 +265,7 @@ def documents_of(
     return documents, lines
 
 
-def chunks_of(reading: Reading) -> list[dict[str, Any]]:
+def chunks_of(reading: DocumentResult) -> list[dict[str, Any]]:
     """All chunks of a document in order; contribution and attention are 0 for those that were not read."""
     place_of = {chunk: place for place, chunk in enumerate(reading.read)}
     weights = reading.weights_C.tolist()

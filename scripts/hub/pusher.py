@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts.hub.upload import claim_repo, fetch_last_checkpoint, set_timeout, stage
+from scripts.hub.upload import configure_client_timeout, ensure_repo, fetch_last_checkpoint, stage
 
 logger = logging.getLogger(__name__)
 
@@ -209,10 +209,10 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
     repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
     if args.process_index == 0:
         try:
-            set_timeout(args.hub_timeout)
+            configure_client_timeout(args.hub_timeout)
             if wants_push:
                 whose = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
-                repo_id = claim_repo(repo_id, *whose)
+                repo_id = ensure_repo(repo_id, *whose)
             if args.resume_from_checkpoint == "hub":
                 args.resume_from_checkpoint = str(
                     fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))

@@ -19,8 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils._http import default_client_factory  # not exported, and it keeps the client offline
 
 from modeling import hierarchical_roberta
-from modeling.file_utils import is_full
-from modeling.training.checkpointing import SAVING, put_in_place, what_is_wrong
+from modeling.file_utils import is_disk_full
+from modeling.training.checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint
 
 LAST_CHECKPOINT = "last-checkpoint"
 # The model's own code; the last three are names of models exported earlier.
@@ -81,7 +81,7 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def take_token_off_the_command_line() -> None:
+def scrub_hub_token() -> None:
     """Start this process anew with the value of --hub_token in HF_TOKEN, where no list of processes shows it."""
     rest: list[str] = []
     token, is_next = None, False
@@ -98,7 +98,7 @@ def take_token_off_the_command_line() -> None:
         os.execv(sys.executable, [sys.executable, *rest[1:]])  # noqa: S606 (itself)
 
 
-def set_timeout(seconds: float) -> None:
+def configure_client_timeout(seconds: float) -> None:
     """No call of the hub's client waits longer than this for an answer. (By itself it would wait without end.)"""
 
     def factory() -> httpx2.Client:
@@ -109,7 +109,7 @@ def set_timeout(seconds: float) -> None:
     huggingface_hub.set_client_factory(factory)
 
 
-def claim_repo(
+def ensure_repo(
     repo_id: str, private: bool | None, allow_public: bool, revision: str | None, license: str | None = None
 ) -> str:
     """See, before anything is trained, that the repo can be pushed to; it and its branch are made where they are not.
@@ -180,7 +180,7 @@ def reason_of(error: BaseException) -> str:
     status = getattr(response, "status_code", None)
     if isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError):
         return "there is no token. Log in (hf auth login), or put one that may write into HF_TOKEN."
-    if is_full(error):
+    if is_disk_full(error):
         return "the disk is full: make room, and do it again."
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it, or leave --push_to_hub out."
@@ -243,11 +243,11 @@ def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) 
     shutil.rmtree(checkpoint, ignore_errors=True)
     found.rename(checkpoint)
     best = output_dir / Path(state.get("best_model_checkpoint") or checkpoint.name).name
-    if what_is_wrong(best):  # a whole one of this machine's stays
-        partial = output_dir / SAVING / best.name
+    if checkpoint_problem(best):  # a whole one of this machine's stays
+        partial = output_dir / STAGING_DIR / best.name
         partial.mkdir(parents=True, exist_ok=True)
         for path in files_of(download, MODEL_FILES):
             shutil.copyfile(path, partial / path.name)
-        put_in_place(partial, best)
+        commit_checkpoint(partial, best)
     shutil.rmtree(download, ignore_errors=True)
     return checkpoint

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from modeling.file_utils import write_json, write_text
 from modeling.training.calibration import fit_temperature
-from modeling.training.callbacks import History
+from modeling.training.callbacks import HistoryCallback
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
@@ -45,7 +45,9 @@ def evaluate_splits(
     return metrics
 
 
-def export(trainer: WeightedTrainer, history: History, metrics: dict[str, dict[str, float]], labels: list[str]) -> None:
+def export(
+    trainer: WeightedTrainer, history: HistoryCallback, metrics: dict[str, dict[str, float]], labels: list[str]
+) -> None:
     """The best model, complete, at the top of output_dir, with its metrics and its card."""
     args = trainer.args
     folder = Path(args.output_dir)

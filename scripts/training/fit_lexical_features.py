@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from sklearn.linear_model import LogisticRegression
 
 from data.chunk_dataset import ChunkedDocuments
-from modeling.hierarchical_roberta.lexical_features import LexicalView
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
 logger = logging.getLogger("train_hf")
 
@@ -26,8 +26,8 @@ INVERSE_PENALTY = 0.3
 MOST_DOCUMENTS = 20_000
 
 
-def fit_lexical_view(
-    view: LexicalView, train: ChunkedDocuments, class_weights_K: torch.Tensor | None, process_index: int = 0
+def fit_lexical_features(
+    view: LexicalFeatures, train: ChunkedDocuments, class_weights_K: torch.Tensor | None, process_index: int = 0
 ) -> None:
     """Choose the M tokens whose log counts differ most between the classes, and weigh them by logistic regression.
 
@@ -64,7 +64,7 @@ def lexical_weights(
     vocab_size: int,
     class_weights_K: torch.Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids (m,), weights (K, m) and bias (K,) of the features, m ≤ M; see `fit_lexical_view`."""
+    """Token ids (m,), weights (K, m) and bias (K,) of the features, m ≤ M; see `fit_lexical_features`."""
     labels_B = np.asarray(train.documents["label"], dtype=np.int64)
     tokens_m, share_m = choose_tokens(train, labels_B, num_labels, num_features, vocab_size)
     drawn = np.arange(len(labels_B))

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling.file_utils import is_full
-from modeling.training.checkpointing import SAVING, checkpoints_of, find_checkpoint
+from modeling.file_utils import is_disk_full
+from modeling.training.checkpointing import STAGING_DIR, find_checkpoint, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (for as long as the run)
     except OSError as error:
-        if is_full(error):
+        if is_disk_full(error):
             raise
         reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
         raise ValueError(f"output_dir {folder} {reason}: expected a folder of your own, or a new name.") from None
@@ -54,14 +54,14 @@ def lock_output_dir(folder: Path) -> Iterator[None]:
 
 def clear_unfinished(folder: Path) -> None:
     """Delete what a run that was killed was writing or deleting; what it was replacing gets its name back."""
-    for before in (folder / SAVING).glob("*-before"):
+    for before in (folder / STAGING_DIR).glob("*-before"):
         if not (folder / before.name.removesuffix("-before")).exists():
             before.rename(folder / before.name.removesuffix("-before"))
-    for unfinished in (SAVING, EXPORT):
+    for unfinished in (STAGING_DIR, EXPORT):
         shutil.rmtree(folder / unfinished, ignore_errors=True)
 
 
-def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
+def resolve_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
     """The checkpoint to resume from. An earlier run in output_dir is gone on with or replaced, but never mixed with.
 
     Raises:
@@ -69,12 +69,12 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
             run's.
     """
     checkpoint = find_checkpoint(output_dir, resume)
-    earlier = [path.name for path in checkpoints_of(output_dir)] or [
+    earlier = [path.name for path in list_checkpoints(output_dir)] or [
         name for name in RESULTS if (Path(output_dir) / name).exists()
     ]
     if checkpoint is not None:
         logger.info(f"Going on from {checkpoint}.")
-        if not is_of(checkpoint, output_dir):
+        if not is_from_run(checkpoint, output_dir):
             if earlier and not overwrite:
                 raise ValueError(
                     f"{output_dir} holds an earlier run ({', '.join(earlier[:3])}), and {checkpoint} is another's: replace "
@@ -82,13 +82,13 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
                 )
             return checkpoint
         step = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-        newer = [path.name for path in checkpoints_of(output_dir) if int(path.name.split("-")[-1]) > step]
+        newer = [path.name for path in list_checkpoints(output_dir) if int(path.name.split("-")[-1]) > step]
         if resume != "auto" and newer:
             raise ValueError(
                 f"{output_dir} holds checkpoints that are newer than {checkpoint} ({', '.join(newer)}), which a "
                 "later resume would take for this run's: delete them, or name another output_dir."
             )
-    elif resume == "auto" and not (checkpoints_of(output_dir) or (Path(output_dir) / "model.safetensors").exists()):
+    elif resume == "auto" and not (list_checkpoints(output_dir) or (Path(output_dir) / "model.safetensors").exists()):
         logger.info("No checkpoint to go on from: from the start.")
     elif resume == "auto" and not overwrite:
         raise ValueError(
@@ -103,7 +103,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
     return checkpoint
 
 
-def is_of(checkpoint: str, output_dir: str) -> bool:
+def is_from_run(checkpoint: str, output_dir: str) -> bool:
     """Whether a checkpoint is one of the run in output_dir."""
     return Path(checkpoint).parent.resolve() == Path(output_dir).resolve()
 
@@ -116,7 +116,7 @@ def remove_if_empty(folder: str) -> None:
 
 def clear_earlier_run(output_dir: str) -> None:
     """Delete the checkpoints and results of an earlier run. (Its TensorBoard files stay, under their own date.)"""
-    for path in checkpoints_of(output_dir):
+    for path in list_checkpoints(output_dir):
         shutil.rmtree(path)
     for path in [Path(output_dir) / name for name in RESULTS] + sorted(Path(output_dir).glob("predictions_*.csv")):
         path.unlink(missing_ok=True)

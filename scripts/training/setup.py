@@ -24,9 +24,9 @@ from modeling.hierarchical_roberta.chunking import chunk_sizes, coverage, specia
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.losses import balanced_class_weights
-from modeling.training.memory import Documents, choose_live_chunks
+from modeling.training.memory import SplitLengths, choose_live_chunks
 from modeling.training.monitor import extreme_weights_message, frozen_model_message
-from modeling.training.runtime import settle_freed_memory, use_flash_attention_on_cuda
+from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
 from modeling.training.training_args import HierarchicalTrainingArguments, parse_class_weights
 
@@ -179,7 +179,7 @@ def chunk_splits(
     tokenizer: PreTrainedTokenizerBase,
     model: HierarchicalRobertaForSequenceClassification,
     args: HierarchicalTrainingArguments,
-) -> tuple[dict[str, ChunkedDocuments], dict[str, Documents]]:
+) -> tuple[dict[str, ChunkedDocuments], dict[str, SplitLengths]]:
     """Each split as chunks, after saying what share of it is cut; and its documents' lengths."""
     config = model.config
     if args.dataloader_persistent_workers and config.chunk_policy == "random":
@@ -202,7 +202,7 @@ def chunk_splits(
         )
         num_tokens = num_tokens_of(part)
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
-        sizes[name] = Documents(*chunk_sizes(num_tokens, *geometry))
+        sizes[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
         cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
@@ -223,7 +223,7 @@ def stream_of(
 
 def plan_memory(
     model: HierarchicalRobertaForSequenceClassification,
-    sizes: dict[str, Documents],
+    sizes: dict[str, SplitLengths],
     args: HierarchicalTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
@@ -247,4 +247,4 @@ def plan_memory(
             chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
             logger.info(f"Live chunks, from the free memory: {chosen}.")
     model.live_chunks = live_chunks
-    settle_freed_memory(model, args.device)
+    configure_malloc(model, args.device)

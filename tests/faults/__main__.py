@@ -29,7 +29,7 @@ import modeling.training.resumable_trainer
 import scripts.prepare_dataset
 import train_hf
 from data.prepared_dataset import load_prepared, sha256_of
-from modeling.training.checkpointing import checkpoints_of, what_is_wrong
+from modeling.training.checkpointing import checkpoint_problem, list_checkpoints
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.cli import run_main
 from tests.conftest import LABELS, make_roberta, options, tiny_rows, write_csv
@@ -61,7 +61,7 @@ PHASES: dict[str, tuple[Any, str, int, float]] = {
     "forward": (WeightedTrainer, "training_step", 12, 0.005),
     "evaluation": (WeightedTrainer, "prediction_step", 12, 0.005),
     "save": (WeightedTrainer, "_save_checkpoint", 4, 0.03),
-    "putting in place": (modeling.training.resumable_trainer, "put_in_place", 4, 0.01),
+    "putting in place": (modeling.training.resumable_trainer, "commit_checkpoint", 4, 0.01),
     "rotating": (modeling.training.resumable_trainer, "rotate", 4, 0.002),
     "export": (train_hf, "export", 1, 0.03),
     "preparing": (scripts.prepare_dataset, "prepare_dataset", 1, 0.4),
@@ -159,12 +159,12 @@ def compare(run: Path, reference: Path) -> None:
     """Raises AssertionError where a run did not end as the reference did."""
     for name in ("model.safetensors", "predictions_validation.csv", "predictions_test.csv", "metrics.json"):
         assert sha256_of(run / name) == sha256_of(reference / name), f"{run / name} is another"
-    ours, theirs = (checkpoints_of(str(path))[0] for path in (run, reference))
+    ours, theirs = (list_checkpoints(str(path))[0] for path in (run, reference))
     assert ours.name == theirs.name
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
         assert sha256_of(ours / name) == sha256_of(theirs / name), f"{ours / name} is another"
-    for checkpoint in checkpoints_of(str(run)):
-        assert what_is_wrong(checkpoint) is None, checkpoint
+    for checkpoint in list_checkpoints(str(run)):
+        assert checkpoint_problem(checkpoint) is None, checkpoint
     facts = [
         [(epoch["epoch"], epoch["step"], epoch["train_loss"], epoch["eval_loss"]) for epoch in history["epochs"]]
         for history in (json.loads((path / "training_history.json").read_text()) for path in (run, reference))
