@@ -1,343 +1,46 @@
-"""Searches for better options of a recipe: Optuna, by way of Trainer.hyperparameter_search.
+"""Search for better options of a recipe with Optuna, by way of `Trainer.hyperparameter_search`.
 
     python -m scripts.search --config scripts/recipes/films_cpu.yaml --space scripts/recipes/search/head.yaml \\
         --dataset_dir outputs/films --encoder outputs/minilm --output_dir outputs/search --num_trials 30
 
-The study is a file, study.log: a search that was stopped goes on, and several processes with one output_dir may share it. A
-trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Validation documents choose;
-the test split is never read.
+The study is a file, study.log: an interrupted search resumes, and several processes with one output_dir may share it. A
+trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Trials are compared on the
+validation split; the test split is not used.
 """
 
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import optuna
-import torch
 import yaml
-from accelerate import Accelerator
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from transformers import PrinterCallback, ProgressCallback, set_seed
 
-from data.collator import DocumentCollator
-from data.prepared_dataset import load_prepared
-from data.tokenization import load_tokenizer
-from modeling.file_utils import write_text
-from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.callbacks import EarlyStopping
-from modeling.training.metrics import check_metric_name, compute_metrics_fn
-from modeling.training.monitor import TrainingMonitor
-from modeling.training.runtime import configure_malloc, set_num_threads
-from modeling.training.trainer import WeightedTrainer
-from modeling.training.training_args import HierarchicalTrainingArguments, parse_severity_weights
-from scripts.common.cli import Terminated, run_main
-from scripts.common.log_setup import set_up_logging
+from modeling.training.training_args import HierarchicalTrainingArguments
+from scripts.common.cli import run_main
 from scripts.common.recipe import parse_with_recipe, split_off_config
-from scripts.hpo.space import OF_TRAINING, NumberedSampler, read_space
-from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
-from scripts.training.fit_lexical_features import fit_lexical_features
-from scripts.training.setup import (
-    MODEL_OPTIONS,
-    DataArguments,
-    ModelArguments,
-    build_model,
-    choose_class_weights,
-    chunk_splits,
-    plan_memory,
-)
+from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 
-logger = logging.getLogger("search")
-
-# What else must be the same for two trials to be compared.
-SAME_IN_ALL_TRIALS: tuple[str, ...] = (
-    "seed",
-    "class_weights",
-    "severity_weights",
-    "freeze_encoder",
-    "freeze_layers",
-    "precision",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "early_stopping_patience",
-    "early_stopping_min_delta",
-    "max_loss_spike",
-    "optim",
-)
-
-# Options that say where a search stands, and not what is trained.
+# A trial saves nothing and reports nowhere.
+OF_EVERY_TRIAL = ("--save_strategy=no", "--load_best_model_at_end=False", "--report_to=none", "--log_level=warning")
+# Options of a search that are not part of the recipe it writes.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
 NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to"}
 
 
-@dataclass
-class SearchArguments:
-    """The search."""
-
-    space: str = field(metadata={"help": "YAML: option → list of choices, or {low, high[, log, step]}."})
-    num_trials: int = field(default=30, metadata={"help": "Trials in all, those of an earlier start included."})
-
-
-class Search:
-    """The documents, made ready once, and a trial after the other on them, each with a Trainer of its own."""
-
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments):
-        self.model_args, self.args = model_args, args
-        tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
-        splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
-        splits.pop("test", None)
-        self.labels = splits["train"].features["label"].names
-        self.class_weights = choose_class_weights(splits["train"], self.labels, args.class_weights)
-        self.severity = parse_severity_weights(args.severity_weights, len(self.labels))
-        check_metric_name(args.metric_for_best_model, self.labels)
-        model = build_model(model_args, self.labels, args)
-        chunked, sizes = chunk_splits(splits, tokenizer, model, args)
-        self.collator = DocumentCollator(tokenizer.pad_token_id, with_ids=True)
-        self.tokens, self.documents, self.means = chunked["train"], dict[str, Any](chunked), None
-        mixed = "no" if args.precision == "fp32" else args.precision
-        accelerator = Accelerator(mixed_precision=mixed, cpu=args.use_cpu)
-        if args.freeze_encoder:
-            kept = Path(data_args.dataset_dir) / ".chunk_vectors" / cache_key(model, manifest, args.precision)
-            self.documents = dict(
-                cached_chunk_vectors(model, chunked, self.collator, kept, accelerator, args.dataloader_num_workers or 0)
-            )
-            self.means = document_means(self.documents["train"])
-        plan_memory(model, sizes, args, accelerator)
-        self.live_chunks = model.live_chunks
-        self.costs = sizes["train"].costs(model.config.hidden_size)
-        # What must be the same for two trials to be compared.
-        self.fixed = {
-            "data": manifest["data_fingerprint"],
-            "metric": args.metric_for_best_model,
-            "model": vars(model_args),
-        }
-        self.fixed["training"] = {name: str(getattr(args, name)) for name in (*OF_TRAINING, *SAME_IN_ALL_TRIALS)}
-        self.views: dict[int, dict[str, torch.Tensor]] = {}
-        self.number: int | None = None  # of the trial that runs
-
-    def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
-        """A model with these options, its head from the same seed each time."""
-        set_seed(self.args.seed)
-        chosen = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
-        model = build_model(replace(self.model_args, **chosen), self.labels, self.args)
-        model.live_chunks = self.live_chunks
-        configure_malloc(model, self.args.device)
-        if self.means is not None:
-            model.fit_feature_scaler(self.means)
-            for documents in self.documents.values():
-                documents.with_tokens = model.lexical is not None
-        if model.lexical is not None:
-            number = model.config.lexical_features
-            if number not in self.views:
-                fit_lexical_features(model.lexical, self.tokens, self.class_weights)
-                self.views[number] = {name: value.clone() for name, value in model.lexical.state_dict().items()}
-            model.lexical.load_state_dict(self.views[number])
-        return model
-
-    def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> int:
-        """One more trial of the study; its number. Its value is the best validation metric of its epochs so far."""
-        args = copy(self.args)
-        args.push_to_hub = False
-        self.number = None
-
-        # Trainer makes the model before it asks for the trial's options: the model's own are drawn here, and are the same
-        # when they are asked for again.
-        def model_of(trial: optuna.Trial | None) -> HierarchicalRobertaForSequenceClassification:
-            if trial is None:
-                return self.new_model({})
-            self.number = trial.number
-            return self.new_model({name: space[name](trial) for name in MODEL_OPTIONS if name in space})
-
-        trainer = WeightedTrainer(
-            model_init=model_of,
-            args=args,
-            class_weights=self.class_weights,
-            document_costs=self.costs,
-            max_loss_spike=args.max_loss_spike,
-            data_collator=self.collator,
-            train_dataset=self.documents["train"],
-            eval_dataset=self.documents["validation"],
-            compute_metrics=compute_metrics_fn(self.labels, self.severity),
-        )
-        for callback in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(callback)
-        trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta))
-        trainer.add_callback(TrainingMonitor(trainer))
-        name = f"eval_{(args.metric_for_best_model or 'f1_macro').removeprefix('eval_')}"
-        pick = max if args.greater_is_better else min
-        seen: list[float] = []
-
-        def draw(trial: optuna.Trial) -> dict[str, Any]:
-            drawn = {option: drawer(trial) for option, drawer in space.items()}
-            trainer.head_lr_multiplier = drawn.get("head_lr_multiplier", args.head_lr_multiplier)
-            return {option: value for option, value in drawn.items() if option not in MODEL_OPTIONS}
-
-        def value_of(metrics: dict[str, float]) -> float:
-            seen.append(metrics[name])
-            return pick(seen)
-
-        trainer.hyperparameter_search(
-            hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
-        )
-        assert self.number is not None
-        return self.number
-
-
-def main(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: HierarchicalTrainingArguments,
-    search_args: SearchArguments,
-    given: dict[str, Any],
-) -> int:
-    """The search. Returns the exit status."""
-    if args.world_size > 1 or args.streaming or args.dry_run:
-        raise ValueError(
-            "A trial is one process, without --streaming or --dry_run: start the search again beside it to share its study."
-        )
-    if search_args.num_trials < 1:
-        raise ValueError(f"num_trials must be at least 1, and is {search_args.num_trials}.")
-    space = read_space(search_args.space)
-    folder = Path(args.output_dir).absolute()  # optuna's lock is a link, which a name relative to here would not fit
-    folder.mkdir(parents=True, exist_ok=True)
-    set_up_logging(None, logging.INFO)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if args.device.type == "cpu":
-        set_num_threads(args.cpu_threads)
-    search = Search(model_args, data_args, args)
-    cut_torn_line(folder / "study.log")
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    direction: Any = "maximize" if args.greater_is_better else "minimize"
-    options: dict[str, Any] = {"study_name": "search", "storage": storage}
-    study = optuna.create_study(direction=direction, load_if_exists=True, **options)
-    for chatter in ("train_hf", "modeling.training.trainer"):  # the same words for every trial
-        logging.getLogger(chatter).setLevel(logging.WARNING)
-    if study.user_attrs.get("fixed", search.fixed) != search.fixed:
-        raise ValueError(
-            f"{folder / 'study.log'} is a search on other data, or with another recipe, metric or seed: name another folder."
-        )
-    study.set_user_attr("fixed", search.fixed)
-    while len(finished(study)) < search_args.num_trials:
-        sampler, pruner = NumberedSampler(args.seed), optuna.pruners.MedianPruner()
-        try:
-            number = search.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
-        except (KeyboardInterrupt, Terminated):
-            requeue_trial(study, search.number)
-            raise
-        last = study.trials[number]
-        shown = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in last.params.items()
-        )
-        logger.info(f"trial {len(finished(study))} of {search_args.num_trials}: {value_shown(last)}; {shown}")
-    with locked(folder / "study.log"):
-        return write_results(study, folder, args, given)
-
-
-def cut_torn_line(path: Path) -> None:
-    """What a kill or a full disk left of the study's last line goes: what is appended to it could not be read."""
-    if not path.exists():
-        return
-    with locked(path):
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """No other process that shares the study appends to it, or writes its results, meanwhile."""
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def requeue_trial(study: optuna.Study, number: int | None) -> None:
-    """What a trial had drawn that was interrupted is drawn again by the next one."""
-    if number is None:
-        return
-    trial = study.trials[number]
-    if not trial.state.is_finished():
-        study.tell(number, state=optuna.trial.TrialState.FAIL)
-    if study.trials[number].state == optuna.trial.TrialState.FAIL:
-        study.enqueue_trial(trial.params, user_attrs={"again": number})
-
-
-def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that are over, whatever their end, but those that were put back."""
-    again = {trial.user_attrs.get("again") for trial in study.trials}
-    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in again]
-
-
-def value_shown(trial: optuna.trial.FrozenTrial) -> str:
-    value = (
-        trial.value
-        if trial.value is not None
-        else trial.intermediate_values and list(trial.intermediate_values.values())[-1]
-    )
-    return f"{trial.state.name.lower()}" + (f" at {value:.4f}" if isinstance(value, float) else "")
-
-
-def write_results(study: optuna.Study, folder: Path, args: HierarchicalTrainingArguments, given: dict[str, Any]) -> int:
-    """best.yaml and search.md. Returns the exit status."""
-    trials = finished(study)
-    states = [trial.state.name.lower() for trial in trials]
-    if "complete" not in states:
-        raise ValueError(f"None of {len(trials)} trials came to its end: narrow the space, or give it more trials.")
-    metric = (args.metric_for_best_model or "f1_macro").removeprefix("eval_")
-    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    chosen = f"{len(trials)} trials ({counts}); chosen by validation {metric} {study.best_value:.4f}, which is the best of so "
-    chosen += "many and so flatters: the test split was not read, and a run of this recipe tells."
-    recipe = yaml.safe_dump(given | study.best_params, sort_keys=False, allow_unicode=True)
-    write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
-    names = list(study.best_params)
-    scored = sorted(
-        (t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, reverse=bool(args.greater_is_better)
-    )
-    rows = [*scored, *(trial for trial in trials if trial.value is None)]
-    lines = ["# Search", "", chosen, "", f"| trial | {metric} | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for trial in rows:
-        cells = [
-            f"{trial.params.get(name):.4g}"
-            if isinstance(trial.params.get(name), float)
-            else str(trial.params.get(name, ""))
-            for name in names
-        ]
-        lines.append(f"| {trial.number} | {value_shown(trial)} | {' | '.join(cells)} |")
-    write_text(folder / "search.md", "\n".join(lines) + "\n")
-    logger.info(f"{chosen} {folder / 'best.yaml'} is the recipe, {folder / 'search.md'} has every trial.")
-    return 0
-
-
 def command() -> int:
-    """The command line → `main`."""
+    """The command line → `scripts.hpo.trials.search`."""
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments, SearchArguments)
-    argv = [
-        *sys.argv[1:],
-        "--save_strategy=no",
-        "--load_best_model_at_end=False",
-        "--report_to=none",
-        "--log_level=warning",
-    ]
-    model_args, data_args, args, search_args = parse_with_recipe(kinds, argv, description=__doc__)
-    recipe, words = split_off_config(sys.argv[1:])
-    named = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
-    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) if recipe else {}
+    argv = sys.argv[1:]
+    model_args, data_args, args, search_args = parse_with_recipe(kinds, [*argv, *OF_EVERY_TRIAL], description=__doc__)
+    recipe, options = split_off_config(argv)
+    named = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in options if word.startswith("--")]
+    content: dict[str, Any] = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {} if recipe else {}
     parsed = {**vars(model_args), **vars(args)}
-    wanted = [name for name in [*(content or {}), *named] if name in parsed and name not in NOT_IN_A_RECIPE]
-    given = {name: parsed[name].value if isinstance(parsed[name], Enum) else parsed[name] for name in wanted}
-    return main(model_args, data_args, args, search_args, given)
+    chosen = [name for name in [*content, *named] if name in parsed and name not in NOT_IN_A_RECIPE]
+    values = {name: parsed[name].value if isinstance(parsed[name], Enum) else parsed[name] for name in chosen}
+    from scripts.hpo.trials import search  # the libraries are imported once the options are known to be right
+
+    return search(model_args, data_args, args, search_args, values)
 
 
 if __name__ == "__main__":

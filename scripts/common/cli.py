@@ -102,6 +102,23 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
+def scrub_hub_token() -> None:
+    """Start this process anew with the value of --hub_token in HF_TOKEN, where no list of processes shows it."""
+    rest: list[str] = []
+    token, is_next = None, False
+    for word in sys.orig_argv:
+        option, sign, value = word.partition("=")
+        if is_next:
+            token, is_next = word, False
+        elif option in ("--hub_token", "--hub-token"):
+            token, is_next = value or token, not sign
+        else:
+            rest.append(word)
+    if token:
+        os.environ["HF_TOKEN"] = token
+        os.execv(sys.executable, [sys.executable, *rest[1:]])  # noqa: S606 (itself)
+
+
 def is_debugging() -> bool:
     """Whether `--log_level debug` stands on the command line."""
     return "--log_level=debug" in sys.argv or any(

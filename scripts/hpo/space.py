@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import yaml
 
-from scripts.training.setup import MODEL_OPTIONS
+from scripts.training.arguments import MODEL_OPTIONS
 
 # What a space may hold beside MODEL_OPTIONS: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
 # pruning compares trials after as many steps.

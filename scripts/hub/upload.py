@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,23 +78,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def scrub_hub_token() -> None:
-    """Start this process anew with the value of --hub_token in HF_TOKEN, where no list of processes shows it."""
-    rest: list[str] = []
-    token, is_next = None, False
-    for word in sys.orig_argv:
-        option, sign, value = word.partition("=")
-        if is_next:
-            token, is_next = word, False
-        elif option in ("--hub_token", "--hub-token"):
-            token, is_next = value or token, not sign
-        else:
-            rest.append(word)
-    if token:
-        os.environ["HF_TOKEN"] = token
-        os.execv(sys.executable, [sys.executable, *rest[1:]])  # noqa: S606 (itself)
 
 
 def configure_client_timeout(seconds: float) -> None:

@@ -1,12 +1,14 @@
-"""From a run's options to what is trained: labels and their weights, the model, the documents in chunks, the memory that
-they may take. Used by train_hf.py and scripts/search.py.
+"""From a run's options to what is trained: tokenizer → documents → class weights → model → cached embeddings.
+
+Used by train_hf.py and scripts/search.py.
 """
 
 import json
 import logging
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,21 +20,32 @@ from transformers import PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from data.chunk_dataset import ChunkedDocuments
-from data.prepared_dataset import num_tokens_of
+from data.collator import DocumentCollator
+from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
+from data.tokenization import load_tokenizer
 from modeling.hierarchical_roberta.chunking import chunk_sizes, coverage, special_token_frame
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
+from modeling.training.metrics import check_metric_name, compute_metrics_fn
 from modeling.training.monitor import extreme_weights_message, frozen_model_message
 from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
-from modeling.training.training_args import HierarchicalTrainingArguments, parse_class_weights
+from modeling.training.trainer import WeightedTrainer
+from modeling.training.training_args import (
+    HierarchicalTrainingArguments,
+    parse_class_weights,
+    parse_severity_weights,
+)
+from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments
+from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
+from scripts.training.fit_lexical_features import fit_lexical_features
 
 logger = logging.getLogger("train_hf")
 
-# What makes the shapes of an encoder's weights, and what a model is made of beside it.
+# What determines the shapes of an encoder's weights.
 ENCODER_SHAPES = (
     "model_type",
     "hidden_size",
@@ -41,70 +54,126 @@ ENCODER_SHAPES = (
     "intermediate_size",
     "vocab_size",
 )
-MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 
 
 @dataclass
-class ModelArguments:
-    """The encoder and what is built on it."""
+class TrainingSetup:
+    """Everything a `WeightedTrainer` is built from.
 
-    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
-    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
-    chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
-    chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
-    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
-    chunk_policy: str = field(
-        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
-    )
-    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
-    pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
-    chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
-    lexical_features: int = field(
-        default=0,
-        metadata={"help": "Tokens whose counts in the chunks that are read weigh in beside the encoder. 0: none."},
-    )
-    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
-    attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}
+    Attributes:
+        splits, manifest: the prepared dataset and its manifest.
+        labels: label names in their order.
+        class_weights, severity_weights: (K,), None for equal class weights.
+        chunked: each split as chunks of tokens.
+        lengths: each split's document lengths in chunks and tokens.
+        documents: what the trainer is given for each split: `chunked`, or cached embeddings of a frozen encoder.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    splits: datasets.DatasetDict
+    manifest: dict[str, Any]
+    labels: list[str]
+    class_weights: torch.Tensor | None
+    severity_weights: list[float]
+    model: HierarchicalRobertaForSequenceClassification
+    chunked: dict[str, ChunkedDocuments]
+    lengths: dict[str, SplitLengths]
+    collator: DocumentCollator
+    documents: dict[str, Any]
+
+    def trainer_arguments(self, args: HierarchicalTrainingArguments) -> dict[str, Any]:
+        """The keyword arguments of `WeightedTrainer`, except for the model."""
+        return {
+            "args": args,
+            "class_weights": self.class_weights,
+            "head_lr_multiplier": args.head_lr_multiplier,
+            "document_costs": self.lengths["train"].costs(self.model.config.hidden_size),
+            "max_loss_spike": args.max_loss_spike,
+            "data_collator": self.collator,
+            "train_dataset": self.documents["train"],
+            "eval_dataset": self.documents["validation"],
+            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights),
+        }
+
+
+def build_setup(
+    model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments, with_test: bool = True
+) -> TrainingSetup:
+    """Tokenizer, documents (without the test split, if so asked), class weights and model.
+
+    Raises:
+        ValueError: an encoder, dataset, label or option that cannot be used.
+    """
+    tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
+    splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
+    if not with_test:
+        splits.pop("test", None)
+    labels = splits["train"].features["label"].names
+    class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
+    severity_weights = parse_severity_weights(args.severity_weights, len(labels))
+    check_metric_name(args.metric_for_best_model, labels)
+    model = build_model(model_args, labels, args)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
+        if getattr(tokenizer, name) is not None:
+            setattr(model.config, name, getattr(tokenizer, name))
+    chunked, lengths = chunk_splits(splits, tokenizer, model, args)
+    collator = DocumentCollator(tokenizer.pad_token_id, with_ids=True)
+    return TrainingSetup(
+        tokenizer,
+        splits,
+        manifest,
+        labels,
+        class_weights,
+        severity_weights,
+        model,
+        chunked,
+        lengths,
+        collator,
+        documents=dict(chunked),
     )
 
 
-@dataclass
-class DataArguments:
-    """The documents."""
+def build_trainer(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> WeightedTrainer:
+    return WeightedTrainer(model=setup.model, processing_class=setup.tokenizer, **setup.trainer_arguments(args))
 
-    dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
-    train_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
-            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
-        },
+
+def fit_features(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> None:
+    """Fit the lexical features, where the model has any, to the training documents."""
+    if setup.model.lexical is not None:
+        fit_lexical_features(setup.model.lexical, setup.chunked["train"], setup.class_weights, args.process_index)
+
+
+def cache_embeddings(
+    setup: TrainingSetup, dataset_dir: str, args: HierarchicalTrainingArguments, accelerator: Accelerator
+) -> None:
+    """With a frozen encoder, encode every chunk once (or read the cache), and fit the feature scaler."""
+    if not args.freeze_encoder:
+        return
+    cache_dir = Path(dataset_dir) / ".chunk_vectors" / cache_key(setup.model, setup.manifest, args.precision)
+    num_workers = args.dataloader_num_workers or 0
+    setup.documents = dict(
+        cached_chunk_vectors(setup.model, setup.chunked, setup.collator, cache_dir, accelerator, num_workers)
     )
+    setup.model.fit_feature_scaler(document_means(setup.documents["train"]))
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
-    """Class weights (K,) from the training labels, as given, or None."""
+    """Class weights (K,): balanced over the training labels, as given, or None."""
     weights = parse_class_weights(choice, labels)
     counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
-    if absent := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
+    if missing := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
         raise ValueError(
-            f"No training document is labelled {', '.join(absent)}: the class cannot be learned. Give some, "
-            "or prepare the data without that label."
+            f"No training document is labelled {', '.join(missing)}, so the class cannot be learned. Add documents, or "
+            "prepare the data without that label."
         )
     if weights == "none":
         return None
-    tensor = (
-        balanced_class_weights(dict(zip(labels, counts, strict=True)))
-        if weights == "balanced"
-        else torch.tensor(weights)
-    )
-    by_label = dict(zip(labels, tensor.tolist(), strict=True))
     count_of = dict(zip(labels, counts, strict=True))
-    shown = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in by_label.items())
-    logger.info(f"Class weights: {shown}.")
-    if message := extreme_weights_message(by_label, count_of):
+    tensor = balanced_class_weights(count_of) if weights == "balanced" else torch.tensor(weights)
+    weight_of = dict(zip(labels, tensor.tolist(), strict=True))
+    listed = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in weight_of.items())
+    logger.info(f"Class weights: {listed}.", extra={"detail": True})
+    if message := extreme_weights_message(weight_of, count_of):
         logger.warning(message)
     return tensor
 
@@ -137,41 +206,44 @@ def build_model(
         model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     if message := frozen_model_message(model):
         raise ValueError(message)
-    logger.info(f"{model.count_trainable_parameters():,} of {model.num_parameters():,} parameters are trained.")
+    trained, total = model.count_trainable_parameters(), model.num_parameters()
+    logger.info(f"{trained:,} of {total:,} parameters are trained.", extra={"detail": True})
     return model
 
 
 def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_fingerprint: str, needs_best: bool) -> None:
-    """Warns where a checkpoint's data were others.
+    """Warn where a checkpoint was trained on other data.
 
     Raises:
-        ValueError: its model is another one than this; the best one of its run is wanted, and is not there.
+        ValueError: its model differs from this one, or the best checkpoint of its run is needed and missing.
     """
-    theirs = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
-    for mine, its, names in (
-        (config, theirs, ("id2label", *MODEL_OPTIONS)),
-        (config.encoder_config, theirs.encoder_config, ENCODER_SHAPES),
+    saved = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
+    for current, stored, names in (
+        (config, saved, ("id2label", *MODEL_OPTIONS)),
+        (config.encoder_config, saved.encoder_config, ENCODER_SHAPES),
     ):
-        values = {name: (getattr(its, name, None), getattr(mine, name, None)) for name in names}
-        if changed := {name: both for name, both in values.items() if both[0] != both[1]}:
-            told = "; ".join(f"{name} {there} there, {here} here" for name, (there, here) in changed.items())
+        values = {name: (getattr(stored, name, None), getattr(current, name, None)) for name in names}
+        changed = [f"{name}: {old} in checkpoint, {new} now" for name, (old, new) in values.items() if old != new]
+        if changed:
             raise ValueError(
-                f"{folder} cannot be gone on from with another model ({told}): give the options and data that it was made "
-                "with, or begin anew in another output_dir."
+                f"Cannot resume from {folder}: the model differs ({'; '.join(changed)}). Use the options and data that it "
+                "was trained with, or start a new run in another output_dir."
             )
     state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     best = folder.parent / f"checkpoint-{state.best_global_step}"
-    is_there = best.is_dir() or Path(state.best_model_checkpoint or best).is_dir()
-    if needs_best and state.best_global_step and not is_there:
+    exists = best.is_dir() or Path(state.best_model_checkpoint or best).is_dir()
+    if needs_best and state.best_global_step and not exists:
         raise ValueError(
-            f"The best checkpoint so far of the run that {folder} is of, {best.name}, is not beside it: copy it there too, "
-            "or go on with --load_best_model_at_end False, which keeps the last model."
+            f"{best.name}, the best checkpoint of the run, is missing beside {folder}: copy it there too, or resume with "
+            "--load_best_model_at_end False, which keeps the last model."
         )
     history = folder.parent / "training_history.json"
     if history.is_file():
-        before = json.loads(history.read_text(encoding="utf-8"))["config"].get("data_fingerprint")
-        if before != data_fingerprint:
-            logger.warning(f"The data are not those that {folder} was trained on: the run goes on with the new ones.")
+        trained_on = json.loads(history.read_text(encoding="utf-8"))["config"].get("data_fingerprint")
+        if trained_on != data_fingerprint:
+            logger.warning(
+                f"The data differ from those that {folder} was trained on: training continues on the new ones."
+            )
 
 
 def chunk_splits(
@@ -180,14 +252,14 @@ def chunk_splits(
     model: HierarchicalRobertaForSequenceClassification,
     args: HierarchicalTrainingArguments,
 ) -> tuple[dict[str, ChunkedDocuments], dict[str, SplitLengths]]:
-    """Each split as chunks, after saying what share of it is cut; and its documents' lengths."""
+    """Each split as chunks, and its documents' lengths. Logs the share that max_chunks cuts."""
     config = model.config
     if args.dataloader_persistent_workers and config.chunk_policy == "random":
         raise ValueError(
             "Persistent loader workers would draw the same random chunks in every epoch: leave "
             "--dataloader_persistent_workers out, or choose another --chunk_policy."
         )
-    chunked, sizes = {}, {}
+    chunked, lengths = {}, {}
     num_special = sum(map(len, special_token_frame(tokenizer)))
     for name, part in splits.items():
         chunked[name] = ChunkedDocuments(
@@ -202,14 +274,14 @@ def chunk_splits(
         )
         num_tokens = num_tokens_of(part)
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
-        sizes[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
+        lengths[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
         cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
             f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
             "of tokens."
         )
-    return chunked, sizes
+    return chunked, lengths
 
 
 def stream_of(
@@ -223,14 +295,14 @@ def stream_of(
 
 def plan_memory(
     model: HierarchicalRobertaForSequenceClassification,
-    sizes: dict[str, SplitLengths],
+    lengths: dict[str, SplitLengths],
     args: HierarchicalTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Bound the live chunks; the same on every process, as the one with least memory can hold.
+    """Set the maximum number of live chunks: the same on every rank, as the one with the least memory can hold.
 
     Raises:
-        ValueError: an option needs the whole model on each device, and its weights are to be sharded.
+        ValueError: the weights are sharded, and an option needs the whole model on each device.
     """
     use_flash_attention_on_cuda()
     is_auto = args.live_chunks == "auto"
@@ -238,13 +310,13 @@ def plan_memory(
         refuse_to_shard(args)
         live_chunks = 0 if is_auto else int(args.live_chunks)
         if is_auto:
-            logger.info("Live chunks: 0 (no limit). With sharded weights auto cannot measure them: give --live_chunks.")
+            logger.info("Live chunks: 0 (no limit). With sharded weights auto cannot measure them: set --live_chunks.")
     else:
-        accelerator.wait_for_everyone()  # nccl takes memory when the ranks first meet
-        live_chunks = choose_live_chunks(model.to(args.device), sizes["train"], args, accelerator.autocast)
+        accelerator.wait_for_everyone()  # nccl allocates memory when the ranks first meet
+        live_chunks = choose_live_chunks(model.to(args.device), lengths["train"], args, accelerator.autocast)
         live_chunks = min((bound for bound in gather_object([live_chunks]) if bound), default=0)
         if is_auto and not model.encoder_is_frozen:
-            chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (all that a batch has fit)"
-            logger.info(f"Live chunks, from the free memory: {chosen}.")
+            chosen = f"{live_chunks} (the rest is recomputed)" if live_chunks else "0 (no limit: a batch fits)"
+            logger.info(f"Live chunks, from the free memory: {chosen}.", extra={"detail": True})
     model.live_chunks = live_chunks
     configure_malloc(model, args.device)

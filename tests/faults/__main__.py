@@ -25,8 +25,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+import data.preparation
 import modeling.training.resumable_trainer
 import scripts.prepare_dataset
+import scripts.training.export
+import scripts.training.run
+import scripts.training.setup
 import train_hf
 from data.prepared_dataset import load_prepared, sha256_of
 from modeling.training.checkpointing import checkpoint_problem, list_checkpoints
@@ -63,8 +67,8 @@ PHASES: dict[str, tuple[Any, str, int, float]] = {
     "save": (WeightedTrainer, "_save_checkpoint", 4, 0.03),
     "putting in place": (modeling.training.resumable_trainer, "commit_checkpoint", 4, 0.01),
     "rotating": (modeling.training.resumable_trainer, "rotate", 4, 0.002),
-    "export": (train_hf, "export", 1, 0.03),
-    "preparing": (scripts.prepare_dataset, "prepare_dataset", 1, 0.4),
+    "export": (scripts.training.export, "export", 1, 0.03),
+    "preparing": (data.preparation, "prepare_dataset", 1, 0.4),
 }
 
 

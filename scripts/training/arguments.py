@@ -1,0 +1,54 @@
+"""Options of a run beside those of `HierarchicalTrainingArguments`: the model's and the data's."""
+
+from dataclasses import dataclass, field
+
+# Options that change what is built on the encoder.
+MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and what is built on it."""
+
+    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
+    encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
+    chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
+    chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
+    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
+    chunk_policy: str = field(
+        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+    )
+    pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
+    pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})
+    chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
+    lexical_features: int = field(
+        default=0,
+        metadata={"help": "Tokens whose counts in the chunks that are read weigh in beside the encoder. 0: none."},
+    )
+    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
+    attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """The documents."""
+
+    dataset_dir: str = field(metadata={"help": "A folder made by scripts.prepare_dataset."})
+    train_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
+            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
+        },
+    )
+
+
+@dataclass
+class SearchArguments:
+    """The search."""
+
+    space: str = field(metadata={"help": "YAML file: option → list of choices, or {low, high[, log, step]}."})
+    num_trials: int = field(default=30, metadata={"help": "Number of trials, those of earlier starts included."})
