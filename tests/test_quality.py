@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from data.prepared_dataset import load_prepared
-from scripts.benchmark.quality import columns_of, parse_candidate
+from scripts.benchmark.candidates import parse_candidate
+from scripts.benchmark.folds import columns_of
 from scripts.benchmark.quality_table import flagged, markdown, summary
 from scripts.common.predictions_io import write_predictions
 from tests.conftest import LABELS, TRAINING, run_command, tiny_rows, write_csv

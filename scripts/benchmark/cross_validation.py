@@ -1,0 +1,189 @@
+"""The runs of scripts.benchmark.quality: candidates trained by train_hf.py, and baselines, on every fold."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from scipy.special import softmax
+
+from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
+from data.preparation import describe_source
+from modeling.file_utils import write_json, write_text
+from modeling.training.losses import balanced_class_weights
+from scripts.benchmark.candidates import BASELINES, GEOMETRY, Candidate
+from scripts.benchmark.folds import Folds
+from scripts.benchmark.quality_table import markdown, summary
+from scripts.common.predictions_io import write_predictions
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.training.fit_lexical_features import lexical_logits, lexical_weights
+
+
+def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compare output_dir's protocol with this one, and delete folds of other data that no run has used yet.
+
+    Returns:
+        What protocol.json is to hold.
+
+    Raises:
+        ValueError: output_dir holds runs on other documents, folds or options.
+    """
+    path = arguments.output_dir / "protocol.json"
+    keys = ("source", "labels", "drop", "encoder", "fold_column", *([] if arguments.fold_column else ["folds"]))
+    terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
+    terms["source"] = describe_source(arguments.source)
+    candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
+    stored = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
+    runs = arguments.output_dir / "runs"
+    # A candidate whose options train_hf.py refused has no epoch yet: its options may be corrected.
+    epochs = ("checkpoint-*", "training_history.json", "cost.json")
+    started = {name for name in stored["candidates"] if any(any((runs / name).glob(f"*/{file}")) for file in epochs)}
+    known = {name: options for name, options in stored["candidates"].items() if name in started}
+    if stored["terms"] != terms:
+        if any(runs.glob("*/*/cost.json")):
+            names = stored["terms"].keys() | terms.keys()
+            changed = sorted(name for name in names if stored["terms"].get(name) != terms.get(name))
+            raise ValueError(f"{path.parent} holds results for another {', '.join(changed)}: choose another folder.")
+        for folder in (arguments.output_dir / "whole", *arguments.output_dir.glob("fold-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    if changed := [name for name, options in candidates.items() if known.get(name, options) != options]:
+        raise ValueError(
+            f"{path.parent} holds runs of {', '.join(changed)} with other options: give the candidate another name."
+        )
+    # The baselines first_chunk and head_tail use the embeddings of the first candidate with a frozen encoder.
+    frozen = [options for options in candidates.values() if options.get("freeze_encoder")]
+    chunk_lengths = [options.get("chunk_length", GEOMETRY["chunk_length"]) for options in frozen]
+    first_length = stored.get("first_chunk_length") or next(iter(chunk_lengths), None)
+    return {"terms": terms, "candidates": known | candidates, "first_chunk_length": first_length}
+
+
+def run_once(command: list[str], log: Path) -> float:
+    """Run a command in a process of its own. Returns the seconds that it took.
+
+    Raises:
+        ValueError: it failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if status:
+        errors = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
+        raise ValueError(f"{' '.join(command[1:3])} … failed: {errors[-1] if errors else 'see'} ({log})")
+    return time.perf_counter() - started
+
+
+def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, arguments: argparse.Namespace) -> bool:
+    """Train and predict, unless an earlier start did. Returns whether anything was done."""
+    folder = folds.folder / "runs" / candidate.name / f"fold-{number}-seed-{seed}"
+    if (folder / "cost.json").exists():
+        return False
+    options = candidate.changed | {"dataset_dir": folds.path(number), "encoder": folds.encoder, "output_dir": folder}
+    options |= {
+        "seed": seed,
+        "cpu_threads": arguments.cpu_threads,
+        "save_total_limit": 1,
+        "resume_from_checkpoint": "auto",
+        "evaluate_kept_vectors": bool(candidate.options().get("freeze_encoder")),
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    was_interrupted = any(folder.glob("checkpoint-*"))
+    seconds = run_once([sys.executable, "train_hf.py", "--config", candidate.recipe, *words], Path(f"{folder}.log"))
+    history = json.loads((folder / "training_history.json").read_text())
+    peak = max(epoch["peak_memory_gib"] for epoch in history["epochs"]) * 1024
+    # The time of an interrupted run is unknown.
+    write_json(folder / "cost.json", {"seconds": None if was_interrupted else seconds, "peak_mib": peak})
+    for path in (*folder.glob("checkpoint-*"), *folder.glob("model.safetensors")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return True
+
+
+def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], np.ndarray]]:
+    """Name → function from a fold's number to the scores (B, K) of its test documents."""
+    labels = np.asarray(folds.whole["label"])
+    num_labels = folds.whole.features["label"].num_classes
+
+    def parts(number: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+        rows = folds.rows[number]
+        return folds.whole.select(rows["train"] + rows["validation"]), folds.whole.select(rows["test"])
+
+    def majority(number: int) -> np.ndarray:
+        return np.eye(num_labels)[majority_predictions(*parts(number))]
+
+    def words(number: int) -> np.ndarray:
+        train, test = (
+            ChunkedDocuments(part, folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6})) for part in parts(number)
+        )
+        balanced = balanced_class_weights(np.asarray(train.documents["label"]).tolist(), num_labels)
+        fitted = lexical_weights(train, num_labels, 1000, len(folds.tokenizer), balanced)
+        return softmax(lexical_logits(test, *fitted, len(folds.tokenizer)), axis=1)
+
+    def ends(which: list[int]) -> Callable[[int], np.ndarray]:
+        assert vectors is not None
+        of_BD = np.stack([vectors.document_vectors(row)[which].ravel() for row in range(len(vectors))])
+
+        def scores(number: int) -> np.ndarray:
+            rows = folds.rows[number]
+            train = rows["train"] + rows["validation"]
+            return vector_scores(of_BD[train], labels[train], of_BD[rows["test"]], num_labels)
+
+        return scores
+
+    baselines = {"tfidf": lambda number: tfidf_scores(*parts(number)), "majority": majority, "words_alone": words}
+    return baselines | ({"first_chunk": ends([0]), "head_tail": ends([0, -1])} if vectors is not None else {})
+
+
+def run_baselines(folds: Folds, vectors: ChunkVectorDocuments | None) -> None:
+    """Predictions of each baseline on each fold, except those of an earlier start."""
+    names = folds.whole.features["label"].names
+    for name, scores in baseline_scores(folds, vectors).items():
+        for number, rows in enumerate(folds.rows):
+            folder = folds.folder / "runs" / name / f"fold-{number}-seed-0"
+            if (folder / "cost.json").exists():
+                continue
+            started = time.perf_counter()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_predictions(folder / "predictions_test.csv", folds.whole.select(rows["test"]), names, scores(number))
+            write_json(folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_mib": None})
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Train and measure every candidate and baseline on every fold. Writes quality.json and quality.md."""
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    protocol = check_protocol(arguments)
+    write_json(arguments.output_dir / "protocol.json", protocol)
+    folds = Folds(arguments)
+    sizes = ", ".join(str(len(rows["test"])) for rows in folds.rows)
+    print(f"{len(folds.whole)} documents in {len(folds.rows)} folds ({sizes})", flush=True)
+    vectors = None
+    for candidate in arguments.candidate:
+        cached = folds.cache_vectors(candidate)
+        vectors = vectors or cached
+    run_baselines(folds, vectors)
+    for number in range(len(folds.rows)):
+        for candidate in arguments.candidate:
+            for seed in arguments.seeds:
+                started = time.perf_counter()
+                is_new = train_candidate(candidate, folds, number, seed, arguments)
+                took = f"{time.perf_counter() - started:.0f} s" if is_new else "done before"
+                print(f"fold {number}, {candidate.name}, seed {seed}: {took}", flush=True)
+        systems = {candidate.name: arguments.seeds for candidate in arguments.candidate}
+        systems |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
+        measured = summary(folds.folder / "runs", folds.whole.features["label"].names, systems)
+        measured["first_chunk_length"] = protocol["first_chunk_length"]
+        write_json(folds.folder / "quality.json", measured)
+        write_text(folds.folder / "quality.md", markdown(measured))
+    print(markdown(measured))

@@ -1,0 +1,135 @@
+"""The folds of scripts.benchmark.quality: documents prepared once, split into datasets of their own."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from accelerate import Accelerator
+from sklearn.model_selection import StratifiedGroupKFold
+
+from data.chunk_dataset import ChunkVectorDocuments
+from data.collator import DocumentCollator
+from data.deduplication import join_groups, near_duplicates
+from data.documents import SPLITS, Columns, to_label
+from data.preparation import prepare_dataset
+from data.prepared_dataset import load_prepared, save_prepared
+from data.readers import read_rows
+from data.splits import make_splits
+from data.tokenization import load_tokenizer
+from modeling.training.runtime import use_flash_attention_on_cuda
+from modeling.training.training_args import HierarchicalTrainingArguments
+from scripts.benchmark.candidates import Candidate
+from scripts.common.cli import comma_list
+from scripts.common.recipe import parse_with_recipe
+from scripts.training.arguments import ModelArguments
+from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, vector_files, write_vectors
+from scripts.training.setup import build_model, chunk_splits
+
+VALIDATION_SHARE = 1 / 8
+
+
+def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
+    """Document's id → its row's values of some columns."""
+    rows: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(read_rows(source), 1):
+        # Of rows with one id the first is the document (--drop duplicate_id).
+        rows.setdefault(to_label(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
+    return lambda id_: rows.get(id_, dict.fromkeys(wanted))
+
+
+class Folds:
+    """The documents, prepared once, and each fold as a dataset of its own: `fold-0`, `fold-1`, …
+
+    Attributes:
+        whole: all documents in one order.
+        rows: for each fold its splits, as rows of `whole`.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.folder, self.encoder = arguments.output_dir, arguments.encoder
+        self.tokenizer = load_tokenizer(arguments.encoder)
+        prepared = self.folder / "whole"
+        if not prepared.exists():
+            columns, names = Columns(split="none"), comma_list(arguments.labels or "")
+            drop = comma_list(arguments.drop or "")
+            prepare_dataset(arguments.source, arguments.encoder, prepared, columns=columns, labels=names, drop=drop)
+        splits, self.manifest = load_prepared(str(prepared), self.tokenizer)
+        self.whole = datasets.concatenate_datasets(list(splits.values()))
+        labels = np.asarray(self.whole["label"])
+        column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
+        group_of = [to_label(column_of(id_)["group"]) for id_ in self.whole["id"]]
+        groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
+        if arguments.fold_column:
+            fold_of = self._folds_given(arguments.fold_column, column_of, groups)
+        else:
+            fold_of = self._folds_made(arguments, labels, groups)
+        self.names = sorted(set(fold_of))
+        self.rows: list[dict[str, list[int]]] = []
+        for number, fold_name in enumerate(self.names):
+            test = [row for row, fold in enumerate(fold_of) if fold == fold_name]
+            rest = [row for row, fold in enumerate(fold_of) if fold != fold_name]
+            shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
+            split_of = make_splits(labels[rest].tolist(), groups[rest].tolist(), shares, seed=number)
+            assigned = list(zip(rest, split_of, strict=True))
+            chosen = {split: [row for row, name in assigned if name == split] for split in SPLITS}
+            self.rows.append(chosen | {"test": test})
+
+    def _folds_given(self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray) -> list[str]:
+        fold_of = [to_label(column_of(id_)[column]) for id_ in self.whole["id"]]
+        if missing := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
+            raise ValueError(f"{len(missing)} documents have no value in {column!r}, for example {missing[0]}.")
+        if len(set(fold_of)) < 2:
+            raise ValueError(f"The column {column!r} names one fold only.")
+        num_split = len(set(zip(groups.tolist(), fold_of, strict=True))) - len(set(groups.tolist()))
+        if num_split:
+            print(f"Warning: {num_split} groups or near-duplicates span several folds: figures are optimistic.")
+        return fold_of
+
+    @staticmethod
+    def _folds_made(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
+        fold_of = [""] * len(labels)
+        split = StratifiedGroupKFold(arguments.folds, shuffle=True, random_state=0).split(labels, labels, groups)
+        for number, (_, rows) in enumerate(split):
+            for row in rows:
+                fold_of[row] = str(number)
+        return fold_of
+
+    def path(self, number: int) -> Path:
+        """The fold's dataset, written when it is first needed."""
+        path = self.folder / f"fold-{number}"
+        if not path.exists():
+            parts = {split: self.whole.select(rows) for split, rows in self.rows[number].items()}
+            about = {key: value for key, value in self.manifest.items() if key != "splits"}
+            save_prepared(datasets.DatasetDict(parts), path, about | {"fold": self.names[number]})
+        return path
+
+    def cache_vectors(self, candidate: Candidate) -> ChunkVectorDocuments | None:
+        """Encode all documents once for a candidate with a frozen encoder, and distribute the vectors over the folds."""
+        if not candidate.options().get("freeze_encoder"):
+            return None
+        kinds = (ModelArguments, HierarchicalTrainingArguments)
+        changes = [f"--{name}={value}" for name, value in candidate.changed.items()]
+        paths = [f"--encoder={self.encoder}", f"--output_dir={self.folder / 'unused'}"]
+        model_args, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
+        mixed_precision = "no" if args.precision == "fp32" else args.precision
+        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
+        model = build_model(model_args, self.whole.features["label"].names, args)
+        use_flash_attention_on_cuda()
+        documents, _ = chunk_splits(datasets.DatasetDict(whole=self.whole), self.tokenizer, model, args)
+        collator = DocumentCollator(self.tokenizer.pad_token_id)
+        cache = self.folder / "whole" / ".chunk_vectors" / cache_key(model, self.manifest, args.precision)
+        whole = cached_chunk_vectors(model, documents, collator, cache, accelerator)["whole"]
+        for number in range(len(self.rows)):
+            folder = self.path(number)
+            manifest = json.loads((folder / "manifest.json").read_text())
+            fold_cache = folder / ".chunk_vectors" / cache_key(model, manifest, args.precision)
+            for split, rows in self.rows[number].items():
+                (fold_cache / split).mkdir(parents=True, exist_ok=True)
+                for indices, path in vector_files(fold_cache / split, len(rows)).items():
+                    if not path.exists():
+                        write_vectors(path, (whole.document_vectors(rows[index]) for index in indices))
+        return whole
