@@ -5,10 +5,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint audit faults bench gpu quality format encoder lock clean
+.PHONY: demo run test lint audit faults bench gpu quality format encoder lock clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
+
+# One's own documents, from a file to a model and its report (outputs/run/report/report.html):
+#   make run SOURCE=stories.csv [LABELS=General,Teen,Mature] [OUTPUT=outputs/run] [OPTIONS="--num_train_epochs 5"]
+run: .venv/.installed
+	$(if $(SOURCE),,$(error make run needs documents with labels: SOURCE=stories.csv [LABELS=General,Teen,Mature]))
+	$(BIN)/python -m scripts.run --source "$(SOURCE)" $(if $(LABELS),--labels "$(LABELS)") \
+	  $(if $(OUTPUT),--output_dir "$(OUTPUT)") $(OPTIONS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

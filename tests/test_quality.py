@@ -43,7 +43,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     write_csv(given["source"], cut)
     wrong = run_command("scripts.benchmark.quality", **given)
     assert wrong.returncode == 1
-    assert "1 documents have nothing in 'fold', row-41" in wrong.stderr
+    assert "row-41" in wrong.stderr
     given["source"].write_bytes(source)
     # A candidate that never ran is mended under its name.
     for refused in ("lexical_featurs=9", "pooling=median"):

@@ -1,0 +1,146 @@
+"""One's own documents, from a file to a model and its report: prepare → train → evaluate.
+
+    python -m scripts.run --source stories.csv --labels General,Teen,Mature        (make run SOURCE=stories.csv LABELS=…)
+
+The recipe is chosen by the device and by the number and length of the documents, and named:
+
+| device | training documents | recipe | encoder |
+|---|---|---|---|
+| GPU | any | roberta_base.yaml, max_chunks by their lengths | FacebookAI/roberta-base, else the packaged MiniLM |
+| CPU | up to a million tokens | upper_layers_cpu.yaml | the packaged MiniLM |
+| CPU | more | films_cpu.yaml | the packaged MiniLM |
+
+An interrupted run resumes when it is started again. Options that are not listed here are passed to train_hf.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts.common.cli import UserParser, comma_list, run_main
+
+MOST_TOKENS_TO_TRAIN_ON_A_CPU = 1_000_000
+MOST_CHUNKS_ON_A_GPU = 64
+RECIPES = Path("scripts/recipes")
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add("--source", required=True, help="documents with the columns text and label: CSV, JSONL, Parquet or a folder")
+    add("--labels", default="", help="labels in order, mildest first: General,Teen,Mature")
+    add("--encoder", help="name on the hub or folder; default: see above")
+    add("--recipe", help="a recipe in place of the one that would be chosen")
+    add("--output_dir", type=Path, default=Path("outputs/run"))
+    add("--overwrite", action="store_true", help="replace an earlier run on other documents in output_dir")
+    return parser.parse_known_args()
+
+
+def main() -> None:
+    arguments, training_options = parse_arguments()
+    # Imported here, so that --help and mistakes in options are answered at once.
+    from data.preparation import preparation_summary
+    from scripts.common.launch import launch_evaluation, launch_training
+
+    output_dir: Path = arguments.output_dir
+    dataset_dir = output_dir / "dataset"
+    on_gpu = has_gpu()
+    encoder = choose_encoder(arguments.encoder, on_gpu)
+    print(f"== 1/3  Preparing {arguments.source}", flush=True)
+    manifest = prepare_or_reuse(arguments, encoder, dataset_dir)
+    print(preparation_summary(manifest))
+    recipe, options, reason = choose_recipe(dataset_dir, on_gpu)
+    recipe = arguments.recipe or recipe
+    if arguments.recipe:
+        options, reason = {}, "as given"
+    print(f"\n== 2/3  Training {encoder} with {recipe} ({reason})", flush=True)
+    options |= {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": output_dir}
+    if arguments.overwrite:
+        training_options = ["--overwrite_output_dir", *training_options]
+    launch_training(recipe, "--resume_from_checkpoint", "auto", *training_options, **options)
+    split = "test" if "test" in manifest["splits"] else "validation"
+    print(f"\n== 3/3  Evaluating on the {split} split", flush=True)
+    report = output_dir / "report"
+    launch_evaluation(model=output_dir, dataset_dir=dataset_dir, split=split, output_dir=report)
+    print(f"\n{report / 'report.html'}    the report: open it in a browser")
+    print(
+        f"{output_dir}    the model. Classify new documents: python -m scripts.predict --model {output_dir} --source FILE"
+    )
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def choose_encoder(name: str | None, on_gpu: bool) -> str:
+    """The encoder that was asked for; else RoBERTa on a GPU where it can be loaded; else the packaged MiniLM."""
+    from scripts.common.packaged_encoder import copy_packaged_encoder
+
+    if name is not None:
+        return name
+    if on_gpu:
+        from transformers import AutoConfig
+
+        try:
+            AutoConfig.from_pretrained("FacebookAI/roberta-base")
+            return "FacebookAI/roberta-base"
+        except OSError as error:
+            print(
+                f"FacebookAI/roberta-base cannot be loaded ({str(error).splitlines()[0]}): using the packaged MiniLM."
+            )
+    return str(copy_packaged_encoder(Path("outputs/minilm")))
+
+
+def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: Path) -> dict[str, Any]:
+    """The manifest of the prepared documents: of an earlier start where they are the same.
+
+    Raises:
+        ValueError: output_dir holds other documents, and --overwrite was not given.
+    """
+    from data.preparation import describe_source, prepare_dataset
+    from data.prepared_dataset import MANIFEST, load_prepared
+
+    labels = comma_list(arguments.labels)
+    if (dataset_dir / MANIFEST).is_file() and not arguments.overwrite:
+        _, manifest = load_prepared(str(dataset_dir))
+        same_labels = not labels or manifest["labels"] == labels
+        if manifest["sources"] != [describe_source(arguments.source)] or not same_labels:
+            raise ValueError(
+                f"{arguments.output_dir} holds a run on other documents or labels: replace it with --overwrite, or choose "
+                "another --output_dir."
+            )
+        if manifest["tokenizer"]["name"] != encoder:
+            raise ValueError(
+                f"{arguments.output_dir} holds a run with the encoder {manifest['tokenizer']['name']}, not {encoder}: "
+                "replace it with --overwrite, or choose another --output_dir."
+            )
+        return manifest
+    return prepare_dataset(arguments.source, encoder, dataset_dir, labels=labels, overwrite=True)
+
+
+def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any], str]:
+    """The recipe, options beside it, and why."""
+    import numpy as np
+
+    from data.prepared_dataset import load_prepared, num_tokens_of
+
+    splits, _ = load_prepared(str(dataset_dir))
+    num_tokens = num_tokens_of(splits["train"])
+    size = f"{len(num_tokens):,} training documents, {num_tokens.sum():,} tokens"
+    if on_gpu:
+        long = float(np.quantile(num_tokens, 0.95))
+        max_chunks = int(np.clip(np.ceil(long / 510), 1, MOST_CHUNKS_ON_A_GPU))
+        reason = f"GPU; {size}; {max_chunks} chunks hold 95 % of the documents"
+        if long > 510 * MOST_CHUNKS_ON_A_GPU:
+            reason = f"GPU; {size}; at most {max_chunks} chunks of a document are read"
+        return str(RECIPES / "roberta_base.yaml"), {"max_chunks": max_chunks}, reason
+    short = num_tokens.sum() <= MOST_TOKENS_TO_TRAIN_ON_A_CPU
+    name = "upper_layers_cpu.yaml" if short else "films_cpu.yaml"
+    return str(RECIPES / name), {}, f"CPU; {size}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
