@@ -8,12 +8,13 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts.training.setup import DataArguments, ModelArguments
+from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 from tests.conftest import ROOT
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/guide.md", "docs/benchmarks.md")
 KINDS = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
 TRAINING = {"--config"} | {f"--{field.name}" for kind in KINDS for field in fields(kind)}
+SEARCH = {f"--{field.name}" for field in fields(SearchArguments)}
 LAUNCHER = set(launch_command_parser()._option_string_actions)
 
 
@@ -53,7 +54,7 @@ def check_command(words: list[str]) -> None:
     assert given[0] <= LAUNCHER, given[0] - LAUNCHER
     if start < len(words):
         known = TRAINING if words[start] == "train_hf.py" else options_of(source_of(words[start + 1]))
-        known |= TRAINING if words[start + 1] == "scripts.search" else set()
+        known |= TRAINING | SEARCH if words[start + 1] == "scripts.search" else set()
         assert given[1] <= known, given[1] - known
     for path in re.findall(r"scripts/[\w/]+\.yaml|\b\w+\.yaml\b", " ".join(words)):
         assert (ROOT / path).exists() or f"/{path}" in " ".join(words), path
@@ -82,7 +83,7 @@ def test_commands_are_found_and_mistakes_in_them_too():
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_names_in_running_text_exist(name):
-    options = TRAINING | LAUNCHER
+    options = TRAINING | SEARCH | LAUNCHER
     for path in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests" / "faults").glob("*.py")]:
         options |= options_of(path.read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`\n]+)`", text_of(name)):
@@ -98,3 +99,14 @@ def test_readme_is_short_and_links_to_the_rest():
     assert len(readme.splitlines()) <= 120
     for target in ("docs/guide.md", "docs/benchmarks.md", "docs/log.md", "docs/quickstart.ipynb", "CONTRIBUTING.md"):
         assert f"({target})" in readme
+
+
+def test_files_listed_in_contributing_exist():
+    folder = ROOT
+    for line in text_of("CONTRIBUTING.md").split("## Files")[1].split("```")[1].splitlines()[1:]:
+        names = line.split("  ")[0] if not line.startswith("  ") else line[2:].split("  ")[0]
+        for name in names.split(", "):
+            base = folder if line.startswith("  ") else ROOT
+            assert (base / name.strip()).exists(), line
+        if not line.startswith("  ") and names.endswith("/"):
+            folder = ROOT / names
