@@ -87,7 +87,8 @@ def test_names_in_running_text_exist(name):
     for path in [*(ROOT / "scripts").rglob("*.py"), *(ROOT / "tests" / "faults").glob("*.py")]:
         options |= options_of(path.read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`\n]+)`", text_of(name)):
-        assert set(re.findall(r"(?<!\S)--\w+", span)) <= options, span
+        if not span.startswith("tensorboard "):  # the one program in the docs that is not ours
+            assert set(re.findall(r"(?<!\S)--\w+", span)) <= options, span
         for module in re.findall(r"\bscripts(?:\.[a-z_]+)+", span):
             assert source_of(module), span
         for path in re.findall(r"(?<![\w/.])(?:data|modeling|scripts|tests|docs)/[\w/.]+\w", span):
