@@ -238,7 +238,7 @@ def test_the_unpadded_path_gives_what_the_padded_one_gives(model):
 def test_chunk_vectors_stand_for_their_tokens(model):
     batch = batch_of(model.eval(), DOCUMENTS)
     whole = model(**batch)
-    again = model(chunk_vectors=whole.chunk_vectors, num_chunks=batch["num_chunks"])
+    again = model(chunk_vectors=whole.chunk_features, num_chunks=batch["num_chunks"])
     assert torch.equal(whole.logits, again.logits)
     with pytest.raises(ValueError, match="either input_ids or chunk_vectors"):
         model(num_chunks=batch["num_chunks"])

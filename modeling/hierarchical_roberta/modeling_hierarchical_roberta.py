@@ -37,13 +37,14 @@ class HierarchicalOutput(ModelOutput):
         loss: (), unweighted cross entropy; only where `labels` were given.
         logits: (B, K).
         chunk_weights: (N,), how much each chunk weighed in the pooling; a document's sum to 1.
-        chunk_vectors: (N, D + M), what was read of each chunk: the encoder's vector, and the lexical view's counts.
+        chunk_features: (N, D + M), what `classify` takes: the encoder's `chunk_vectors` (N, D), followed by the counts of
+            the lexical features.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     chunk_weights: torch.Tensor | None = None
-    chunk_vectors: torch.Tensor | None = None
+    chunk_features: torch.Tensor | None = None
 
 
 class HierarchicalRobertaForSequenceClassification(PreTrainedModel):

@@ -196,7 +196,7 @@ class HierarchicalClassificationPipeline(Pipeline):
                 num_chunks=torch.tensor(num_chunks),
                 chunk_lengths=chunk_lengths,
             )
-        vectors = output.chunk_vectors.split(num_chunks)
+        vectors = output.chunk_features.split(num_chunks)
         return [{"logits_K": row, "chunk_CD": part} for row, part in zip(output.logits, vectors, strict=True)]
 
     def postprocess(self, document: dict[str, Any], evidence: int = 3) -> dict[str, Any]:  # type: ignore[override]

@@ -88,7 +88,7 @@ def read_documents(
             output = model(**inputs)
         counts = [len(lengths) for lengths in inputs["chunk_lengths"]]
         # On the host: a split's embeddings may be more than a device holds beside the model.
-        values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
+        values = [value.cpu() for value in (output.logits, output.chunk_features, output.chunk_weights)]
         parts = (values[0], values[1].split(counts), values[2].split(counts))
         for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
