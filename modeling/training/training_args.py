@@ -201,8 +201,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"`max_loss_spike` must be above 1, got {self.max_loss_spike}.")
         if self.streaming and (self.max_steps <= 0 or self.freeze_encoder or self.eval_strategy == "epoch"):
             raise ValueError(
-                "--streaming has no epochs: it needs --max_steps, --eval_strategy steps with --eval_steps, and "
-                "--save_strategy steps with --save_steps, and cannot be combined with --freeze_encoder."
+                "--streaming needs --max_steps, --eval_strategy steps with --eval_steps, and --save_strategy steps with "
+                "--save_steps, since a stream has no epochs. It cannot be combined with --freeze_encoder."
             )
         self.live_chunks = str(self.live_chunks)
         if self.live_chunks != "auto" and not self.live_chunks.isdecimal():
