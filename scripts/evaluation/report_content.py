@@ -134,7 +134,7 @@ def tables_of(metrics: dict[str, Any], documents: list[dict[str, Any]], names: l
             "title": f"Operating points for {most_severe}",
             "caption": "Score thresholds chosen on validation for the target recall; documents with at least that "
             "score are flagged. The other columns are measured on this split.",
-            "columns": ["target recall", "threshold", "recall", "precision", "documents flagged"],
+            "columns": ["target recall", "threshold", "recall", "precision", "flagged"],
             "rows": [
                 [f"{p['target_recall']:.0%}", f"{p['threshold']:.6g}"]
                 + [f"{p[key]:.1%}" for key in ("recall", "precision", "flagged_share")]
@@ -161,9 +161,9 @@ def tables_of(metrics: dict[str, Any], documents: list[dict[str, Any]], names: l
         },
         {
             "title": "Selective prediction",
-            "caption": "Documents below the confidence threshold go to a human reviewer; accuracy is measured on the "
-            "others.",
-            "columns": ["confidence threshold", "classified by the model", "accuracy on these"],
+            "caption": "The model classifies the documents with at least the threshold confidence (coverage), with this "
+            "accuracy; the others go to a human reviewer.",
+            "columns": ["threshold", "coverage", "accuracy"],
             "rows": [
                 [f"{row['confidence']:.3f}", f"{row['kept_share']:.0%}", f"{row['accuracy']:.3f}"]
                 for row in metrics["abstain"][::4]
