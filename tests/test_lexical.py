@@ -208,7 +208,7 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     baselines = json.loads((tmp_path / "report" / "metrics.json").read_text())["baselines"]
     assert baselines["words_alone"]["f1_macro"]["value"] == 1.0
     report = (tmp_path / "report" / "report.html").read_text()
-    assert "lexical view alone" in report
+    assert "lexical features" in report
     for label, word in CUES.items():
         words = report.split(f"<dt>Words for {label}</dt><dd>")[1].split("</dd>")[0].split(", ")
         assert word in words
