@@ -1,1 +1,1 @@
-"""Documents, tokens and chunks: knows tokenizers and datasets, never models."""
+"""Data pipeline: documents → tokens → chunks; depends on tokenizers and datasets, never on models."""

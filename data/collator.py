@@ -1,4 +1,4 @@
-"""Documents → a batch that holds only real chunks."""
+"""Collation of documents into batches without padding chunks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 
 @dataclass
 class DocumentCollator:
-    """Lays the chunks of a batch's documents one below the other; there are no padding chunks.
+    """Concatenate the chunks of a batch's documents, without padding chunks.
 
     The documents `[{"input_ids": [[0, 5, 2], [0, 6, 7, 2]], "labels": 1}, {"input_ids": [[0, 2]], "labels": 0}]`, with
     `pad_token_id` 1, become
@@ -19,12 +19,12 @@ class DocumentCollator:
         num_chunks      [2, 1]                                        (B,)
         input_ids       [[0, 5, 2, 1], [0, 6, 7, 2], [0, 2, 1, 1]]    (N, L)
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
-        chunk_lengths   [[3, 4], [2]]                                 Python's numbers
+        chunk_lengths   [[3, 4], [2]]                                 Python ints
 
-    Documents that carry `chunk_vectors` (C, D) give `chunk_vectors` (N, D), beside token ids or instead of them. `labels`
-    stands first, since Trainer takes a batch's size from its first tensor. `chunk_lengths` stays on the host, which plans
-    by it what the device does next. `with_ids` adds `ids`, a list of the documents' ids, which WeightedTrainer takes out
-    again: it names documents whose step it skips.
+    Documents with `chunk_vectors` (C, D) yield `chunk_vectors` (N, D), with or instead of token ids. `labels` comes
+    first, since Trainer reads the batch size from the first tensor. `chunk_lengths` stays on the host for planning
+    encoder batches. `with_ids` adds `ids`, a list of the documents' ids, which WeightedTrainer removes and logs for
+    skipped steps.
     """
 
     pad_token_id: int

@@ -1,10 +1,10 @@
-"""The embedded demo corpus: stories rated General, Teen or Mature, written from a seed in this project's own words.
+"""Synthetic demo corpus: stories labeled General, Teen or Mature, generated from templates and a seed.
 
-A story is made of quiet paragraphs and of scenes. A scene's content is mild, Teen or Mature, and it either happens or is
-framed: acted on a stage, dreamed, read in a book, imagined, shown on a screen. The label is the severest scene that
-happens. Half of a story's scenes are framed whatever its label, and what stands in the frames is drawn at random: the
-words of severe scenes occur in every class, and only reading tells which of them happened. The place of the deciding
-scene is uniform over the text, and is recorded.
+A story consists of neutral paragraphs and scenes. A scene's content is General, Teen or Mature, and it either happens
+or is framed: on a stage, in a dream, a book, the imagination or a film. The label is the most severe scene that
+happens. Half of a story's scenes are framed, with random content, whatever its label, so words of severe scenes occur
+in every class and classification requires reading the context. The position of the deciding scene is uniform over the
+text and is recorded as evidence.
 """
 
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ QUIET = [
     "{b} kept bees behind the {place} and could tell you the weather from their temper.",
 ]
 
-# What happens in a scene, by severity.
+# Content of a scene, by severity.
 CONTENT: dict[str, list[str]] = {
     "General": [
         "{x} won the relay by a hand's breadth, and {y} was carried round the field on the others' shoulders.",
@@ -153,7 +153,7 @@ CONTENT: dict[str, list[str]] = {
     ],
 }
 
-# How a scene that happens begins and ends.
+# Opening and closing of a scene that happens.
 REAL: list[tuple[str, str]] = [
     ("{time} it came to a head at the {place}.", "Everyone at the {place} knew of it by nightfall."),
     ("Nobody had expected it, that hour at the {place}.", "The {place} was never quite the same after that."),
@@ -164,7 +164,7 @@ REAL: list[tuple[str, str]] = [
     ("The others had gone ahead to the {place}.", "When the others came back, it was over."),
     ("There was one witness, {a}, and it was no secret for long.", "People still point out the spot."),
 ]
-# How a scene that does not happen begins and ends.
+# Opening and closing of a framed scene.
 FRAMED: list[tuple[str, str]] = [
     (
         "On the stage of the parish hall the players gave the last act.",
@@ -191,16 +191,16 @@ FRAMED: list[tuple[str, str]] = [
 
 @dataclass
 class Scene:
-    """A scene of a story: its content, and whether it is framed (and so does not happen)."""
+    """A scene of a story: its content, and whether it is framed (does not happen)."""
 
     content: str
     framed: bool
 
 
 def plan_scenes(label: str, num_chunks: int, rng: np.random.Generator) -> list[Scene]:
-    """The scenes of a story: as many, and as many of them framed, whatever its label."""
+    """Scenes of a story; the number of scenes and of framed ones does not depend on the label."""
     if num_chunks <= 2:
-        # Room for a scene of weight, which happens or not, and in two chunks for a mild one in the other place.
+        # One decisive scene, which happens or is framed, and in two chunks also a General one.
         content = label if label != "General" else str(rng.choice(LABELS, p=[0.3, 0.4, 0.3]))
         scenes = [Scene(content, framed=label == "General"), Scene("General", framed=label != "General")]
         return scenes[:num_chunks]
@@ -216,8 +216,10 @@ def plan_scenes(label: str, num_chunks: int, rng: np.random.Generator) -> list[S
 def write_story(
     label: str, num_chunks: int, words_in_chunk: int, rng: np.random.Generator
 ) -> tuple[str, list[dict[str, Any]]]:
-    """A story of about `num_chunks` chunks, and the characters `[start, end)` of the scene that decides its label (none
-    for General)."""
+    """Generate a story of about `num_chunks` chunks, and its evidence.
+
+    Evidence is the character span `[start, end)` of the scene that decides the label; empty for General.
+    """
     names = [str(name) for name in rng.permutation(NAMES)[:6]]
 
     def fill(template: str, x: int = 2, y: int = 3) -> str:
@@ -237,10 +239,10 @@ def write_story(
     paragraphs: list[tuple[str, Scene | None]] = []
     scenes = plan_scenes(label, num_chunks, rng)
     for scene in scenes:
-        before, after = (FRAMED if scene.framed else REAL)[rng.integers(8)]
+        opening, closing = (FRAMED if scene.framed else REAL)[rng.integers(8)]
         x, y = rng.permutation([2, 3, 4, 5])[:2]
         content = str(rng.choice(CONTENT[scene.content]))
-        paragraphs.append((" ".join(fill(part, x, y) for part in (before, content, after)), scene))
+        paragraphs.append((" ".join(fill(part, x, y) for part in (opening, content, closing)), scene))
     num_words = sum(len(text.split()) for text, _ in paragraphs)
     quiet: list[tuple[str, Scene | None]] = []
     while num_words < (num_chunks - 0.4) * words_in_chunk:
@@ -261,10 +263,10 @@ def write_story(
 
 
 def demo_corpus(num_documents: int = 800, seed: int = 7, words_in_chunk: int = 47) -> list[dict[str, Any]]:
-    """The corpus: `{"id", "text", "label", "evidence": [{"start", "end"}]}`, offsets in characters.
+    """Generate the corpus: `{"id", "text", "label", "evidence": [{"start", "end"}]}`, with character offsets.
 
     Args:
-        words_in_chunk: words that fill a chunk; 47 for 64 tokens of MiniLM.
+        words_in_chunk: words per chunk; 47 correspond to 64 tokens of MiniLM.
     """
     rng = np.random.default_rng(seed)
     documents = []

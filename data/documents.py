@@ -1,7 +1,7 @@
-"""Rows of any source → documents `{id, text, label, split, group}`, checked. Nothing is dropped in silence.
+"""Validation: rows of any source → documents `{id, text, label, split, group}`. No row is dropped silently.
 
-Used by scripts/prepare_dataset.py. Every doubtful row falls under a problem with a name; a problem is an error unless
-the caller decides to drop or keep its rows.
+Used by scripts/prepare_dataset.py. Every data issue has a problem name; it is an error unless the caller decides to
+drop or keep the affected rows.
 """
 
 import json
@@ -19,24 +19,24 @@ from data.readers import read_rows
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
-# What can be wrong with rows, and what each is called on the command line.
+# Problem name, as used on the command line → description.
 PROBLEMS = {
     "missing_text": "no text",
     "missing_label": "no label",
     "unknown_label": "a label that is not in --labels",
     "empty": "an empty text",
-    "duplicate_id": "an id that another row has",
-    "unknown_split": "a split that is none of train, validation, test",
-    "duplicate": "the same or nearly the same text as a document of another split",
-    "group_leak": "a group that also stands in another split",
+    "duplicate_id": "a duplicate id",
+    "unknown_split": "a split other than train, validation, test",
+    "duplicate": "an identical or nearly identical text in another split",
+    "group_leak": "a group that also occurs in another split",
 }
-# What `keep` may decide; the others have no meaning when kept.
+# Problems that `keep` accepts; rows with the others are unusable.
 KEEPABLE = ("empty", "duplicate", "group_leak")
 
 
 @dataclass
 class Columns:
-    """Names of a table's columns. Id, split and group are optional where they are at their default names."""
+    """Column names of a table. Columns other than text and label are optional under their default names."""
 
     text: str = "text"
     label: str = "label"
@@ -48,7 +48,7 @@ class Columns:
 
 @dataclass
 class DataIssues:
-    """Problem → names of its rows (`row 17 (id b-3)`), and what was decided about each."""
+    """Problem → affected rows (`row 17 (id b-3)`), and the decision for each problem."""
 
     rows: dict[str, list[str]] = field(default_factory=dict)
     decisions: dict[str, str] = field(default_factory=dict)
@@ -57,36 +57,35 @@ class DataIssues:
         self.rows.setdefault(problem, []).append(row)
 
     def raise_if_unresolved(self) -> None:
-        """Raises ValueError naming every problem without a decision, with its rows."""
-        undecided = {problem: rows for problem, rows in self.rows.items() if problem not in self.decisions}
-        if undecided:
-            parts = [f"{len(rows)} with {PROBLEMS[p]} [{p}]: {shorten(rows)}" for p, rows in undecided.items()]
+        """Raise ValueError listing every problem without a decision, with its rows."""
+        unresolved = {problem: rows for problem, rows in self.rows.items() if problem not in self.decisions}
+        if unresolved:
+            parts = [f"{len(rows)} with {PROBLEMS[p]} [{p}]: {shorten(rows)}" for p, rows in unresolved.items()]
             raise ValueError(
-                f"The source has rows that cannot be used as they are: {'; '.join(parts)}. Mend them, or decide with "
-                f"--drop {','.join(undecided)}"
-                + (f" or --keep {','.join(kept)}." if (kept := [p for p in undecided if p in KEEPABLE]) else ".")
+                f"The source has invalid rows: {'; '.join(parts)}. Fix them, or use --drop {','.join(unresolved)}"
+                + (f" or --keep {','.join(kept)}." if (kept := [p for p in unresolved if p in KEEPABLE]) else ".")
             )
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """Join the first few names, and count the rest."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
-    """The text in Unicode normal form C, of characters that there are."""
+    """Normalize a text to Unicode NFC after checking for unpaired surrogates."""
     return unicodedata.normalize("NFC", check_surrogates(text, row, encoding_errors))
 
 
 def check_surrogates(text: str, row: str, encoding_errors: str = "strict") -> str:
-    """The text as it is. Half a surrogate pair is no character: an error, or U+FFFD."""
+    """Return the text unchanged; unpaired surrogates raise an error or are replaced by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         if encoding_errors == "strict":
             raise ValueError(
-                f"{row}: the text holds half a surrogate pair ({text[error.start]!a}), which is no character. Mend it, "
-                "or put U+FFFD in its place with --encoding_errors replace."
+                f"{row}: the text contains an unpaired surrogate ({text[error.start]!a}). Fix it, or replace it by "
+                "U+FFFD with --encoding_errors replace."
             ) from error
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
@@ -97,23 +96,22 @@ def is_missing(value: Any) -> bool:
 
 
 def to_label(value: Any) -> str:
-    """A label, id, split or group as text, "" where there is none: 1.0 and 1 are the same name."""
+    """Convert a label, id, split or group to text; "" if missing, and 1.0 becomes "1"."""
     if is_missing(value):
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _spans(value: Any) -> str:
-    """Where the evidence for a label is known to stand, `[{"start": 12, "end": 80}]` in characters, as JSON. Another
-    column of that name is left alone."""
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a table's cell
+    """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters; "" for any other content."""
+    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell
         try:
             value = json.loads(value)
         except ValueError:
             value = None
     spans = value if isinstance(value, list) else []
-    known = [{"start": int(span["start"]), "end": int(span["end"])} for span in spans if _is_span(span)]
-    return json.dumps(known) if known else ""
+    valid = [{"start": int(span["start"]), "end": int(span["end"])} for span in spans if _is_span(span)]
+    return json.dumps(valid) if valid else ""
 
 
 def _is_span(value: Any) -> bool:
@@ -129,21 +127,21 @@ def read_documents(
     keep: Iterable[str] = (),
     cache_dir: str | None = None,
 ) -> tuple[datasets.Dataset, DataIssues]:
-    """All documents of a source as a memory-mapped table of id, text, label, and "" where there is none: split, group,
-    and evidence (JSON, see `_spans`).
+    """Read all documents of a source into a memory-mapped table.
 
-    Rows with a problem in `drop` are left out, in `keep` are taken; any other problem is an error.
+    The columns are id, text, label, split, group and evidence (JSON, see `_spans`); the last three are "" if missing.
+    Rows with a problem in `drop` are omitted, those with one in `keep` are included; any other problem is an error.
 
     Args:
-        labels: the labels in their order; a row with another is an `unknown_label`. None: whatever stands there.
-        cache_dir: where the table is written; it must outlive it.
+        labels: labels in order; other labels are an `unknown_label`. None: any label.
+        cache_dir: folder of the table; it must outlive the table.
 
     Raises:
-        ValueError: problems without a decision, with their rows; no such column; no rows.
+        ValueError: unresolved problems, with their rows; a missing column; no rows.
     """
     decisions = dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept")
     issues = DataIssues(decisions=decisions)
-    known = set(labels) if labels else None
+    known_labels = set(labels) if labels else None
     rows = _rows_with_columns(source, columns, encoding_errors)
 
     def documents() -> Iterator[dict[str, str]]:
@@ -162,16 +160,16 @@ def read_documents(
             document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
             if not is_missing(document["text"]) and not isinstance(document["text"], str):
                 kind = type(document["text"]).__name__
-                raise ValueError(f"{source}: {name}: the column {columns.text!r} holds {kind}, expected text.")
-            problems = _problems_of(document, known, seen)
+                raise ValueError(f"{source}: {name}: expected text in the column {columns.text!r}, got {kind}.")
+            problems = _find_problems(document, known_labels, seen)
             for problem in problems:
                 issues.add(problem, name)
             seen.add(id_)
             if all(decisions.get(problem) == "kept" for problem in problems):
-                given = document["text"]
-                document["text"] = clean_text(given, f"{source}: {name}", encoding_errors)
-                if document["text"] != given:
-                    document["evidence"] = ""  # its characters are counted in the text that was given
+                original = document["text"]
+                document["text"] = clean_text(original, f"{source}: {name}", encoding_errors)
+                if document["text"] != original:
+                    document["evidence"] = ""  # its offsets refer to the original text
                 yield document
 
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
@@ -186,7 +184,7 @@ def read_documents(
 def _write_table(
     rows: Iterator[dict[str, str]], features: datasets.Features, cache_dir: str | None
 ) -> datasets.Dataset:
-    """Rows → a memory-mapped table. (`Dataset.from_generator` hashes its generator and would reuse old files.)"""
+    """Write rows to a memory-mapped table. (`Dataset.from_generator` may reuse stale files.)"""
     empty = datasets.Dataset.from_dict({name: [] for name in features}, features=features)
     if cache_dir is None:
         collected = list(rows)
@@ -199,7 +197,7 @@ def _write_table(
     return datasets.Dataset.from_file(path) if num_rows else empty
 
 
-def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str]) -> list[str]:
+def _find_problems(document: dict[str, Any], known_labels: set[str] | None, seen: set[str]) -> list[str]:
     problems = []
     if is_missing(document["text"]):
         problems.append("missing_text")
@@ -207,7 +205,7 @@ def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str
         problems.append("empty")
     if not document["label"]:
         problems.append("missing_label")
-    elif known is not None and document["label"] not in known:
+    elif known_labels is not None and document["label"] not in known_labels:
         problems.append("unknown_label")
     if document["id"] in seen:
         problems.append("duplicate_id")
@@ -217,7 +215,7 @@ def _problems_of(document: dict[str, Any], known: set[str] | None, seen: set[str
 
 
 def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    """The rows, once the first has shown that the named columns are there."""
+    """Yield the rows after checking that the first has the required columns."""
     required = {"text": columns.text, "label": columns.label}
     for kind in ("id", "split", "group", "evidence"):
         if getattr(columns, kind) != getattr(Columns, kind) and getattr(columns, kind) != "none":
@@ -225,7 +223,7 @@ def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> I
     for number, row in enumerate(read_rows(source, encoding_errors)):
         absent = [f"--{kind}_column {name}" for kind, name in required.items() if name not in row]
         if absent and number == 0:
-            there = f"there is no column for {', '.join(absent)}; there are {', '.join(map(str, row))}."
+            message = f"no column for {', '.join(absent)}; the columns are {', '.join(map(str, row))}."
             hint = " Fields must be separated by commas." if len(row) == 1 and ";" in next(iter(row)) else ""
-            raise ValueError(f"{source}: {there}{hint}")
-        yield dict.fromkeys(required.values()) | row  # a later row of JSON may leave a key out
+            raise ValueError(f"{source}: {message}{hint}")
+        yield dict.fromkeys(required.values()) | row  # later JSON rows may omit keys

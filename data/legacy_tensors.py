@@ -1,4 +1,4 @@
-"""The older form of prepared documents: one file of tensors a split. Read, never written."""
+"""Legacy format of prepared documents: one tensor file per split (read-only support)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +17,14 @@ LEGACY_FILES = {split: f"{name}_dataset.pt" for split, name in zip(SPLITS, ("tra
 def read_legacy(
     folder: Path, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None = None
 ) -> datasets.DatasetDict:
-    """The older form of such data: `train_dataset.pt`, `val_dataset.pt`, `test_dataset.pt`, each a dict of tensors
-    `input_ids` and `attention_mask` (documents, chunks, tokens) and `labels` (documents).
+    """Read the legacy format: `train_dataset.pt`, `val_dataset.pt` and `test_dataset.pt`.
 
-    Special and padding tokens are taken off and a chunk's start is kept as a paragraph's. The text is decoded from the
-    tokens; the characters of each token are not known (token_start and token_end are -1).
+    Each is a dict of tensors `input_ids` and `attention_mask` (documents, chunks, tokens) and `labels` (documents).
+    Special and padding tokens are removed, and chunk starts become paragraph starts. The text is decoded from the
+    tokens; character offsets are unknown (token_start and token_end are -1).
 
     Raises:
-        ValueError: a file that is not such a dict (nothing but tensors is ever unpickled).
+        ValueError: a file is not such a dict (only tensors are unpickled).
     """
     parts = {}
     names = list(labels) if labels else None
@@ -57,7 +57,7 @@ def read_legacy(
             )
             if not 0 <= rows[-1]["label"] < len(names):
                 raise ValueError(
-                    f"{folder / file}: document {index} has label {rows[-1]['label']}, and there are {len(names)} labels."
+                    f"{folder / file}: document {index} has label {rows[-1]['label']}, expected 0 to {len(names) - 1}."
                 )
         parts[split] = rows
     features = datasets.Features(
@@ -70,7 +70,7 @@ def read_legacy(
     )
     for split in ("train", "validation"):
         if split not in parts:
-            raise ValueError(f"{folder}: there is no {LEGACY_FILES[split]}.")
+            raise ValueError(f"{folder}: {LEGACY_FILES[split]} is missing.")
     return datasets.DatasetDict(
         {split: datasets.Dataset.from_list(rows, features=features) for split, rows in parts.items()}
     )
@@ -81,8 +81,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path}: not a file of tensors (a pickle that would run code is never loaded): "
-            f"{str(error).splitlines()[0]}"
+            f"{path}: not a tensor file (pickles that could execute code are not loaded): {str(error).splitlines()[0]}"
         ) from error
     shapes = {"input_ids": 3, "attention_mask": 3, "labels": 1}
     for key, dims in shapes.items():
@@ -97,6 +96,6 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     ):
         raise ValueError(
             f"{path}: input_ids {tuple(tensors['input_ids'].shape)}, attention_mask "
-            f"{tuple(tensors['attention_mask'].shape)} and labels {tuple(tensors['labels'].shape)} do not fit together."
+            f"{tuple(tensors['attention_mask'].shape)} and labels {tuple(tensors['labels'].shape)} do not match."
         )
     return tensors

@@ -1,4 +1,4 @@
-"""Documents → a tokenized, checked, split dataset on disk."""
+"""Dataset preparation: source → validated, split and tokenized dataset on disk."""
 
 import platform
 import shutil
@@ -46,23 +46,23 @@ def prepare_dataset(
     max_chunks: int = 20,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Read, check, split, tokenize, save. Returns the manifest.
+    """Read, validate, split, tokenize and save a dataset; return its manifest.
 
     Args:
         source: a file, a folder or a dataset on the hub (see data/readers.py).
-        tokenizer: name on the hub, or folder, of the encoder whose tokenizer is used.
-        columns: the source's names of the columns.
-        labels: the labels in their order (None: as the source gives them, else sorted by name).
-        split_fractions: train, validation, test, where the source has no splits.
-        drop, keep: problems (`data.documents.PROBLEMS`) whose rows are left out, or taken all the same.
+        tokenizer: hub name or folder of the encoder whose tokenizer is used.
+        columns: column names of the source.
+        labels: labels in order (None: the order of the source, else sorted by name).
+        split_fractions: train, validation and test fractions if the source has no splits.
+        drop, keep: problems (`data.documents.PROBLEMS`) whose rows are dropped or kept.
         encoding_errors: "strict" or "replace", for bytes that are not UTF-8.
-        num_proc: processes that tokenize.
-        seed: of the splits made here.
-        chunk_length, chunk_overlap, max_chunks: for the manifest's share of what max_chunks leaves unread.
+        num_proc: number of tokenization processes.
+        seed: seed of the splits.
+        chunk_length, chunk_overlap, max_chunks: chunk geometry of the coverage statistics in the manifest.
         overwrite: replace a prepared dataset in output_dir.
 
     Raises:
-        ValueError: a source, row, label, split or geometry that cannot be used, or a folder that is not to be replaced.
+        ValueError: invalid source, rows, labels, splits or geometry, or a folder that may not be replaced.
     """
     check_decisions(drop, keep)
     output_dir = output_dir.resolve()
@@ -84,7 +84,7 @@ def prepare_dataset(
             labels = labels or sorted_labels(documents["label"])
             if len(labels) < 2:
                 raise ValueError(
-                    f"There is one label only ({labels[0]!r}) in the column {columns.label!r}: nothing to learn."
+                    f"The column {columns.label!r} has a single label ({labels[0]!r}); expected at least two."
                 )
             split_of = split_documents(documents, issues, split_fractions, seed)
             splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
@@ -110,20 +110,20 @@ def prepare_dataset(
 
 
 def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
-    """Raises ValueError where a problem's name is unknown, or stands in both."""
-    for option, chosen, allowed in (("drop", drop, PROBLEMS), ("keep", keep, KEEPABLE)):
-        if unknown := [problem for problem in chosen if problem not in allowed]:
-            raise ValueError(f"--{option} takes {', '.join(allowed)}; got {', '.join(unknown)}.")
+    """Raise ValueError if a problem is unknown or occurs in both."""
+    for option, problems, allowed in (("drop", drop, PROBLEMS), ("keep", keep, KEEPABLE)):
+        if unknown := [problem for problem in problems if problem not in allowed]:
+            raise ValueError(f"--{option} accepts {', '.join(allowed)}; got {', '.join(unknown)}.")
     if both := set(drop) & set(keep):
-        raise ValueError(f"{', '.join(sorted(both))} stands in --drop and in --keep: choose one.")
+        raise ValueError(f"{', '.join(sorted(both))} is in both --drop and --keep: choose one.")
 
 
 def sorted_labels(labels: Sequence[str]) -> list[str]:
-    """The labels that occur, numbers as numbers and names by name; said, since kappa and severity go by their order."""
+    """Sort the labels, numeric ones as numbers, and print the order, which kappa and severity depend on."""
     names = sorted(set(labels), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     print(
-        f"Labels, in the order of their names: {', '.join(names)}. If they have an order of their own, give it with "
-        "--labels: kappa and the severity weights go by it."
+        f"Labels, sorted by name: {', '.join(names)}. If they have a different order, set it with --labels: kappa and "
+        "the severity weights depend on it."
     )
     return names
 
@@ -135,7 +135,7 @@ def tokenize_splits(
     labels: Sequence[str],
     num_proc: int,
 ) -> datasets.DatasetDict:
-    """The documents of each split, tokenized; those of the split "" are left out."""
+    """Tokenize the documents of each split, omitting those with the split ""."""
     splits, has_evidence = {}, any(documents["evidence"])
     for split in SPLITS:
         rows = [index for index, name in enumerate(split_of) if name == split]
@@ -146,50 +146,48 @@ def tokenize_splits(
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Raises ValueError where something stands that is not to be replaced."""
+    """Raise ValueError if `output_dir` contains something that may not be replaced."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     if not (output_dir / MANIFEST).is_file():
-        raise ValueError(
-            f"{output_dir} is there already and holds something else than a prepared data set: name another folder."
-        )
+        raise ValueError(f"{output_dir} already exists and is not a prepared dataset: choose another folder.")
     if not overwrite:
-        raise ValueError(f"{output_dir} is there already: name another folder, or replace it with --overwrite.")
+        raise ValueError(f"{output_dir} already exists: choose another folder or replace it with --overwrite.")
 
 
 def check_legacy(
     splits: datasets.DatasetDict, drop: Sequence[str], keep: Sequence[str]
 ) -> tuple[datasets.DatasetDict, DataIssues]:
-    """The older tensors' documents, checked as those of any source: empty ones, and leaks across their splits."""
+    """Validate documents in the legacy tensor format: empty texts, and leaks across splits."""
     issues = DataIssues(decisions=dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept"))
-    whole = datasets.concatenate_datasets(list(splits.values()))
+    combined = datasets.concatenate_datasets(list(splits.values()))
     split_of = [split for split, part in splits.items() for _ in part]
-    empty = {index for index, text in enumerate(whole["text"]) if not text.strip()}
+    empty = {index for index, text in enumerate(combined["text"]) if not text.strip()}
     for index in sorted(empty):
-        issues.add("empty", whole[index]["id"])
+        issues.add("empty", combined[index]["id"])
     issues.raise_if_unresolved()
-    kept = without_leaks(whole["id"], [""] * len(whole), split_of, near_duplicates(whole["text"]), issues)
+    kept = without_leaks(combined["id"], [""] * len(combined), split_of, near_duplicates(combined["text"]), issues)
     if issues.decisions.get("empty") == "dropped":
         kept = ["" if index in empty else split for index, split in enumerate(kept)]
-    chosen = {split: [index for index, name in enumerate(kept) if name == split] for split in splits}
-    return datasets.DatasetDict({split: whole.select(rows) for split, rows in chosen.items()}), issues
+    selected = {split: [index for index, name in enumerate(kept) if name == split] for split in splits}
+    return datasets.DatasetDict({split: combined.select(rows) for split, rows in selected.items()}), issues
 
 
 def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int, max_chunks: int) -> int:
-    """Room for text in a chunk, in tokens. Raises ValueError for a geometry that cannot be."""
+    """Validate the chunk geometry; return the tokens of a chunk excluding special tokens."""
     body_length = chunk_length - sum(map(len, special_token_frame(tokenizer)))
     if not 0 <= chunk_overlap < body_length:
         raise ValueError(
-            f"chunk_overlap ({chunk_overlap}) must be below chunk_length minus the special tokens "
-            f"({body_length}): lower it or raise chunk_length."
+            f"`chunk_overlap` ({chunk_overlap}) must be below `chunk_length` minus the special tokens "
+            f"({body_length}): lower it or raise `chunk_length`."
         )
     if max_chunks < 1:
-        raise ValueError(f"max_chunks must be at least 1, and is {max_chunks}.")
+        raise ValueError(f"`max_chunks` must be at least 1, got {max_chunks}.")
     return body_length
 
 
 def describe_source(source: str) -> dict[str, Any]:
-    """Name and, for a file, size and sha256: enough to see later whether it is still the same."""
+    """Name and, for a file, size and sha256, to detect later changes."""
     path = Path(source)
     if path.is_file():
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -199,16 +197,16 @@ def describe_source(source: str) -> dict[str, Any]:
 
 
 def preparation_summary(manifest: dict[str, Any]) -> str:
-    """What was prepared, for people."""
+    """Human-readable summary of a manifest."""
     lines = []
-    for problem, found in manifest["findings"].items():
-        lines.append(f"{len(found['rows'])} with {PROBLEMS[problem]}: {found['decision']}: {shorten(found['rows'])}")
-    for split, about in manifest["splits"].items():
-        counts = ", ".join(f"{label} {count}" for label, count in about["labels"].items())
-        cut = about["coverage"]
+    for problem, issue in manifest["findings"].items():
+        lines.append(f"{len(issue['rows'])} with {PROBLEMS[problem]}: {issue['decision']}: {shorten(issue['rows'])}")
+    for split, statistics in manifest["splits"].items():
+        counts = ", ".join(f"{label} {count}" for label, count in statistics["labels"].items())
+        tokens, coverage = statistics["tokens"], statistics["coverage"]
         lines.append(
-            f"{split}: {about['documents']} documents ({counts}); tokens: median {about['tokens']['median']:.0f}, most "
-            f"{about['tokens']['max']:.0f}; beyond max_chunks: {cut['documents_cut_share']:.1%} of documents, "
-            f"{cut['tokens_cut_share']:.1%} of tokens"
+            f"{split}: {statistics['documents']} documents ({counts}); tokens: median {tokens['median']:.0f}, max "
+            f"{tokens['max']:.0f}; beyond max_chunks: {coverage['documents_cut_share']:.1%} of documents, "
+            f"{coverage['tokens_cut_share']:.1%} of tokens"
         )
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""A prepared data set on disk: tokenized splits (Arrow, memory-mapped) beside a manifest that says what they are.
+"""Prepared datasets on disk: tokenized splits (Arrow, memory-mapped) and a manifest describing them.
 
-`train`, `validation` and, where there is one, `test` hold id, text, label (a ClassLabel: its names are the ordered
-labels), input_ids, token_start, token_end and token_break (see modeling/hierarchical_roberta/chunking.py); and evidence (JSON: spans of characters)
-where the source says in which place the evidence stands.
+`train`, `validation` and optionally `test` have the columns id, text, label (a ClassLabel with ordered label names),
+input_ids, token_start, token_end, token_break (see modeling/hierarchical_roberta/chunking.py), and evidence (JSON:
+character spans) if the source has gold evidence.
 """
 
 import hashlib
@@ -29,24 +29,24 @@ MANIFEST = "manifest.json"
 def describe(
     splits: datasets.DatasetDict, body_length: int, chunk_overlap: int, max_chunks: int
 ) -> dict[str, dict[str, Any]]:
-    """For the manifest: counts by split and label, distribution of lengths, coverage under a chunk geometry."""
-    about = {}
+    """Statistics for the manifest: counts by split and label, length quantiles, and coverage under a chunk geometry."""
+    statistics = {}
     for split, part in splits.items():
         names = part.features["label"].names
         counts = np.bincount(np.asarray(part["label"], dtype=np.int64), minlength=len(names))
         lengths = num_tokens_of(part)
-        marks = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])
-        about[split] = {
+        quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])
+        statistics[split] = {
             "documents": len(part),
             "labels": dict(zip(names, counts.tolist(), strict=True)),
-            "tokens": dict(zip(("min", "25%", "median", "75%", "95%", "max"), marks.round().tolist(), strict=True)),
+            "tokens": dict(zip(("min", "25%", "median", "75%", "95%", "max"), quantiles.round().tolist(), strict=True)),
             "coverage": coverage(lengths, body_length, chunk_overlap, max_chunks),
         }
-    return about
+    return statistics
 
 
 def num_tokens_of(part: datasets.Dataset) -> np.ndarray:
-    """Flat tokens of each document, read from Arrow's offsets without touching the tokens."""
+    """Number of tokens of each document, read from Arrow's offsets without loading the tokens."""
     import pyarrow.compute as pc
 
     table = part.with_format("arrow").select_columns(["input_ids"])[:]
@@ -54,7 +54,7 @@ def num_tokens_of(part: datasets.Dataset) -> np.ndarray:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every file of a folder but its manifest and what is hidden."""
+    """All files of a folder except its manifest and hidden files."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return sorted(path for path in files if not path.relative_to(folder).parts[0].startswith("."))
 
@@ -69,16 +69,16 @@ def _joint_sha256(digests: Iterable[str]) -> str:
 
 
 def staging_path(folder: Path, role: str, process: int | str = "") -> Path:
-    """A name for a hidden folder of this process's beside `folder`."""
+    """Hidden sibling of `folder`, specific to this host and process."""
     return folder.with_name(f".{folder.name}.{role}-{platform.node()}-{process or os.getpid()}")
 
 
 def remove_stale_staging(folder: Path) -> None:
-    """Delete what a process of this machine that was killed left beside `folder`; what it was replacing gets its name back."""
+    """Delete staging folders of killed processes of this host next to `folder`; restore a dataset being replaced."""
     for role in ("before", "partial", "documents"):
         for leftover in folder.parent.glob(staging_path(folder, role, "*").name):
             owner = leftover.name.rpartition("-")[2]
-            # One with this process's own number is from before: in a container the numbers come again.
+            # A folder with this process's own id is stale: containers reuse process ids.
             if not owner.isdecimal() or (int(owner) != os.getpid() and psutil.pid_exists(int(owner))):
                 continue
             if role == "before" and not folder.exists():
@@ -87,9 +87,9 @@ def remove_stale_staging(folder: Path) -> None:
 
 
 def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write splits and manifest under another name, and give them theirs when every byte is there.
+    """Write splits and manifest to a staging folder, flush them to disk and rename it to `folder`.
 
-    What stood in `folder` goes only then; the caller has made sure that it may.
+    An existing `folder` is replaced; the caller has checked that this is allowed.
     """
     partial = staging_path(folder, "partial")
     try:
@@ -101,10 +101,10 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
         for path in partial.rglob("*"):
             _sync_to_disk(path)
         if folder.exists():
-            before = staging_path(folder, "before")
-            folder.rename(before)
+            previous = staging_path(folder, "before")
+            folder.rename(previous)
             partial.rename(folder)
-            shutil.rmtree(before)
+            shutil.rmtree(previous)
         else:
             partial.rename(folder)
         _sync_to_disk(folder.parent)
@@ -121,44 +121,42 @@ def _sync_to_disk(path: Path) -> None:
 def load_prepared(
     folder: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
-    """Splits and manifest of a prepared folder, or of one with the older tensors (see `read_legacy`).
+    """Load splits and manifest of a prepared dataset, or of a folder in the legacy tensor format (see `read_legacy`).
 
     Args:
-        tokenizer: the one that the model will use; it must be the one that the data was tokenized with.
+        tokenizer: the model's tokenizer, which must match the one used for preparation.
 
     Raises:
-        ValueError: no prepared data there, files missing or changed, another tokenizer.
+        ValueError: no prepared dataset, missing or modified files, or a different tokenizer.
     """
     path = Path(folder)
     if not (path / MANIFEST).is_file():
         if (path / LEGACY_FILES["train"]).is_file() and tokenizer is not None:
             splits = read_legacy(path, tokenizer)
-            found = [path / name for name in LEGACY_FILES.values() if (path / name).is_file()]
-            fingerprint = _joint_sha256(sha256_of(file) for file in found)
+            files = [path / name for name in LEGACY_FILES.values() if (path / name).is_file()]
+            fingerprint = _joint_sha256(sha256_of(file) for file in files)
             return splits, {"sources": [{"name": folder}], "data_fingerprint": fingerprint}
         raise ValueError(
-            f"{folder}: no prepared data set there ({'no ' + MANIFEST + ' in it' if path.is_dir() else 'no folder'}). "
-            "Make one: python -m scripts.prepare_dataset --source FILE --tokenizer ENCODER --output_dir DIR."
+            f"{folder} is not a prepared dataset: {'it has no ' + MANIFEST if path.is_dir() else 'no such directory'}. "
+            "Create one with python -m scripts.prepare_dataset --source FILE --tokenizer ENCODER --output_dir DIR."
         )
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         absent = [key for key in ("files", "tokenizer", "sources", "data_fingerprint") if key not in manifest]
     except ValueError:
-        absent = ["all of it (it is not JSON)"]
+        absent = ["all keys (it is not valid JSON)"]
     if absent:
-        raise ValueError(f"{path / MANIFEST} lacks {', '.join(absent)}: prepare the data set again.")
-    wrong = [
-        f"{name} is {'not what it was' if (path / name).is_file() else 'missing'}"
+        raise ValueError(f"{path / MANIFEST} lacks {', '.join(absent)}: prepare the dataset again.")
+    invalid = [
+        f"{name} is {'modified' if (path / name).is_file() else 'missing'}"
         for name, digest in manifest["files"].items()
         if not (path / name).is_file() or sha256_of(path / name) != digest
     ]
-    if wrong:
-        raise ValueError(
-            f"{folder} has changed since the data set was prepared: {', '.join(wrong[:3])}. Prepare it again."
-        )
+    if invalid:
+        raise ValueError(f"{folder} has changed since it was prepared: {', '.join(invalid[:3])}. Prepare it again.")
     if tokenizer is not None and manifest["tokenizer"]["fingerprint"] != tokenizer_fingerprint(tokenizer):
         raise ValueError(
-            f"{folder} was tokenized with {manifest['tokenizer']['name']}, and the encoder's tokenizer "
-            f"({tokenizer.name_or_path}) is another one: prepare the data with --tokenizer {tokenizer.name_or_path}."
+            f"{folder} was tokenized with {manifest['tokenizer']['name']}, which differs from the encoder's tokenizer "
+            f"({tokenizer.name_or_path}): prepare the data with --tokenizer {tokenizer.name_or_path}."
         )
     return datasets.load_from_disk(folder), manifest

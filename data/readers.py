@@ -1,4 +1,4 @@
-"""Sources of documents, read a row at a time: CSV, JSONL, Parquet, folders of texts, saved `datasets`, the hub."""
+"""Readers that yield rows of CSV, JSONL, Parquet and text files, saved `datasets`, and hub datasets."""
 
 import csv
 import io
@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 
 
 def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str, Any]]:
-    """Rows of a CSV, TSV, JSONL or Parquet file, a text file, a folder of them (or one folder a label), a saved `datasets`
-    folder, or a data set on the hub. One row at a time: the source may be larger than memory.
+    """Yield the rows of a source, one at a time, so that it may be larger than memory.
+
+    Supports CSV, TSV, JSONL, Parquet and text files, a folder of text files or of one such folder per label, a saved
+    `datasets` folder, and a dataset on the hub.
 
     Raises:
-        ValueError: not readable, not UTF-8 (with `encoding_errors` "strict"), or no kind of source that is known.
+        ValueError: an unreadable or unsupported source, or text that is not UTF-8 (if `encoding_errors` is "strict").
     """
     path = Path(source)
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
@@ -37,7 +39,7 @@ def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str
             yield from _read_parquet(path, encoding_errors)
         else:
             raise ValueError(
-                f"{source}: expected a .csv, .tsv, .jsonl, .parquet or .txt file, got {suffix or 'no ending'}."
+                f"{source}: expected a .csv, .tsv, .jsonl, .parquet or .txt file, got {suffix or 'no suffix'}."
             )
     else:
         yield from _read_datasets(_load_hub(source))
@@ -49,14 +51,15 @@ def _read_csv(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            doubled = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
-            if doubled:
-                raise ValueError(f"{path}: the column {', '.join(doubled)} stands more than once in the first line.")
+            duplicates = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
+            if duplicates:
+                raise ValueError(f"{path}: duplicate column in the header: {', '.join(duplicates)}.")
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     raise ValueError(
-                        f"{path}: row {number} (line {reader.line_num}) does not have the {len(reader.fieldnames or [])}"
-                        " fields of the first line. A text with commas or line breaks must stand in double quotes."
+                        f"{path}: row {number} (line {reader.line_num}) does not have the "
+                        f"{len(reader.fieldnames or [])} fields of the header. Texts with commas or "
+                        "line breaks must be in double quotes."
                     )
                 yield row
     except UnicodeDecodeError as error:
@@ -83,27 +86,27 @@ def _read_jsonl(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
 
 
 def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
-    """Names the first row that is not UTF-8."""
-    before = []
+    """Build an error that locates the first row that is not UTF-8."""
+    decoded = []
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                before.append(line.decode("utf-8"))
+                decoded.append(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                where = f"row {number} (line {number})" if number > 1 else "the first line"
+                location = f"row {number} (line {number})" if number > 1 else "the first line"
                 if delimiter:
-                    head = "".join(before) + line[: error.start].decode("utf-8")
-                    where = _place_in_table(head, delimiter, number)
+                    head = "".join(decoded) + line[: error.start].decode("utf-8")
+                    location = _locate_row(head, delimiter, number)
                 return ValueError(
-                    f"{path}: {where} is not UTF-8: byte 0x{line[error.start]:02x} at column "
-                    f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or put U+FFFD in place of such "
-                    "bytes with --encoding_errors replace."
+                    f"{path}: {location} is not UTF-8: byte 0x{line[error.start]:02x} at column "
+                    f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or replace such bytes by U+FFFD "
+                    "with --encoding_errors replace."
                 )
     raise AssertionError("called for a file that is UTF-8")
 
 
-def _place_in_table(head: str, delimiter: str, line: int) -> str:
-    """In which row a table's text ends, where its quotes and line ends allow to count the rows."""
+def _locate_row(head: str, delimiter: str, line: int) -> str:
+    """Locate the end of the text `head` of a table as row and line, or as line only if its rows cannot be counted."""
     try:
         row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
     except csv.Error:
@@ -118,7 +121,7 @@ def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
     number = 0
     for batch in file.iter_batches(batch_size=64):
-        # As bytes first: Arrow would not say in which row the text is not UTF-8.
+        # Read as bytes first, since Arrow does not report which row is not UTF-8.
         columns = {
             name: column.cast(pa.large_binary())
             if pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -135,21 +138,23 @@ def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
                     except UnicodeDecodeError as error:
                         raise ValueError(
                             f"{path}: row {number}: the column {name!r} is not UTF-8 ({error.reason} at byte "
-                            f"{error.start}). Mend it, or put U+FFFD in its place with --encoding_errors replace."
+                            f"{error.start}). Fix it, or replace it by U+FFFD with --encoding_errors replace."
                         ) from error
             yield row
 
 
 def _read_text_folders(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    # One folder a label, where there are such: a licence beside them is no document.
+    # With one folder per label, ignore text files next to them, such as a license.
     files = sorted(path.glob("*/*.txt"))
-    loose = [] if files else sorted(path.glob("*.txt"))
-    files = files or loose
+    flat = [] if files else sorted(path.glob("*.txt"))
+    files = files or flat
     if not files:
-        raise ValueError(f"{path}: expected .txt files, or folders named after the labels with .txt files; found none.")
+        raise ValueError(
+            f"{path}: no .txt files found; expected .txt files, or folders named after the labels with .txt files."
+        )
     for file in files:
         document = _read_text_file(file, encoding_errors)
-        if not loose:
+        if not flat:
             document = {"id": f"{file.parent.name}/{file.stem}", "text": document["text"], "label": file.parent.name}
         yield document
 
@@ -176,7 +181,7 @@ def _load_hub(source: str) -> datasets.DatasetDict:
         return datasets.load_dataset(source)
     except Exception as error:
         raise ValueError(
-            f"{source}: no such file or folder, and no data set on the hub could be loaded under that name "
+            f"{source}: no such file or folder, and no dataset of that name could be loaded from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
         ) from error
 
@@ -186,7 +191,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def label_names_of(source: str, label_column: str) -> list[str] | None:
-    """The label order that the source itself carries (a ClassLabel of `datasets`), else None."""
+    """Label order stored in the source (a ClassLabel of `datasets`), or None."""
     path = Path(source)
     if path.exists() and not _is_saved(path):
         return None

@@ -1,4 +1,4 @@
-"""Train, validation and test: leaks named, splits made by label and group."""
+"""Train, validation and test splits: leak detection, and stratified splitting by group."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,53 +16,53 @@ def split_documents(
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 42,
 ) -> list[str]:
-    """The split of each document ("" where it is dropped): the one it came with, or one made here.
+    """Assign a split to each document ("" if it is dropped).
 
-    Made here: stratified by label, seeded, documents of a group or with nearly the same text never apart. As given:
-    groups and near-duplicates that stand in several splits are the problems `group_leak` and `duplicate`; dropping
-    leaves only those in the last of these splits.
+    Without a split column, splits are seeded and stratified by label; documents of a group and near-duplicates stay
+    together. Existing splits are checked: groups and near-duplicates in several splits are the problems `group_leak`
+    and `duplicate`; dropping keeps only the documents in the last of these splits.
 
     Raises:
-        ValueError: leaks without a decision; a class too small to stand in every split; splits given for some
-            documents only; no train or validation documents.
+        ValueError: unresolved leaks, a class too small for every split, splits for only some of the documents, or no
+            train or validation documents.
     """
-    given = documents["split"]
+    existing = documents["split"]
     duplicates = near_duplicates(documents["text"])
-    if any(given):
-        if not all(given):
-            nameless = [documents[i]["id"] for i, split in enumerate(given) if not split]
+    if any(existing):
+        if not all(existing):
+            unassigned = [documents[i]["id"] for i, split in enumerate(existing) if not split]
             raise ValueError(
-                f"{len(nameless)} documents have no split and the others do: {shorten(nameless)}. Name the split of "
-                "each, or make the splits here with --split_column none."
+                f"{len(unassigned)} documents have no split: {shorten(unassigned)}. Assign a split to all documents, "
+                "or use --split_column none to create the splits."
             )
-        splits = without_leaks(documents["id"], documents["group"], list(given), duplicates, issues)
+        splits = without_leaks(documents["id"], documents["group"], list(existing), duplicates, issues)
     else:
         group_of = join_groups(documents["group"], duplicates)
         if duplicates:
             issues.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
-            issues.decisions["duplicate"] = "put into the same split"
+            issues.decisions["duplicate"] = "assigned to the same split"
         splits = make_splits(documents["label"], group_of, fractions, seed)
-    made = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
-    _check_splits(documents["label"], splits, in_each=["train"] if any(given) else made)
+    nonempty = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
+    _check_splits(documents["label"], splits, in_each=["train"] if any(existing) else nonempty)
     return splits
 
 
 def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Sequence[float], seed: int) -> list[str]:
-    """Greedy stratified split by group: the largest groups first, each to the split that lacks its labels most."""
+    """Greedy stratified split by group: largest groups first, each to the split with the largest label deficit."""
     if len(fractions) != 3 or min(fractions[:2]) <= 0 or fractions[2] < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"The split fractions must be three shares that sum to 1, and are {list(fractions)}.")
+        raise ValueError(f"The split fractions must be three numbers that sum to 1, got {list(fractions)}.")
     classes, label_ids = np.unique(np.asarray(labels), return_inverse=True)
     members: dict[int, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
         members.setdefault(group_of[index], []).append(index)
     target = np.outer(fractions, np.bincount(label_ids, minlength=len(classes)))
-    wanted = np.maximum(target, 1e-9)
+    denominator = np.maximum(target, 1e-9)
     filled = np.zeros_like(target)
     splits = [""] * len(labels)
     for group in sorted(members.values(), key=len, reverse=True):
         counts = np.bincount(label_ids[group], minlength=len(classes))
-        lack = ((target - filled) / wanted * (target > 0)) @ counts
-        best = int(lack.argmax())
+        deficit = ((target - filled) / denominator * (target > 0)) @ counts
+        best = int(deficit.argmax())
         filled[best] += counts
         for index in group:
             splits[index] = SPLITS[best]
@@ -76,10 +76,10 @@ def without_leaks(
     duplicates: Sequence[tuple[int, int]],
     issues: DataIssues,
 ) -> list[str]:
-    """The splits, less the documents that leak into a later one, where dropping them was decided.
+    """Splits without the documents that leak into a later split, if the decision is to drop them.
 
     Raises:
-        ValueError: leaks without a decision.
+        ValueError: unresolved leaks.
     """
     none = [""] * len(ids)
     dropped = set()
@@ -102,20 +102,20 @@ def without_leaks(
 
 
 def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequence[str]) -> None:
-    """Raises ValueError unless there are train and validation documents, and every label is `in_each` of these splits."""
+    """Raise ValueError if train or validation is empty, or a label is missing in one of the splits `in_each`."""
     counts = Counter(zip(splits, labels, strict=True))
     present = set(splits) - {""}
     for split in ("train", "validation"):
         if split not in present and len(in_each) == 1:
             raise ValueError(
-                f"There are no {split} documents (splits found: {', '.join(sorted(present)) or 'none'}). Name them in the "
-                "split column, or make the splits here with --split_column none."
+                f"There are no {split} documents (splits: {', '.join(sorted(present)) or 'none'}). Add them to the "
+                "split column, or use --split_column none to create the splits."
             )
     for label in sorted(set(labels)):
         absent = [split for split in in_each if not counts[split, label]]
         if absent:
             total = sum(counts[split, label] for split in present)
             raise ValueError(
-                f"The class {label[:60]!r} has too few documents to split ({total}): none in {', '.join(absent)}. Give at "
-                "least three that are in no common group, or leave the class out."
+                f"The class {label[:60]!r} has too few documents to split ({total}): none in {', '.join(absent)}. "
+                "Provide at least three that share no group, or remove the class."
             )

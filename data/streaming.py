@@ -1,4 +1,4 @@
-"""Training documents as a stream, read from beginning to end over and over: for a source that is not prepared as a whole."""
+"""Streaming of training documents, from prepared datasets or directly from a source, repeated endlessly."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,15 +14,15 @@ from modeling.hierarchical_roberta.chunking import tokenize_batch
 
 
 class StreamedDocuments(IterableDataset):
-    """This process's share of an endless stream: every pass is shuffled within a buffer, by seed and pass alone, and each
-    document of it goes to one process.
+    """This process's share of an endless stream; each document goes to exactly one process.
 
-    With W processes the documents of a step are the next B × W of the stream, as with one process and W times the batch.
+    Each pass is shuffled within a buffer, depending on seed and pass number only. With W processes the documents of a
+    step are the next B × W of the stream, as with one process and W times the batch size.
 
     Args:
-        rows: gives the rows of a pass, by its number, in the source's order.
-        cut: a row → a training item (see ChunkedDocuments).
-        buffer_size: rows that are held to be drawn from; 1 keeps the source's order.
+        rows: returns the rows of a pass, given its number, in source order.
+        cut: converts a row to a training item (see ChunkedDocuments).
+        buffer_size: number of rows in the shuffle buffer; 1 preserves the source order.
     """
 
     def __init__(
@@ -54,26 +54,26 @@ class StreamedDocuments(IterableDataset):
 
 
 def shuffled(rows: Iterable[Any], buffer_size: int, seed: str) -> Iterator[Any]:
-    """Rows in an order drawn within a buffer: each leaves it at random when the next one comes in.
+    """Shuffle rows within a buffer: each new row replaces a random one, which is yielded.
 
     >>> sorted(shuffled(range(5), 2, "0"))
     [0, 1, 2, 3, 4]
     """
-    draw = random.Random(seed)  # noqa: S311 (an order, no secret)
+    rng = random.Random(seed)  # noqa: S311 (not for cryptography)
     buffer: list[Any] = []
     for row in rows:
         if len(buffer) < buffer_size:
             buffer.append(row)
             continue
-        place = draw.randrange(buffer_size)
-        yield buffer[place]
-        buffer[place] = row
-    draw.shuffle(buffer)
+        index = rng.randrange(buffer_size)
+        yield buffer[index]
+        buffer[index] = row
+    rng.shuffle(buffer)
     yield from buffer
 
 
 def prepared_stream(chunked: ChunkedDocuments, **options: Any) -> StreamedDocuments:
-    """The prepared training documents in the order in which they lie on disk."""
+    """Stream prepared training documents in disk order."""
 
     def rows(number: int) -> Iterable[int]:
         chunked.set_epoch(number)
@@ -85,10 +85,10 @@ def prepared_stream(chunked: ChunkedDocuments, **options: Any) -> StreamedDocume
 def source_stream(
     source: str, chunked: ChunkedDocuments, labels: Sequence[str], encoding_errors: str = "strict", **options: Any
 ) -> StreamedDocuments:
-    """The rows of a source, tokenized as they come, and cut as `chunked` cuts.
+    """Stream the rows of a source, tokenized on the fly and cut like `chunked`.
 
     Raises:
-        ValueError: while it is read: a row without a text, or with a label that is not among `labels`, by its number.
+        ValueError: during iteration, for a row without text or with a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
 
@@ -101,8 +101,8 @@ def source_stream(
         text, label = row.get(Columns.text), row.get(Columns.label)
         label = to_label(label)
         if not isinstance(text, str) or label not in ids:
-            wrong = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
-            raise ValueError(f"{source}: row {number} has {wrong}.")
+            problem = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
+            raise ValueError(f"{source}: row {number} has {problem}.")
         tokens = tokenize_batch([clean_text(text, f"{source}: row {number}", encoding_errors)], chunked.tokenizer)
         [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
         item = {"label": ids[label], "id": to_label(row.get(Columns.id)) or f"row-{number}"}

@@ -1,4 +1,4 @@
-"""The encoder's tokenizer, and the tokens of a split."""
+"""Loading the encoder's tokenizer, and tokenizing splits."""
 
 import hashlib
 import json
@@ -12,16 +12,18 @@ from modeling.hierarchical_roberta.chunking import special_token_frame, tokenize
 
 
 def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
-    """The encoder's fast tokenizer. Raises ValueError where there is none, or it has no padding token."""
+    """Load the encoder's fast tokenizer. Raises ValueError if there is none or it has no padding token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision, trust_remote_code=False)
     except Exception as error:
         raise ValueError(
-            f"No tokenizer could be loaded from {name!r}. Expected a name on the hub (reachable or in the cache) or "
-            f"a folder with tokenizer.json. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            f"No tokenizer could be loaded from {name!r}: expected a hub name (reachable or cached) or a folder with "
+            f"tokenizer.json. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"The tokenizer of {name!r} has no padding token; expected an encoder's, such as RoBERTa's.")
+        raise ValueError(
+            f"The tokenizer of {name!r} has no padding token; expected an encoder tokenizer, e.g. of RoBERTa."
+        )
     return tokenizer
 
 
@@ -34,10 +36,9 @@ TOKEN_FEATURES = {
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of what a tokenizer does: its rules and vocabulary, less the truncation and padding that a file may carry,
-    and the special tokens it adds."""
+    """sha256 of a tokenizer's rules, vocabulary and added special tokens, ignoring truncation and padding settings."""
     if not tokenizer.is_fast:
-        raise ValueError(f"{tokenizer.name_or_path}: a fast tokenizer is needed, for the characters of each token.")
+        raise ValueError(f"{tokenizer.name_or_path}: a fast tokenizer is required for character offsets.")
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules |= {"truncation": None, "padding": None}
     frame = special_token_frame(tokenizer)
@@ -52,7 +53,7 @@ def tokenize_documents(
     name: str,
     has_evidence: bool = False,
 ) -> datasets.Dataset:
-    """A split with its tokens, its labels as a ClassLabel in the order of `labels`, and its evidence where it has any."""
+    """Tokenize a split; labels become a ClassLabel in the order of `labels`, and evidence is kept if present."""
     ids = {label: i for i, label in enumerate(labels)}
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

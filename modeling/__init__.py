@@ -1,4 +1,4 @@
-"""The model and its training: knows tensors, never files of documents. The main names can be imported from here."""
+"""The model and its training; works on tensors, never on document files. Exports the main names."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: preparing documents needs no torch.
+    # Imported lazily: preparing documents needs no torch.
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

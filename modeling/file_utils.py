@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever happens while they are written."""
+"""Atomic file writes, and detection of disk errors."""
 
 import errno
 import json
@@ -14,43 +14,44 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The file that could not be written or read, as an `OSError`, whatever the library that met it made of it; None
-    where an error tells of something else. A full disk is found among an error's causes, too.
+    """Convert an I/O error of any library to an `OSError`; None if it is not an I/O error.
 
-    safetensors and tokenizers close their messages with the system's number, tokenizers in a bare `Exception`.
-    torch.save gives the system's words where a file cannot be opened; else it says only that the writer is not where it
-    should be: the disk took less than it was given.
+    A full disk is also detected in the chain of causes. safetensors and tokenizers append the errno to their messages
+    (tokenizers in a bare `Exception`). torch.save includes strerror if it cannot open a file; otherwise it reports an
+    unexpected file position, which means that a write was cut short.
     """
-    found = _to_os_error(error)
+    result = _to_os_error(error)
     cause = error.__cause__ or error.__context__
-    while found is None and cause is not None:
-        told = _to_os_error(cause)
-        found = told if told is not None and told.errno in FULL else None
+    while result is None and cause is not None:
+        os_error = _to_os_error(cause)
+        result = os_error if os_error is not None and os_error.errno in FULL else None
         cause = cause.__cause__ or cause.__context__
-    return found
+    return result
 
 
 def _to_os_error(error: BaseException) -> OSError | None:
-    said = str(error)
+    message = str(error)
     if isinstance(error, OSError):
         return error
-    if number := re.search(r"\(os error (\d+)\)", said):
-        return OSError(int(number[1]), said.replace(number[0], "").strip())
-    if "PytorchStreamWriter" in said or "inline_container" in said:
+    if number := re.search(r"\(os error (\d+)\)", message):
+        return OSError(int(number[1]), message.replace(number[0], "").strip())
+    if "PytorchStreamWriter" in message or "inline_container" in message:
         numbers = {os.strerror(number): number for number in errno.errorcode}
-        return OSError(numbers.get(said.partition("strerror: ")[2].split("\n")[0].strip(" ."), errno.ENOSPC), said)
+        return OSError(
+            numbers.get(message.partition("strerror: ")[2].split("\n")[0].strip(" ."), errno.ENOSPC), message
+        )
     return None
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error tells that a disk, or what a user may have of it, is full."""
-    found = disk_error(error)
-    return found is not None and found.errno in FULL
+    """Whether an error was caused by a full disk or an exceeded quota."""
+    os_error = disk_error(error)
+    return os_error is not None and os_error.errno in FULL
 
 
 @contextmanager
 def atomic_write(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file to write, which gets its name when every byte is on disk; what stood there before stays until then."""
+    """Open a text file that replaces `path` only after all of it has been flushed to disk."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "w", encoding="utf-8", newline=newline) as file:
@@ -64,7 +65,7 @@ def atomic_write(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def sync_to_disk(path: Path) -> None:
-    """What a file, or a folder's list of names, holds is on disk when this returns."""
+    """fsync a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -73,13 +74,13 @@ def sync_to_disk(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole text file."""
+    """Write a text file atomically."""
     with atomic_write(path) as file:
         file.write(text)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """A whole JSON file; NaN and infinity become null."""
+    """Write a JSON file atomically; NaN and infinity become null."""
     with atomic_write(path) as file:
         json.dump(_finite(content), file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")

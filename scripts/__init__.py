@@ -1,1 +1,1 @@
-"""The commands beside train_hf.py; each is run as `python -m scripts.NAME`."""
+"""Commands other than train_hf.py, run as `python -m scripts.NAME`."""

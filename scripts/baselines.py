@@ -1,4 +1,4 @@
-"""What simpler models reach on the validation and test split of a prepared dataset.
+"""Evaluate the baselines on the validation and test splits of a prepared dataset.
 
 python -m scripts.baselines --dataset_dir outputs/stories
 """
@@ -15,7 +15,7 @@ from scripts.evaluation.baselines import majority_predictions, tfidf_scores
 
 def main() -> None:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", required=True)
+    parser.add_argument("--dataset_dir", required=True, help="directory written by scripts.prepare_dataset")
     splits, _ = load_prepared(parser.parse_args().dataset_dir)
     names = splits["train"].features["label"].names
     weights = parse_severity_weights(None, len(names))

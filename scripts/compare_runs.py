@@ -1,9 +1,9 @@
-"""Runs side by side: what differs in what they were given, what they reached, and what it cost.
+"""Compare runs: results, options that differ, and cost.
 
     python -m scripts.compare_runs outputs/one outputs/other [--split validation] [--output_dir outputs/comparison]
 
-Prints Markdown; with --output_dir writes comparison.md, comparison.html (one self-contained page) and curves.png. Differences
-are to the first run, on the documents that both predicted, with paired 95 % bootstrap intervals.
+Prints Markdown; with --output_dir writes comparison.md, comparison.html (one self-contained page) and curves.png.
+Differences are relative to the first run, on the documents predicted by both, with paired 95 % bootstrap intervals.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from scripts.common.cli import UserParser, run_main
 from scripts.evaluation.figures import learning_curves_figure
 from scripts.evaluation.statistics import difference, metrics_with_intervals
 
-# Arguments that differ between any two runs and say nothing.
+# Arguments that always differ between runs.
 IGNORED_KEYS = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
-SHOWN = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa")
+METRICS = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa")
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -42,16 +42,16 @@ p { color: GrayText; max-width: 50rem; }
 <div class="scroll"><table><thead><tr>{% for cell in table.head %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead><tbody>
 {% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div>{% endfor %}
-<h2>Curves</h2><img alt="Loss and macro-F1 of each run by epoch" src="data:image/png;base64,{{ curves }}"></body></html>
+<h2>Learning curves</h2><img alt="Loss and macro-F1 of each run by epoch" src="data:image/png;base64,{{ curves }}"></body></html>
 """
 
 
 @dataclass
 class Run:
-    """A run as its folder tells it.
+    """A run, as read from its directory.
 
     Attributes:
-        predictions: id → (label, predicted) on the split compared; empty where the run did not write them.
+        predictions: id → (label, predicted) on the compared split; empty if the run has none.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Run:
 
 @dataclass
 class Table:
-    """A title, a line about it, a head and rows of text."""
+    """A table with a title and an explanatory note."""
 
     title: str
     note: str
@@ -77,16 +77,16 @@ class Table:
 
 
 def read_run(folder: Path, name: str, split: str) -> Run:
-    """Raises ValueError where the folder is no run's."""
+    """Read a run's directory. Raises ValueError if it is not one."""
     path = folder / "training_history.json"
     try:
         history = json.loads(path.read_text(encoding="utf-8"))
         labels = history["config"]["labels"]
         history["epochs"][0]["train_loss"]
     except OSError:
-        raise ValueError(f"{folder}: no run there (no training_history.json).") from None
+        raise ValueError(f"{folder} is not a run: it has no training_history.json.") from None
     except (ValueError, KeyError, IndexError, TypeError):
-        raise ValueError(f"{path} is not a history of a run that was evaluated once at least.") from None
+        raise ValueError(f"{path} is not the history of a run with at least one evaluation.") from None
     predictions, metrics = {}, {}
     if (folder / f"predictions_{split}.csv").is_file():
         with open(folder / f"predictions_{split}.csv", encoding="utf-8", newline="") as file:
@@ -97,32 +97,31 @@ def read_run(folder: Path, name: str, split: str) -> Run:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names; whole paths where two are alike."""
+    """Directory names, or full paths if the names are not unique."""
     names = [folder.resolve().name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def differences_table(runs: Sequence[Run]) -> Table:
-    """What the runs were not given alike."""
+    """Arguments that differ between the runs."""
     configs = [{key: value for key, value in run.history["config"].items() if key not in IGNORED_KEYS} for run in runs]
     keys = sorted({key for config in configs for key in config})
     differ = [key for key in keys if len({json.dumps(config.get(key), sort_keys=True) for config in configs}) > 1]
-    rows = [[key, *(short(config.get(key, "–")) for config in configs)] for key in differ]
-    same = f"{len(keys) - len(differ)} {'other ' if differ else ''}arguments and facts are the same in all."
-    note = same if differ else f"Nothing: {same}"
-    return Table("What differs", note, ["", *(run.name for run in runs)], rows)
+    rows = [[key, *(shorten(config.get(key, "–")) for config in configs)] for key in differ]
+    note = f"{len(keys) - len(differ)} {'other ' if differ else ''}arguments and facts are the same in all runs."
+    return Table("Differences", note, ["", *(run.name for run in runs)], rows)
 
 
-def short(value: Any, most: int = 60) -> str:
+def shorten(value: Any, length: int = 60) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def results_table(runs: Sequence[Run], split: str) -> Table:
-    """Metrics of the best model of each run, with intervals, and the difference to the first."""
-    severest = runs[0].labels[-1]
-    metrics = [*SHOWN, f"recall_{severest}"]
-    head = ["", *(metric.replace("_", " ") for metric in metrics), f"macro-F1 less {runs[0].name}'s"]
+    """Metrics of each run's best model, with intervals, and the difference from the first run."""
+    most_severe = runs[0].labels[-1]
+    metrics = [*METRICS, f"recall_{most_severe}"]
+    head = ["", *(metric.replace("_", " ") for metric in metrics), f"macro-F1 − {runs[0].name}"]
     rows = []
     for run in runs:
         cells = [number(run.metrics.get(metric)) for metric in metrics]
@@ -130,19 +129,19 @@ def results_table(runs: Sequence[Run], split: str) -> Table:
             ids = list(run.predictions)
             intervals = metrics_with_intervals(*codes(run, ids), run.labels, [1.0] * len(run.labels))
             cells = [
-                f"{cell} ({number(found['low'])}–{number(found['high'])})"
-                if found and metric != "severity_f1"
+                f"{cell} ({number(interval['low'])}–{number(interval['high'])})"
+                if interval and metric != "severity_f1"
                 else cell
                 for cell, metric in zip(cells, metrics, strict=True)
-                for found in [intervals.get(metric)]
+                for interval in [intervals.get(metric)]
             ]
         rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0])])
-    note = f"The best model of each run on the {split} split, with 95 % bootstrap intervals over its documents."
-    return Table("What they reached", note, head, rows)
+    note = f"Best model of each run on the {split} split, with 95 % bootstrap intervals over the documents."
+    return Table("Results", note, head, rows)
 
 
 def codes(run: Run, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predictions of some documents as class ids."""
+    """Labels and predictions of the given documents as class ids, each (B,)."""
     number_of = {label: k for k, label in enumerate(run.labels)}
     pairs = np.array([[number_of[name] for name in run.predictions[id_]] for id_ in ids])
     return pairs[:, 0], pairs[:, 1]
@@ -153,9 +152,9 @@ def difference_cell(run: Run, first: Run) -> str:
     if not ids or run.labels != first.labels:
         return "no documents in common"
     labels, predicted = codes(run, ids)
-    found = difference(labels, predicted, codes(first, ids)[1], run.labels)
+    interval = difference(labels, predicted, codes(first, ids)[1], run.labels)
     count = "" if len(ids) == len(run.predictions) == len(first.predictions) else f", {len(ids)} in common"
-    return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}{count})"
+    return f"{interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f}{count})"
 
 
 def number(value: float | None) -> str:
@@ -181,22 +180,24 @@ def cost_table(runs: Sequence[Run]) -> Table:
                 str(run.history["config"].get("hardware", "–")),
             ]
         )
-    head = ["", "epochs", "best epoch", "minutes", "peak GiB", "documents/s", "on"]
-    return Table("What it cost", "Training and validation, without encoding that was kept from before.", head, rows)
+    head = ["", "epochs", "best epoch", "minutes", "peak GiB", "documents/s", "hardware"]
+    return Table("Cost", "Training and validation time, excluding encoding when embeddings were cached.", head, rows)
 
 
 def main() -> None:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="output_dir of a run")
-    parser.add_argument("--split", default="validation", choices=("validation", "test"))
-    parser.add_argument("--output_dir", type=Path)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="DIR", help="output_dir of a run; the first is the reference"
+    )
+    parser.add_argument("--split", default="validation", choices=("validation", "test"), help="split to compare on")
+    parser.add_argument("--output_dir", type=Path, help="directory for comparison.md, comparison.html and curves.png")
     arguments = parser.parse_args()
     runs = [
         read_run(folder, name, arguments.split)
         for folder, name in zip(arguments.runs, names_of(arguments.runs), strict=True)
     ]
     tables = [results_table(runs, arguments.split), differences_table(runs), cost_table(runs)]
-    title = f"{len(runs)} runs side by side" if len(runs) > 1 else runs[0].name
+    title = f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0].name
     text = f"# {title}\n\n" + "\n\n".join(table.markdown() for table in tables) + "\n"
     print(text)
     if arguments.output_dir is not None:
@@ -207,7 +208,7 @@ def main() -> None:
         html = page.render(title=title, tables=tables, curves=base64.b64encode(curves).decode("ascii"))
         write_text(arguments.output_dir / "comparison.md", text + "\n![Curves](curves.png)\n")
         write_text(arguments.output_dir / "comparison.html", html)
-        print(f"Written to {arguments.output_dir}.")
+        print(f"Saved to {arguments.output_dir}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How good a model is, on which texts it fails, where in them the evidence stands, and when to ask a person.
+"""Evaluate a model and explain its predictions: metrics, baselines, subgroups, calibration, evidence, a report.
 
     python -m scripts.evaluate_and_explain --model outputs/run --dataset_dir outputs/stories --output_dir outputs/report
 
-Writes report.html, metrics.json, predictions.csv, evidence.jsonl and the figures. Thresholds come from the validation
-split, and so does the temperature of the scores where the model brings none.
+Writes report.html, metrics.json, predictions.csv, evidence.jsonl and the figures. Thresholds are chosen on the
+validation split; the temperature is fitted there too if the model's config has none.
 """
 
 import argparse
@@ -59,27 +59,31 @@ from scripts.evaluation.statistics import (
 BASELINES = {
     "tfidf": "TF-IDF + logistic regression",
     "first_chunk": "first chunk only",
-    "head_tail": "first and last chunk",
-    "majority": "always the most frequent label",
-    "words_alone": "this model's lexical view alone",
+    "head_tail": "first and last chunk only",
+    "majority": "majority class",
+    "words_alone": "this model's lexical features only",
 }
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a run's output_dir, or a model on the hub")
-    parser.add_argument("--dataset_dir", required=True, help="a folder made by scripts.prepare_dataset")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--model", required=True, help="output_dir of a run, or a model id on the Hub")
+    parser.add_argument("--dataset_dir", required=True, help="directory written by scripts.prepare_dataset")
+    parser.add_argument("--split", default="test", help="split to evaluate")
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--severity_weights", help="of the labels in severity_f1: 0.3,0.3,0.4 (the default for three)")
-    parser.add_argument("--no_sentences", action="store_true", help="chunks only: no token attributions, much faster")
-    parser.add_argument("--cpu_threads", type=int, default=0)
+    parser.add_argument(
+        "--severity_weights", help="label weights of severity_f1, e.g. 0.3,0.3,0.4 (the default for three labels)"
+    )
+    parser.add_argument(
+        "--no_sentences", action="store_true", help="explain chunks only, without token attributions: much faster"
+    )
+    parser.add_argument("--cpu_threads", type=int, default=0, help="number of CPU threads; 0 uses all cores")
     return parser.parse_args()
 
 
 @dataclass
 class EvaluationContext:
-    """What is evaluated: a model, its tokenizer, and prepared splits."""
+    """The model, its tokenizer and the prepared splits that are evaluated."""
 
     model: HierarchicalRobertaForSequenceClassification
     tokenizer: PreTrainedTokenizerBase
@@ -94,113 +98,126 @@ class EvaluationContext:
         return np.asarray(self.splits[split]["label"], dtype=np.int64)
 
     def chunked(self, split: str, **geometry: Any) -> ChunkedDocuments:
-        """A split's documents in the model's chunks."""
+        """The documents of a split, chunked as the model's config says, except for `geometry`."""
         config = self.model.config
-        own = {name: getattr(config, name) for name in ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")}
-        return ChunkedDocuments(self.splits[split], self.tokenizer, **(own | geometry))
+        defaults = {
+            name: getattr(config, name) for name in ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
+        }
+        return ChunkedDocuments(self.splits[split], self.tokenizer, **(defaults | geometry))
 
-    def read(self, chunked: ChunkedDocuments) -> list[DocumentResult]:
+    def predict(self, chunked: ChunkedDocuments) -> list[DocumentResult]:
         return list(read_documents(self.model, chunked, DocumentCollator(self.tokenizer.pad_token_id)))
 
 
-def load_subject(model_name: str, dataset_dir: str, split: str) -> EvaluationContext:
-    """Raises ValueError where model, data and split do not go together."""
+def load_context(model_name: str, dataset_dir: str, split: str) -> EvaluationContext:
+    """Load the model and the data.
+
+    Raises:
+        ValueError: a split is missing, or the model's labels are not those of the data.
+    """
     model, tokenizer = load_classifier(model_name)
     splits, manifest = load_prepared(dataset_dir, tokenizer)
     if missing := [name for name in ("train", "validation", split) if name not in splits]:
-        raise ValueError(f"{dataset_dir} has no split {', '.join(missing)}; there are {', '.join(splits)}.")
+        raise ValueError(f"{dataset_dir} has no split {', '.join(missing)}; available: {', '.join(splits)}.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    subject = EvaluationContext(model.to(device), tokenizer, splits, manifest)
-    own = [model.config.id2label[k] for k in range(model.config.num_labels)]
-    if own != subject.names:
+    context = EvaluationContext(model.to(device), tokenizer, splits, manifest)
+    labels = [model.config.id2label[k] for k in range(model.config.num_labels)]
+    if labels != context.names:
         raise ValueError(
-            f"The model's labels are {', '.join(own)}, and those of {dataset_dir} are {', '.join(subject.names)}."
+            f"The labels of {model_name} ({', '.join(labels)}) differ from those of {dataset_dir} "
+            f"({', '.join(context.names)}): prepare the data with --labels in the model's order."
         )
-    return subject
+    return context
 
 
-def evaluate_baselines(subject: EvaluationContext, split: str, readings: list[DocumentResult]) -> dict[str, np.ndarray]:
-    """Predictions (B,) of the honest neighbours of what was read of a split. Those that read a chunk or two are logistic regressions on this very
+def evaluate_baselines(context: EvaluationContext, split: str, results: list[DocumentResult]) -> dict[str, np.ndarray]:
+    """Predictions (B,) of each baseline on a split. Those on one or two chunks are logistic regressions on this
     encoder's vectors of the training documents."""
-    train, part = subject.splits["train"], subject.splits[split]
-    size = subject.model.config.hidden_size
+    train, test = context.splits["train"], context.splits[split]
+    size = context.model.config.hidden_size
     vectors = {}
     for name in ("train", split):
-        ends = subject.read(subject.chunked(name, max_chunks=2, chunk_policy="head_tail"))
+        ends = context.predict(context.chunked(name, max_chunks=2, chunk_policy="head_tail"))
         vectors[name] = np.stack([r.chunk_CD[[0, -1], :size].flatten().cpu().numpy() for r in ends])
-    labels, num_labels = subject.labels("train"), len(subject.names)
-    view = subject.model.lexical
-    alone = (
-        [] if view is None else [view(r.chunk_CD[:, size:].to(view.weight.device), [len(r.chunk_CD)]) for r in readings]
-    )
+    labels, num_labels = context.labels("train"), len(context.names)
+    lexical = context.model.lexical
+    lexical_logits = []
+    if lexical is not None:
+        device = lexical.weight.device
+        lexical_logits = [lexical(r.chunk_CD[:, size:].to(device), [len(r.chunk_CD)]) for r in results]
     return {
-        "tfidf": tfidf_scores(train, part).argmax(axis=1),
+        "tfidf": tfidf_scores(train, test).argmax(axis=1),
         "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(
             axis=1
         ),
         "head_tail": vector_scores(vectors["train"], labels, vectors[split], num_labels).argmax(axis=1),
-        "majority": majority_predictions(train, part),
-    } | ({"words_alone": torch.cat(alone).argmax(dim=1).cpu().numpy()} if alone else {})
+        "majority": majority_predictions(train, test),
+    } | ({"words_alone": torch.cat(lexical_logits).argmax(dim=1).cpu().numpy()} if lexical_logits else {})
 
 
-def groups_of(readings: list[DocumentResult], texts: list[str]) -> dict[str, np.ndarray]:
-    """Documents by length, by number of chunks, by where their strongest chunk stands, and those that were cut."""
+def subgroups(results: list[DocumentResult], texts: list[str]) -> dict[str, np.ndarray]:
+    """Masks (B,) by length, number of chunks, truncation and position of the strongest chunk."""
     groups = {}
     for unit, sizes in (
         ("characters", np.array([len(text) for text in texts])),
-        ("chunks", np.array([len(reading.bounds) for reading in readings])),
+        ("chunks", np.array([len(result.bounds) for result in results])),
     ):
-        marks = np.unique(np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1]).round().astype(int)).tolist()
-        for low, high in pairwise(marks):
-            first = low if low == marks[0] else low + 1
+        edges = np.unique(np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1]).round().astype(int)).tolist()
+        for low, high in pairwise(edges):
+            first = low if low == edges[0] else low + 1
             name = f"{first:,} to {high:,} {unit}" if first < high else f"{high:,} {unit}"
             groups[name] = (sizes >= first) & (sizes <= high)
-    groups["read whole"] = np.array([not reading.truncated for reading in readings])
-    groups["cut at max_chunks"] = np.array([reading.truncated for reading in readings])
-    if not any(end for reading in readings for _, end in reading.spans):
-        return groups  # the older tensors do not say where in the text a chunk stands
-    middle = np.array([sum(reading.span_of(reading.strongest()[0])) / 2 for reading in readings])
-    place = middle / np.maximum([len(text) for text in texts], 1)
-    groups["evidence in the first third"] = place < 1 / 3
-    groups["evidence in the middle third"] = (place >= 1 / 3) & (place < 2 / 3)
-    groups["evidence in the last third"] = place >= 2 / 3
+    groups["not truncated"] = np.array([not result.truncated for result in results])
+    groups["truncated at max_chunks"] = np.array([result.truncated for result in results])
+    if not any(end for result in results for _, end in result.spans):
+        return groups  # legacy tensors have no character offsets
+    middle = np.array([sum(result.span_of(result.strongest()[0])) / 2 for result in results])
+    position = middle / np.maximum([len(text) for text in texts], 1)
+    groups["evidence in the first third"] = position < 1 / 3
+    groups["evidence in the middle third"] = (position >= 1 / 3) & (position < 2 / 3)
+    groups["evidence in the last third"] = position >= 2 / 3
     return groups
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` gives, and the seconds that it took."""
+def timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Result and duration (seconds) of `function`."""
     started = time.perf_counter()
-    result = work()
+    result = function()
     return result, time.perf_counter() - started
 
 
-def evaluate(subject: EvaluationContext, split: str, severity: list[float], with_sentences: bool) -> dict[str, Any]:
-    """Everything that is measured, in `metrics.json`'s layout, with what the report shows beside it."""
-    names, labels = subject.names, subject.labels(split)
-    chunked = subject.chunked(split)
-    validation = np.stack([r.logits_K.cpu().numpy() for r in subject.read(subject.chunked("validation"))])
-    readings, predict_seconds = timed(lambda: subject.read(chunked))
-    logits = np.stack([reading.logits_K.cpu().numpy() for reading in readings]).astype(np.float64)
-    temperature = subject.model.config.temperature
+def evaluate(context: EvaluationContext, split: str, severity: list[float], with_sentences: bool) -> dict[str, Any]:
+    """Evaluate `split`.
+
+    Returns:
+        `metrics` in the layout of metrics.json, and for the report `results` (B), `scores` and `before` (B, K, after
+        and before temperature scaling) and `labels` (B,).
+    """
+    names, labels = context.names, context.labels(split)
+    chunked = context.chunked(split)
+    validation = np.stack([r.logits_K.cpu().numpy() for r in context.predict(context.chunked("validation"))])
+    results, predict_seconds = timed(lambda: context.predict(chunked))
+    logits = np.stack([result.logits_K.cpu().numpy() for result in results]).astype(np.float64)
+    temperature = context.model.config.temperature
     if temperature is None:
-        temperature = fit_temperature(validation, subject.labels("validation"))
+        temperature = fit_temperature(validation, context.labels("validation"))
     scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
     predicted = logits.argmax(axis=1)
-    print(f"{len(readings)} documents read in {predict_seconds:.1f} s; now the neighbours", flush=True)
-    others = evaluate_baselines(subject, split, readings)
-    print("Now the explanations", flush=True)
-    _, chunk_seconds = timed(lambda: explain_chunks(subject.model, readings))
+    print(f"Evaluated {len(results)} documents in {predict_seconds:.1f} s. Running baselines…", flush=True)
+    baselines = evaluate_baselines(context, split, results)
+    print("Computing explanations…", flush=True)
+    _, chunk_seconds = timed(lambda: explain_chunks(context.model, results))
     sentence_seconds = 0.0
     if with_sentences:
-        _, sentence_seconds = timed(lambda: explain_sentences(subject.model, subject.tokenizer, chunked, readings))
-    part = subject.splits[split]
-    evidence = list(part["evidence"]) if "evidence" in part.column_names else [""] * len(part)
-    measured = {
+        _, sentence_seconds = timed(lambda: explain_sentences(context.model, context.tokenizer, chunked, results))
+    documents = context.splits[split]
+    gold_evidence = list(documents["evidence"]) if "evidence" in documents.column_names else [""] * len(documents)
+    metrics = {
         "model": metrics_with_intervals(labels, predicted, names, severity),
         "baselines": {
-            name: metrics_with_intervals(labels, other, names, severity)
-            | {"difference_f1_macro": difference(labels, predicted, other, names)}
-            for name, other in others.items()
+            name: metrics_with_intervals(labels, baseline, names, severity)
+            | {"difference_f1_macro": difference(labels, predicted, baseline, names)}
+            for name, baseline in baselines.items()
         },
         "calibration": {
             "temperature": temperature,
@@ -208,14 +225,14 @@ def evaluate(subject: EvaluationContext, split: str, severity: list[float], with
             "ece_after": expected_calibration_error(scores, labels),
         },
         "operating_points": operating_points(
-            softmax(validation / temperature, axis=1), subject.labels("validation"), scores, labels
+            softmax(validation / temperature, axis=1), context.labels("validation"), scores, labels
         ),
         "abstain": abstain_curve(scores, labels),
-        "by_group": by_group(groups_of(readings, part["text"]), labels, predicted, names),
+        "by_group": by_group(subgroups(results, documents["text"]), labels, predicted, names),
         "confusion": confusion(labels, predicted, len(names))[0].tolist(),
         "faithfulness": {
-            "chunk": chunk_curves(subject.model, readings),
-            "sentence": sentence_curves(subject.model, chunked, readings) if with_sentences else {},
+            "chunk": chunk_curves(context.model, results),
+            "sentence": sentence_curves(context.model, chunked, results) if with_sentences else {},
         },
         "cost": {
             "predict_seconds": predict_seconds,
@@ -223,30 +240,36 @@ def evaluate(subject: EvaluationContext, split: str, severity: list[float], with
             "explain_sentences_seconds": sentence_seconds,
         },
     }
-    if any(evidence):
-        measured["pointing"] = pointing_game(readings, evidence, labels, len(names) - 1)
-    return {"metrics": measured, "readings": readings, "scores": scores, "before": before, "labels": labels}
+    if any(gold_evidence):
+        metrics["pointing"] = pointing_game(results, gold_evidence, labels, len(names) - 1)
+    return {"metrics": metrics, "results": results, "scores": scores, "before": before, "labels": labels}
 
 
-def figures_of(found: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+def figures_of(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """`{"name", "title", "caption", "png"}` of each figure."""
-    metrics, labels = found["metrics"], found["labels"]
+    metrics, labels = evaluation["metrics"], evaluation["labels"]
     figures = [
-        ("confusion", "Confusion", "Documents by label and rating; the share is of the label.",
+        ("confusion", "Confusion matrix",
+         "Documents by label (row) and prediction (column), with the share of the row.",
          confusion_figure(np.array(metrics["confusion"]), names)),
-        ("curves", "Precision and recall, and ROC", "Each class against the rest, over all thresholds.",
-         curves_figure(found["scores"], labels, names)),
-        ("reliability", "Reliability", "On the diagonal, scores mean what they say.",
-         reliability_figure(found["before"], found["scores"], labels)),
-        ("abstain", "When a person is asked", "Accuracy on the rest when the least confident documents are handed over.",
+        ("curves", "Precision-recall and ROC curves", "Each class against the rest, over all thresholds.",
+         curves_figure(evaluation["scores"], labels, names)),
+        ("reliability", "Calibration (reliability diagram)",
+         "On the diagonal, confidence equals accuracy; below it, the model is overconfident. Larger points hold more "
+         "documents.",
+         reliability_figure(evaluation["before"], evaluation["scores"], labels)),
+        ("abstain", "Selective prediction",
+         "Accuracy on the remaining documents when the least confident ones are sent to a human reviewer.",
          abstain_figure(metrics["abstain"])),
     ]  # fmt: skip
-    for unit, what in (("chunk", "chunks, share"), ("sentence", "sentences")):
+    for unit, amount in (("chunk", "share of chunks"), ("sentence", "sentences")):
         if curves := metrics["faithfulness"][unit]:
-            caption = f"Mean over {curves['documents']} documents. Left, lower is better; right, higher is better."
-            figures.append(
-                (f"faithfulness_{unit}", f"Is the {unit} evidence true?", caption, faithfulness_figure(curves, what))
+            title = f"Faithfulness of {unit} attributions"
+            caption = (
+                f"Mean over {curves['documents']} documents. Left: the strongest {unit}s are deleted, lower is better. "
+                "Right: only they are kept, higher is better."
             )
+            figures.append((f"faithfulness_{unit}", title, caption, faithfulness_figure(curves, amount)))
     return [dict(zip(("name", "title", "caption", "png"), figure, strict=True)) for figure in figures]
 
 
@@ -257,56 +280,55 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     folder: Path = arguments.output_dir
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output_dir {folder} is a file; expected a folder or a new name.")
+        raise ValueError(f"--output_dir {folder} is a file; expected a directory or a new path.")
     if folder.exists() and folder.resolve() == Path(arguments.model).resolve():
         raise ValueError(
-            f"output_dir {folder} is the model's own folder, whose metrics.json would be lost: name another."
+            f"--output_dir {folder} is the model's directory, whose metrics.json would be overwritten: choose another."
         )
-    subject = load_subject(arguments.model, arguments.dataset_dir, arguments.split)
-    severity = parse_severity_weights(arguments.severity_weights, len(subject.names))
-    found = evaluate(subject, arguments.split, severity, not arguments.no_sentences)
-    figures = figures_of(found, subject.names)
-    part = subject.splits[arguments.split]
-    content = report_content(arguments.model, arguments.split, part, subject, found, BASELINES)
+    context = load_context(arguments.model, arguments.dataset_dir, arguments.split)
+    severity = parse_severity_weights(arguments.severity_weights, len(context.names))
+    evaluation = evaluate(context, arguments.split, severity, not arguments.no_sentences)
+    figures = figures_of(evaluation, context.names)
+    documents = context.splits[arguments.split]
+    content = report_content(arguments.model, arguments.split, documents, context, evaluation, BASELINES)
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         (folder / f"{figure['name']}.png").write_bytes(figure["png"])
-    write_predictions(folder / "predictions.csv", part, subject.names, found["scores"])
+    write_predictions(folder / "predictions.csv", documents, context.names, evaluation["scores"])
     write_lines(folder / "evidence.jsonl", content.pop("evidence_lines"))
-    write_json(folder / "metrics.json", found["metrics"])
+    write_json(folder / "metrics.json", evaluation["metrics"])
     write_report({**content, "figures": figures}, folder / "report.html")
     print(content["headline"])
-    if "pointing" in found["metrics"]:
-        print(f"Evidence where it is known to stand: {json.dumps(found['metrics']['pointing'])}")
-    print(f"Open {folder / 'report.html'} in a browser.")
+    if "pointing" in evaluation["metrics"]:
+        print(f"Pointing game: {json.dumps(evaluation['metrics']['pointing'])}")
+    print(f"Report: {folder / 'report.html'} (open it in a browser).")
     try:
-        keep_temperature(arguments.model, subject.model, found["metrics"]["calibration"]["temperature"])
-        rewrite_card(Path(arguments.model), {**found["metrics"], "split": arguments.split}, subject)
+        keep_temperature(arguments.model, context.model, evaluation["metrics"]["calibration"]["temperature"])
+        rewrite_card(Path(arguments.model), {**evaluation["metrics"], "split": arguments.split}, context)
     except OSError as error:
-        print(f"The model's own folder was left as it was: {error}", file=sys.stderr)
+        print(f"{arguments.model} was not updated: {error}", file=sys.stderr)
 
 
 def keep_temperature(name: str, model: HierarchicalRobertaForSequenceClassification, temperature: float) -> None:
-    """A model from before there was one, in a folder of one's own, gets its temperature. (A trained one brings it.)"""
+    """Save the temperature in the config of a local model that has none, i.e. an older one."""
     path = Path(name) / "config.json"
     if model.config.temperature is None and path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"temperature": temperature})
-        print(f"The temperature {temperature:.3f}, fitted on validation, is now part of {path}.")
+        print(f"Saved the temperature {temperature:.3f}, fitted on validation, to {path}.")
 
 
-def rewrite_card(folder: Path, evaluation: dict[str, Any], subject: EvaluationContext) -> None:
-    """The card of a model in a folder of one's own, with what was measured here beside what training said, where both
-    are of the same data."""
+def rewrite_card(folder: Path, evaluation: dict[str, Any], context: EvaluationContext) -> None:
+    """Add this evaluation to the model card of a local run, if it was trained on the same data."""
     history, metrics = folder / "training_history.json", folder / "metrics.json"
     if history.is_file() and metrics.is_file():
         record, trained = (json.loads(path.read_text(encoding="utf-8")) for path in (history, metrics))
-        if record["config"].get("data_fingerprint") != subject.manifest["data_fingerprint"]:
-            print(f"These are not the data that {folder} was trained on: its card stays as it was.")
+        if record["config"].get("data_fingerprint") != context.manifest["data_fingerprint"]:
+            print(f"{folder} was trained on other data: its model card was not updated.")
             return
-        write_text(folder / "README.md", model_card(record, trained, subject.names, evaluation))
-        write_text(folder / "training.tex", latex_paragraph(record, trained, subject.names, evaluation))
-        print(f"{folder / 'README.md'} and training.tex now have these figures too.")
+        write_text(folder / "README.md", model_card(record, trained, context.names, evaluation))
+        write_text(folder / "training.tex", latex_paragraph(record, trained, context.names, evaluation))
+        print(f"Added these results to {folder / 'README.md'} and training.tex.")
 
 
 if __name__ == "__main__":

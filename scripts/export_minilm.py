@@ -1,4 +1,4 @@
-"""Export the packaged MiniLM (see scripts/common/packaged_encoder.py) to a folder that --encoder and --tokenizer take.
+"""Export the packaged MiniLM (see scripts/common/packaged_encoder.py) to a directory for --encoder and --tokenizer.
 
 python -m scripts.export_minilm --output_dir outputs/minilm
 """
@@ -14,7 +14,7 @@ from scripts.common.packaged_encoder import copy_packaged_encoder
 def main() -> None:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/minilm"))
-    print(f"The encoder is in {copy_packaged_encoder(parser.parse_args().output_dir)}")
+    print(f"Saved the encoder to {copy_packaged_encoder(parser.parse_args().output_dir)}")
 
 
 if __name__ == "__main__":

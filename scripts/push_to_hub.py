@@ -1,9 +1,9 @@
-"""Push a finished run to the hub: to publish it, or to end what a push in training could not.
+"""Push a finished run to the Hub, to publish it or to complete a push that failed during training.
 
     python -m scripts.push_to_hub --output_dir outputs/run --hub_model_id ORG/NAME
 
-What travels: weights, config, tokenizer, the model's own code, card, history, metrics, report, TensorBoard files, and the
-newest whole checkpoint under last-checkpoint/ (with --last_checkpoint). The token comes from HF_TOKEN or the login.
+Pushes weights, config, tokenizer, the model's code, model card, history, metrics, report and TensorBoard files, and
+with --last_checkpoint the latest complete checkpoint as last-checkpoint/. The token comes from HF_TOKEN or the login.
 """
 
 import argparse
@@ -24,16 +24,21 @@ logger = logging.getLogger("push_to_hub")
 
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, type=Path, help="a finished run")
-    parser.add_argument("--hub_model_id", required=True, help="ORG/NAME")
-    parser.add_argument("--hub_private_repo", default="True", choices=("True", "False"), help="of a new repo")
-    parser.add_argument("--hub_allow_public", action="store_true", help="push to a repo that is public already")
-    parser.add_argument("--hub_revision", help="branch; made where there is none")
-    parser.add_argument("--hub_timeout", type=float, default=300.0, help="seconds that any answer of the hub may take")
-    parser.add_argument("--last_checkpoint", action="store_true", help="the newest whole checkpoint too, to go on from")
-    parser.add_argument("--message", default="Model", help="of the commit")
-    parser.add_argument("--staged", type=Path, help=argparse.SUPPRESS)  # laid out by a run, which claimed the repo
-    parser.add_argument("--attempts", type=int, default=5)
+    parser.add_argument("--output_dir", required=True, type=Path, help="output_dir of a finished run")
+    parser.add_argument("--hub_model_id", required=True, help="repo id, ORG/NAME")
+    parser.add_argument(
+        "--hub_private_repo", default="True", choices=("True", "False"), help="whether a new repo is private"
+    )
+    parser.add_argument("--hub_allow_public", action="store_true", help="allow pushing to an existing public repo")
+    parser.add_argument("--hub_revision", help="branch to push to; created if it does not exist")
+    parser.add_argument("--hub_timeout", type=float, default=300.0, help="timeout of Hub requests in seconds")
+    parser.add_argument(
+        "--last_checkpoint", action="store_true", help="also push the latest complete checkpoint, to resume from"
+    )
+    parser.add_argument("--message", default="Model", help="commit message")
+    # Set by a training run, which has already staged the files and checked the repo.
+    parser.add_argument("--staged", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--attempts", type=int, default=5, help="number of attempts")
     return parser.parse_args()
 
 
@@ -47,7 +52,7 @@ def main() -> None:
         staged = arguments.output_dir / ".hub" / "by-hand"
         private = arguments.hub_private_repo == "True"
         if not (arguments.output_dir / "model.safetensors").is_file():
-            raise ValueError(f"{arguments.output_dir}: no finished run there (no model.safetensors).")
+            raise ValueError(f"{arguments.output_dir} is not a finished run: it has no model.safetensors.")
         repo_id = ensure_repo(repo_id, private, arguments.hub_allow_public, arguments.hub_revision)
         stage(staged, arguments.output_dir, arguments.output_dir, newest_checkpoint(arguments))
     for attempt in range(1, arguments.attempts + 1):
@@ -57,8 +62,8 @@ def main() -> None:
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if attempt == arguments.attempts or status in (400, 401, 403):
-                raise ValueError(f"{repo_id} was not pushed to: {reason_of(error)}") from None
-            logger.warning(f"Push {attempt} to {repo_id} failed ({reason_of(error)}); again in {2**attempt} s.")
+                raise ValueError(f"Push to {repo_id} failed: {reason_of(error)}") from None
+            logger.warning(f"Push {attempt} to {repo_id} failed, retrying in {2**attempt} s: {reason_of(error)}")
             time.sleep(2**attempt)
     if arguments.staged is None:
         shutil.rmtree(staged, ignore_errors=True)
@@ -66,15 +71,15 @@ def main() -> None:
 
 
 def newest_checkpoint(arguments: argparse.Namespace) -> Path | None:
-    """Raises ValueError where one is wanted and none is whole."""
+    """The checkpoint for --last_checkpoint. Raises ValueError if there is no complete one."""
     if not arguments.last_checkpoint:
         return None
     from modeling.training.checkpointing import find_checkpoint
 
-    found = find_checkpoint(str(arguments.output_dir), "auto")
-    if found is None:
-        raise ValueError(f"{arguments.output_dir} has no whole checkpoint: leave --last_checkpoint out.")
-    return Path(found)
+    checkpoint = find_checkpoint(str(arguments.output_dir), "auto")
+    if checkpoint is None:
+        raise ValueError(f"{arguments.output_dir} has no complete checkpoint: remove --last_checkpoint.")
+    return Path(checkpoint)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
 )
 def test_monitor_warns_of_unhealthy_training(train, evaluated, warnings, caplog):
     assert watch(train, evaluated).warnings == warnings
-    assert [record.message.split(": ")[1] for record in caplog.records] == warnings
+    assert [record.message.split(": ")[0] for record in caplog.records] == warnings
 
 
 def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
@@ -85,7 +85,7 @@ def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
     with caplog.at_level("INFO"):
         EvaluationLogCallback(history, ["Mild", "Severe"]).on_evaluate(args, state, TrainerControl())
     assert caplog.messages == [
-        "epoch 2 of 10; loss 0.500, on validation 0.600; f1_macro 0.650 (best 0.700 in epoch 1); recall Mild 0.90, "
+        "epoch 2 of 10; train loss 0.500, validation loss 0.600; f1_macro 0.650 (best 0.700 in epoch 1); recall Mild 0.90, "
         "Severe 0.25; 60 s, at most 8 min left"
     ]
 
@@ -93,9 +93,7 @@ def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
 def test_extreme_class_weights_and_a_frozen_model(roberta_model):
     assert extreme_weights_message({"General": 0.4, "Mature": 9.0}, {"General": 90, "Mature": 4}) is None
     message = extreme_weights_message({"General": 0.4, "Mature": 12.0}, {"General": 90, "Mature": 3})
-    assert "extreme_class_weights: General weighs 0.4 (90 documents), Mature weighs 12.0 (3 documents)" in (
-        message or ""
-    )
+    assert "General 0.4 (90 documents), Mature 12.0 (3 documents)" in (message or "")
     assert frozen_model_message(roberta_model) is None
     assert "frozen_model" in (frozen_model_message(roberta_model.requires_grad_(False)) or "")
 
@@ -124,13 +122,13 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, caplog):
     (fourth / "checkpoint_manifest.json").unlink()
     (third / "model.safetensors").write_bytes(b"Weights" * 11)
     assert find_checkpoint(str(tmp_path), "auto") == str(second)
-    assert "its saving never ended" in caplog.text
-    assert "has changed since it was saved" in caplog.text
+    assert "incomplete" in caplog.text
+    assert "checksum" in caplog.text
     (first / "model.safetensors").unlink()
     assert checkpoint_problem(first) == "model.safetensors is missing"
     with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is missing"):
         find_checkpoint(str(tmp_path), str(first))
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         find_checkpoint(str(tmp_path), str(tmp_path / "no"))
 
 

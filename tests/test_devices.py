@@ -200,7 +200,7 @@ def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_
     exact, half = classifier(text), classifier(text, precision="bf16")
     assert exact["scores"] != half["scores"]
     assert half["scores"] == pytest.approx(exact["scores"], abs=0.02)
-    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, and is 'int8'"):
+    with pytest.raises(ValueError, match=r"`precision` must be .*'int8'"):
         classifier(text, precision="int8")
 
 
@@ -409,6 +409,6 @@ def test_the_first_steps_that_the_fp16_scaler_skips_are_no_warning(roberta_model
     roberta_model.classify = overflowing
     with caplog.at_level(logging.INFO):
         trainer.train()
-    levels = [record.levelname for record in caplog.records if "is not taken" in record.message]
+    levels = [record.levelname for record in caplog.records if "Skipping step" in record.message]
     assert levels[:2] == ["INFO", "INFO"]
     assert set(levels[2:]) == {"WARNING"}

@@ -58,9 +58,7 @@ def read(tmp_path, rows: list[dict], **arguments):
 )
 def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
     rows = [*ROWS[:4], {**ROWS[4], **change}, ROWS[5]]
-    with pytest.raises(
-        ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. Mend them, or decide with --drop {problem}"
-    ):
+    with pytest.raises(ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. .*--drop {problem}"):
         read(tmp_path, rows)
     documents, issues = read(tmp_path, rows, drop=[problem])
     assert len(documents) == 5
@@ -103,7 +101,7 @@ def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
     documents, _ = read(tmp_path, [{**row, "text": "e\u0301 " + row["text"]} for row in ROWS])
     assert documents[0]["text"].startswith("\u00e9 ")
     broken = [{**ROWS[0], "text": "a \ud800 b"}]
-    with pytest.raises(ValueError, match=r"row 1 .*half a surrogate pair"):
+    with pytest.raises(ValueError, match=r"row 1.*surrogate"):
         read(tmp_path, broken)
     assert read(tmp_path, broken, encoding_errors="replace")[0][0]["text"] == "a \ufffd b"
 
@@ -112,12 +110,12 @@ def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
     ("name", "content", "message"),
     [
         ("a.csv", "id,text,label\n1,a,b,Teen\n", r"row 1 \(line 2\) does not have the 3 fields"),
-        ("a.csv", "id,text,text\n1,a,b\n", "the column text stands more than once"),
-        ("a.csv", "id,body,label\n1,a,Teen\n", "no column for --text_column text; there are id, body, label"),
+        ("a.csv", "id,text,text\n1,a,b\n", r"duplicate column.*text"),
+        ("a.csv", "id,body,label\n1,a,Teen\n", r"no column for --text_column text.* id, body, label"),
         ("a.csv", "id,text,label\n", "no documents"),
         ("a.jsonl", '{"text": "a"\n', "row 1 is not JSON"),
         ("a.jsonl", "[1]\n", "row 1 is list, expected an object"),
-        ("a.jsonl", '{"id": 1, "text": 5, "label": "Teen"}\n', "the column 'text' holds int, expected text"),
+        ("a.jsonl", '{"id": 1, "text": 5, "label": "Teen"}\n', "column 'text', got int"),
         ("a.docx", "", r"expected a \.csv, \.tsv, \.jsonl, \.parquet or \.txt file, got \.docx"),
         ("a.parquet", "PAR", "not a readable Parquet file"),
     ],
@@ -129,7 +127,7 @@ def test_a_source_that_cannot_be_read_says_why(name, content, message, tmp_path)
 
 
 def test_a_source_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="no such file or folder, and no data set on the hub"):
+    with pytest.raises(ValueError, match="no such file or folder"):
         list(read_rows(str(tmp_path / "nothing")))
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="folders named after the labels"):
@@ -170,7 +168,7 @@ def test_made_splits_are_stratified_seeded_and_keep_groups_and_duplicates_togeth
     assert splits == split_documents(documents, issues, seed=1)
     assert splits != split_documents(documents, issues, seed=2)
     assert splits[0] == splits[150]
-    assert issues.decisions["duplicate"] == "put into the same split"
+    assert issues.decisions["duplicate"] == "assigned to the same split"
     for group in range(50):
         assert len(set(splits[4 * group : 4 * group + 4])) == 1
     sizes = Counter(splits)
@@ -242,7 +240,7 @@ def test_the_label_order_of_the_source_is_that_of_the_label_column(tmp_path):
 
 def test_splits_that_cannot_be(tmp_path):
     documents, issues = with_splits(tmp_path, r2={"split": None})
-    with pytest.raises(ValueError, match="1 documents have no split and the others do: 2"):
+    with pytest.raises(ValueError, match="1 documents have no split: 2"):
         split_documents(documents, issues)
     documents, issues = read(tmp_path, [{**row, "split": "train"} for row in ROWS])
     with pytest.raises(ValueError, match="no validation documents"):

@@ -58,7 +58,7 @@ def test_logits_do_not_depend_on_neighbours_or_on_where_the_vectors_come_from(vi
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
     vectors = viewing.encode_chunks(batch["input_ids"], batch["attention_mask"])
     torch.testing.assert_close(viewing(**batch, chunk_vectors=vectors).logits, together, atol=1e-6, rtol=1e-6)
-    with pytest.raises(ValueError, match="input_ids too"):
+    with pytest.raises(ValueError, match="lexical features"):
         viewing(chunk_vectors=vectors, num_chunks=batch["num_chunks"])
 
 
@@ -73,6 +73,30 @@ def test_until_it_is_fitted_the_view_adds_nothing(model):
     assert torch.equal(viewing(**batch).logits, plain(**batch).logits)
 
 
+def test_output_features_are_chunk_vectors_and_counts(viewing):
+    batch = batch_of(viewing.eval(), DOCUMENTS)
+    output = viewing(**batch)
+    vectors_ND = output.chunk_features[:, : viewing.config.hidden_size]
+    assert torch.equal(
+        output.chunk_features[:, viewing.config.hidden_size :], viewing.lexical.count(batch["input_ids"])
+    )
+    again = viewing(input_ids=batch["input_ids"], chunk_vectors=vectors_ND, num_chunks=batch["num_chunks"])
+    torch.testing.assert_close(again.logits, output.logits)
+
+
+def test_weights_keep_the_names_of_earlier_exports(viewing):
+    names = {name for name in viewing.state_dict() if not name.startswith("encoder.")}
+    head = {
+        "classifier.weight",
+        "classifier.bias",
+        "pooling.dense.weight",
+        "pooling.dense.bias",
+        "pooling.score.weight",
+    }
+    scaler = {"vector_mean", "vector_scale"}
+    assert names == head | scaler | {"lexical.weight", "lexical.bias", "lexical.feature_of_token"}
+
+
 def test_explanations_see_the_view(viewing):
     """Of a document that differs from another by one word of the view, and whose encoder is deaf to it."""
     ids = torch.randint(50, 99, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -80,13 +104,13 @@ def test_explanations_see_the_view(viewing):
     viewing.classifier.weight.data.zero_()
     output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
     label = int(viewing.lexical.weight[:, 2].argmax())
-    contributions = leave_one_out_attributions(viewing, output.chunk_vectors, label)
+    contributions = leave_one_out_attributions(viewing, output.chunk_features, label)
     whole = log_odds(output.logits, label)
     without = log_odds(viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits, label)
     torch.testing.assert_close(contributions[1:2], whole - without, atol=1e-5, rtol=1e-5)
     blank = ids[1].clone().fill_(3)
     viewing.requires_grad_(False)
-    words = token_attributions(viewing, ids[1], blank, output.chunk_vectors, 1, label)
+    words = token_attributions(viewing, ids[1], blank, output.chunk_features, 1, label)
     torch.testing.assert_close(words[5] + words[8], (whole - without)[0], atol=1e-4, rtol=1e-4)
     assert words[torch.arange(12) % 3 != 2].abs().max() < 1e-5
 
@@ -176,7 +200,7 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     assert json.loads((tmp_path / "plain" / "metrics.json").read_text())["test"]["f1_macro"] < 1.0
     history = json.loads((tmp_path / "run" / "training_history.json").read_text())
     assert history["config"]["lexical_features"] == 30
-    assert "beside a lexical view of up to 30 tokens" in (tmp_path / "run" / "README.md").read_text()
+    assert "up to 30 tokens" in (tmp_path / "run" / "README.md").read_text()
 
     given = {"model": tmp_path / "run", "dataset_dir": prepared_folder, "output_dir": tmp_path / "report"}
     done = run_command("scripts.evaluate_and_explain", **given)
@@ -184,7 +208,7 @@ def test_a_run_with_a_view_rates_by_its_words_and_travels(prepared_folder, rober
     baselines = json.loads((tmp_path / "report" / "metrics.json").read_text())["baselines"]
     assert baselines["words_alone"]["f1_macro"]["value"] == 1.0
     report = (tmp_path / "report" / "report.html").read_text()
-    assert "lexical view alone" in report
+    assert "lexical features" in report
     for label, word in CUES.items():
         words = report.split(f"<dt>Words for {label}</dt><dd>")[1].split("</dd>")[0].split(", ")
         assert word in words

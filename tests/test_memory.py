@@ -54,9 +54,9 @@ def small_device(model, **room) -> SmallDevice:
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        ({"room_for_live": 3}, ["live chunks"]),
-        ({"room_at_once": 4}, ["live chunks"]),
-        ({"room_for_documents": 1}, ["live chunks 2 → 1", "accumulated as before"]),
+        ({"room_for_live": 3}, ["live_chunks="]),
+        ({"room_at_once": 4}, ["live_chunks="]),
+        ({"room_for_documents": 1}, ["live_chunks=1 (was 2)", "documents at a time"]),
     ],
 )
 def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
@@ -196,7 +196,7 @@ def test_a_frozen_encoder_keeps_nothing():
 def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
     assert done.returncode == 0, done.stderr
-    for words in ("Memory of a process", "a chunk of 16 tokens", "8 live chunks at most", "an epoch (3 steps)"):
+    for words in ("Memory per process", "per chunk of 16 tokens", "at most 8 live chunks", "per epoch (3 steps)"):
         assert words in done.stdout
     assert not (tmp_path / "run").exists()
     frozen = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", "--freeze_encoder")
@@ -205,15 +205,15 @@ def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder,
 
 def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
     for live_chunks in ("many", "-1"):
-        with pytest.raises(ValueError, match="live_chunks must be auto or a number"):
+        with pytest.raises(ValueError, match="`live_chunks` must be 'auto' or an integer"):
             HierarchicalTrainingArguments(live_chunks=live_chunks)
-    with pytest.raises(ValueError, match="leave freeze_layers out"):
+    with pytest.raises(ValueError, match="`freeze_layers`"):
         HierarchicalTrainingArguments(freeze_layers=1, freeze_encoder=True)
     with pytest.raises(ValueError, match="use --compile_layers"):
         HierarchicalTrainingArguments(torch_compile=True)
     done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)
     assert done.returncode == 1
-    assert "freeze_layers must be from 0 to the encoder's 2 layers, and is 3" in done.stderr
+    assert "`freeze_layers` must be from 0 to 2" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -102,20 +102,20 @@ def test_a_pickle_that_would_run_code_is_refused(roberta_folder, tmp_path):
     )
     assert done.returncode == 1
     assert "code was run" not in done.stdout + done.stderr
-    assert "not a file of tensors" in done.stderr
+    assert "not a tensor file" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"labels": "General,Teen"}, "a label that is not in --labels [unknown_label]"),
-        ({"text_column": "body"}, "there is no column for --text_column body"),
-        ({"group_column": "author"}, "there is no column for --group_column author"),
+        ({"text_column": "body"}, "no column for --text_column body"),
+        ({"group_column": "author"}, "no column for --group_column author"),
         ({"tokenizer": "no/such"}, "No tokenizer could be loaded from 'no/such'"),
-        ({"drop": "typos"}, "--drop takes missing_text"),
-        ({"chunk_overlap": 600}, "chunk_overlap (600) must be below"),
-        ({"max_chunks": 0}, "max_chunks must be at least 1"),
-        ({"split_fractions": "0.5,0.4"}, "split fractions must be three shares"),
+        ({"drop": "typos"}, "--drop accepts missing_text"),
+        ({"chunk_overlap": 600}, "`chunk_overlap` (600)"),
+        ({"max_chunks": 0}, "`max_chunks` must be at least 1"),
+        ({"split_fractions": "0.5,0.4"}, "split fractions must be three"),
         ({"seed": "x"}, "invalid int value: 'x'"),
     ],
 )
@@ -176,13 +176,13 @@ def test_an_unknown_tokenizer_or_a_changed_file_is_named_before_training(prepare
     copied = shutil.copytree(prepared_folder, tmp_path / "copy")
     arrow = next(copied.rglob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"\.arrow is not what it was"):
+    with pytest.raises(ValueError, match=r"\.arrow is modified"):
         load_prepared(str(copied))
-    for content, lacks in (("{", "it is not JSON"), ("{}", "lacks files, tokenizer, sources, data_fingerprint")):
+    for content, lacks in (("{", "JSON"), ("{}", "lacks files, tokenizer, sources, data_fingerprint")):
         (copied / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=lacks):
             load_prepared(str(copied))
-    with pytest.raises(ValueError, match="no prepared data set there"):
+    with pytest.raises(ValueError, match="not a prepared dataset"):
         load_prepared(str(tmp_path))
 
 
@@ -191,7 +191,7 @@ def test_label_order_is_the_one_given_or_that_of_the_names(roberta_folder, tmp_p
     source = write_csv(tmp_path / "numbers.csv", rows)
     done = run_command("scripts.prepare_dataset", source=source, tokenizer=roberta_folder, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "give it with --labels" in " ".join(done.stdout.split())
+    assert "--labels" in " ".join(done.stdout.split())
     part = datasets.load_from_disk(str(tmp_path / "out"))["train"]
     assert part.features["label"].names == ["2", "9", "10"]
     assert np.bincount(part["label"]).tolist() == [8, 16, 24]

@@ -76,7 +76,7 @@ def test_a_loss_that_is_no_number_ends_all_with_the_same_status(prepared_folder,
     broken |= {"gradient_accumulation_steps": 1}
     statuses, said = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **broken).wait()
     assert statuses == [1, 1], said
-    assert "3 steps in a row could not be taken" in said[0]
+    assert "3 consecutive steps were skipped" in said[0]
     assert "Traceback" not in said[0] + said[1]
 
 

@@ -85,7 +85,7 @@ def report():
         "labels": LABELS,
         "facts": [["Model", "outputs/stories"], ["Test documents", 10]],
         "metrics": [{"name": "Macro-F1", "note": "all labels count the same", **interval(0.8)}],
-        "neighbours": [
+        "baselines": [
             {"name": "this model", "difference": None, **row},
             {"name": "TF-IDF", "difference": interval(0.3), **row},
         ],
@@ -172,7 +172,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(report, path, wrong,
 
 
 def test_a_report_without_neighbours_figures_tables_and_documents(report, tmp_path):
-    for name in ("neighbours", "figures", "tables", "documents", "metrics", "facts"):
+    for name in ("baselines", "figures", "tables", "documents", "metrics", "facts"):
         report[name] = []
     write_report(report, tmp_path / "deep" / "report.html")
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["report.html"]
@@ -248,7 +248,7 @@ class TestInABrowser:
         assert ids(page) == ["story-8"]
         page.find_element(By.CSS_SELECTOR, "#clear").click()
         assert shown(page) == "10 of 10 documents"
-        choose(page, "result", "missed")
+        choose(page, "result", "wrong")
         assert ids(page) == ["story-6", "story-8"]
         choose(page, "predicted", "Mature")
         assert ids(page) == ["story-6"]
@@ -316,7 +316,7 @@ class TestInABrowser:
 
     def test_an_opened_document_stays_open_when_the_list_changes_and_closes_when_asked(self, page):
         detail = open_document(page, 6)
-        choose(page, "result", "missed")
+        choose(page, "result", "wrong")
         assert detail.is_displayed()
         detail.find_element(By.XPATH, "preceding-sibling::tr[1]//button").send_keys(Keys.SPACE)
         assert not detail.is_displayed()

@@ -120,7 +120,7 @@ def test_a_model_that_will_be_sharded_is_not_loaded_whole(roberta_model, tmp_pat
     assert roberta_model.live_chunks == 8
     assert not caplog.text
     for option in ("dry_run", "freeze_encoder", "bf16_full_eval"):
-        with pytest.raises(ValueError, match=f"^--{option} .* cannot be used where weights are sharded"):
+        with pytest.raises(ValueError, match=f"^--{option} .*sharded"):
             plan(HierarchicalTrainingArguments(output_dir=str(tmp_path), **{option: True}), accelerator)
 
 

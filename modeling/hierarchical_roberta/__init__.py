@@ -1,1 +1,1 @@
-"""The model, as it is pushed: every file here travels with it, and imports nothing else of the project."""
+"""The model package: every file here is pushed with the model and imports nothing else from the project."""

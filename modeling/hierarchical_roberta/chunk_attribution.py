@@ -1,7 +1,7 @@
-"""What each chunk contributes to a document's rating, from chunk vectors that are there already.
+"""Leave-one-out attribution of a document's class to its chunks, from existing chunk vectors.
 
-C chunks of a document, S subsets of them, D hidden, M features of a lexical view, X of both together, K labels.
-This file travels to the hub with the model and imports only its siblings.
+C chunks of a document, S subsets of them, D hidden, M lexical features, X = D + M, K labels.
+Pushed to the hub with the model; imports only its siblings.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from .pooling import to_device
 from .precision import full_precision
 
-# Chunk vectors that are classified at once: a document of 2,000 chunks has 4 million of them in its 2,000 subsets.
+# Chunk vectors classified per call: the 2,000 leave-one-out subsets of 2,000 chunks hold 4 million vectors.
 ROWS_AT_ONCE = 8_192
 
 
@@ -23,13 +23,13 @@ def log_odds(logits_SK: torch.Tensor, label: int) -> torch.Tensor:
 
 @torch.no_grad()
 def logits_of_subsets(model: Any, chunk_CX: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
-    """`logits_SK` of a document of which only some chunks are there; the encoder does not run.
+    """`logits_SK` of subsets of a document's chunks, without running the encoder.
 
     Args:
-        kept_SC: True where a subset has a chunk; each has one at least.
+        kept_SC: True where a subset contains a chunk; each contains at least one.
     """
     chunk_CX = chunk_CX.to(model.device)
-    kept_SC = kept_SC.cpu()  # so that the device is not asked which chunks a subset has
+    kept_SC = kept_SC.cpu()  # avoids a device sync in nonzero()
     chunk_CD = chunk_CX[:, : model.config.hidden_size]
     logits = []
     for part_sC in kept_SC.split(max(1, ROWS_AT_ONCE // len(chunk_CD))):
@@ -38,20 +38,20 @@ def logits_of_subsets(model: Any, chunk_CX: torch.Tensor, kept_SC: torch.Tensor)
     logits_SK = torch.cat(logits)
     if model.lexical is None:
         return logits_SK
-    # The counts of a subset are a sum: a product of matrices, where to lay out its chunks would take S × C × M numbers.
+    # The counts of a subset are a sum, so a matrix product suffices; gathering its chunks would take S × C × M values.
     with full_precision(chunk_CX.device):
         count_SM = to_device(kept_SC, chunk_CX.device).float() @ chunk_CX[:, model.config.hidden_size :].float()
         return logits_SK + model.lexical.logits(count_SM)
 
 
 def leave_one_out_attributions(model: Any, chunk_CX: torch.Tensor, label: int) -> torch.Tensor:
-    """What the log-odds of a class lose when a chunk is left out and the rest is pooled again, (C,).
+    """Drop in the log-odds of a class when a chunk is left out and the rest is pooled again, (C,).
 
-    Exact, unlike attention weights, which say what was looked at and not what it did (Jain & Wallace 2019). A document's
-    only chunk contributes all of its log-odds.
+    Exact, unlike attention weights, which do not measure a chunk's effect on the output (Jain & Wallace 2019). The only
+    chunk of a document is attributed all of its log-odds.
     """
-    whole = log_odds(logits_of_subsets(model, chunk_CX, torch.ones(1, len(chunk_CX), dtype=torch.bool)), label)
+    full = log_odds(logits_of_subsets(model, chunk_CX, torch.ones(1, len(chunk_CX), dtype=torch.bool)), label)
     if len(chunk_CX) == 1:
-        return whole
+        return full
     rest = log_odds(logits_of_subsets(model, chunk_CX, ~torch.eye(len(chunk_CX), dtype=torch.bool)), label)
-    return whole - rest
+    return full - rest

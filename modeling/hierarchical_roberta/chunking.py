@@ -1,8 +1,8 @@
-"""Text → tokens → chunks, with the characters that each token stands for; and what share of a document is read.
+"""Text → tokens with character offsets → chunks, and coverage statistics.
 
-A document is tokenized once, without special tokens, into one flat row of ids. Chunks are cut from that row when it
-is read, so the geometry can change without tokenizing again. Every chunk gets its own special tokens.
-This file travels to the hub with the model (modeling/hierarchical_roberta/chunking.py is a link to it) and imports nothing of the project.
+A document is tokenized once, without special tokens, into a flat sequence of ids. Chunks are cut from it when it is
+read, so the geometry can change without retokenizing. Each chunk gets its own special tokens.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 import re
@@ -13,21 +13,25 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-# A chunk prefers to begin where a paragraph begins (2), else where a sentence or a line does (1).
+# Chunks preferably start at a paragraph (2), else at a sentence or line (1).
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 SENTENCE = re.compile(r"[.!?…。！？][\"'”’»)\]]*\s+|[。！？]|\n\s*")
 
 
 def tokenize_batch(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[np.ndarray]]:
-    """Flat tokens of each text: `input_ids`, `token_start` and `token_end` (characters into the text, end exclusive),
-    and `token_break` (what begins at the token: 2 a paragraph, 1 a sentence or line, 0 neither)."""
+    """Tokenize texts without special tokens.
+
+    Returns:
+        For each text: `input_ids`, `token_start` and `token_end` (character offsets, end exclusive), and `token_break`
+        (2 if a paragraph starts at the token, 1 if a sentence or line does, else 0).
+    """
     backend = tokenizer.backend_tokenizer
-    # Some tokenizer files carry both, and would cut a text at 128 tokens without a word.
+    # Some tokenizer files enable both, which would silently truncate a text at 128 tokens.
     backend.no_truncation()
     backend.no_padding()
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     ids = [encoding.ids for encoding in encodings]
-    # fromiter over the flat numbers: twice as fast as an array of pairs, and half of what is not the tokenizer's time.
+    # fromiter over flat values is twice as fast as np.array of pairs; this is half of the time outside the tokenizer.
     offsets = [
         np.fromiter(chain.from_iterable(pairs), np.int32, 2 * len(pairs)).reshape(-1, 2)
         for pairs in (encoding.offsets for encoding in encodings)
@@ -41,7 +45,7 @@ def tokenize_batch(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def token_breaks(text: str, token_end: np.ndarray) -> np.ndarray:
-    """int8 a token: 2 where a paragraph begins, 1 where a sentence or a line does, else 0."""
+    """int8 per token: 2 if a paragraph starts at it, 1 if a sentence or line does, else 0."""
     breaks = np.zeros(len(token_end) + 1, dtype=np.int8)
     for level, pattern in ((1, SENTENCE), (2, PARAGRAPH)):
         positions = [match.end() for match in pattern.finditer(text)]
@@ -51,48 +55,48 @@ def token_breaks(text: str, token_end: np.ndarray) -> np.ndarray:
 
 
 def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text, `([0], [2])` for RoBERTa."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    framed = tokenizer("a")["input_ids"]
-    before = next(i for i in range(len(framed)) if framed[i : i + len(bare)] == bare)
-    return framed[:before], framed[before + len(bare) :]
+    """Special tokens that the tokenizer adds before and after a text, `([0], [2])` for RoBERTa."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
+    return full[:start], full[start + len(plain) :]
 
 
 class Chunker:
-    """Cuts a document's flat tokens into chunks, each with the tokenizer's special tokens around it.
+    """Cut a document's flat tokens into chunks with special tokens.
 
     Raises:
-        ValueError: the overlap leaves no room for new tokens.
+        ValueError: `chunk_overlap` leaves no room for new tokens.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int = 0):
         prefix, suffix = special_token_frame(tokenizer)
         self.prefix, self.suffix = np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
         self.body_length, self.chunk_overlap = chunk_length - len(prefix) - len(suffix), chunk_overlap
-        # A chunk without a token cannot be encoded: where no special token fills an empty document, padding does.
+        # A chunk needs at least one token: without special tokens an empty document gets a padding token.
         self.filler = np.array([] if prefix or suffix else [tokenizer.pad_token_id], dtype=np.int64)
         if self.body_length <= chunk_overlap:
             raise ValueError(
-                f"chunk_overlap ({chunk_overlap}) must be below chunk_length minus the special tokens "
-                f"({self.body_length}): lower it or raise chunk_length."
+                f"`chunk_overlap` ({chunk_overlap}) must be below `chunk_length` minus the special tokens "
+                f"({self.body_length}): lower it or raise `chunk_length`."
             )
 
     def spans(self, num_tokens: int, breaks: np.ndarray | None = None) -> list[tuple[int, int]]:
-        """Where each chunk of a document begins and ends (see `chunk_bounds`)."""
+        """Start and end of each chunk of a document (see `chunk_bounds`)."""
         return chunk_bounds(num_tokens, self.body_length, self.chunk_overlap, breaks)
 
     def with_special_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """A chunk's own tokens with the special ones around them."""
+        """Add the special tokens to a chunk's tokens."""
         return np.concatenate([self.prefix, tokens if len(tokens) else self.filler, self.suffix])
 
 
 def chunk_bounds(
     num_tokens: int, body_length: int, overlap: int = 0, breaks: np.ndarray | None = None
 ) -> list[tuple[int, int]]:
-    """Where each chunk of a document begins and ends (exclusive), in flat tokens.
+    """Start and end (exclusive) of each chunk of a document, in flat tokens.
 
-    As few chunks as possible, of near-equal length, none over `body_length`. Each begins `overlap` tokens before the
-    end of the one before it, moved by an eighth of a chunk at most to where a paragraph or a sentence begins.
+    Uses as few chunks as possible, of nearly equal length, none longer than `body_length`. Each starts `overlap` tokens
+    before the end of the previous one, moved by at most an eighth of a chunk to the start of a paragraph or sentence.
 
     >>> chunk_bounds(10, body_length=4)
     [(0, 4), (4, 7), (7, 10)]
@@ -116,16 +120,16 @@ def chunk_bounds(
 
 
 def _best_start(breaks: np.ndarray, low: int, even: int, high: int) -> int:
-    """The break in [low, high] worth its distance from `even`; `even` itself where there is none."""
-    at = low + np.flatnonzero(breaks[low : high + 1])
-    if len(at) == 0:
+    """The best break in [low, high], trading its level against its distance from `even`; `even` if there is none."""
+    positions = low + np.flatnonzero(breaks[low : high + 1])
+    if len(positions) == 0:
         return even
-    cost = np.abs(at - even) / max(high - low, 1) * 2 - breaks[at]
-    return int(at[cost.argmin()])
+    cost = np.abs(positions - even) / max(high - low, 1) * 2 - breaks[positions]
+    return int(positions[cost.argmin()])
 
 
 def num_chunks_of(num_tokens: np.ndarray, body_length: int, overlap: int = 0) -> np.ndarray:
-    """How many chunks `chunk_bounds` makes of documents of so many tokens."""
+    """Number of chunks that `chunk_bounds` returns for each number of tokens."""
     over = num_tokens > body_length
     return np.where(over, -(-(num_tokens - overlap) // (body_length - overlap)), 1)
 
@@ -133,7 +137,7 @@ def num_chunks_of(num_tokens: np.ndarray, body_length: int, overlap: int = 0) ->
 def chunk_sizes(
     num_tokens: np.ndarray, chunk_length: int, overlap: int, max_chunks: int, num_special: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each document with so many tokens: how many chunks are read, and the mean tokens of one, special ones included.
+    """Chunks read of each document, and their mean tokens, special tokens included.
 
     >>> chunk_sizes(np.array([3, 10]), chunk_length=6, overlap=0, max_chunks=2, num_special=2)
     (array([1, 2]), array([5.        , 5.33333333]))
@@ -144,9 +148,9 @@ def chunk_sizes(
 
 
 def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Which chunks of a document are read: sorted indices, at most `max_chunks`.
+    """Sorted indices of the chunks to read, at most `max_chunks`.
 
-    `random` draws from `rng`; without one (in evaluation) it is `uniform`.
+    `random` samples with `rng`; without one (in evaluation) it is `uniform`.
 
     >>> select_chunks(10, 4, "head_tail").tolist(), select_chunks(10, 4, "uniform").tolist()
     ([0, 1, 8, 9], [0, 3, 6, 9])
@@ -164,10 +168,10 @@ def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.
 
 
 def coverage(num_tokens: Sequence[int] | np.ndarray, body_length: int, overlap: int, max_chunks: int) -> dict[str, Any]:
-    """What `max_chunks` leaves unread, with a document's chunks taken as equally long.
+    """Statistics of the text beyond `max_chunks`, assuming chunks of equal length.
 
     Returns:
-        documents, documents_cut (number and share), tokens, tokens_cut (number and share), most_chunks.
+        `documents`, `documents_cut`, `documents_cut_share`, `tokens`, `tokens_cut`, `tokens_cut_share`, `most_chunks`.
     """
     tokens = np.asarray(num_tokens, dtype=np.int64)
     chunks = num_chunks_of(tokens, body_length, overlap)

@@ -1,7 +1,7 @@
 """Configuration of a hierarchical classifier: the encoder's own config, the chunk geometry, the pooling.
 
-The geometry is saved with the weights, so training, evaluation and prediction cannot disagree about it.
-This file travels to the hub with the model and imports nothing else of the project.
+The geometry is saved with the weights, so training, evaluation and prediction always agree on it.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 from typing import Any, Literal
@@ -15,27 +15,26 @@ NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
 class HierarchicalRobertaConfig(PreTrainedConfig):
-    """Everything that a hierarchical classifier needs beside its weights.
+    """Configuration of a hierarchical classifier.
 
     Args:
-        encoder_config: config of the chunk encoder, as `AutoConfig` gives it (or its dict); RoBERTa by default.
+        encoder_config: config of the chunk encoder, from `AutoConfig`, or its dict. Defaults to RoBERTa.
         chunk_length: tokens in a chunk, special tokens included.
-        chunk_overlap: tokens that a chunk shares with the one before it.
-        max_chunks: the most chunks of a document that the model reads.
-        chunk_policy: which chunks are read of a document that has more than `max_chunks`: the first (`head`),
-            the first and last halves (`head_tail`), evenly spread ones (`uniform`), or evenly spread ones in
-            evaluation and a fresh draw each epoch in training (`random`).
+        chunk_overlap: tokens that a chunk shares with the previous one.
+        max_chunks: maximum number of chunks read per document.
+        chunk_policy: which chunks to read when a document has more than `max_chunks`: the first (`head`), half from
+            each end (`head_tail`), evenly spaced (`uniform`), or a new random sample each epoch in training and
+            evenly spaced in evaluation (`random`).
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
-        lexical_features: tokens, at most, whose counts over the chunks that are read weigh in beside the encoder
-            (modeling/hierarchical_roberta/lexical_features.py; 0: none).
+        lexical_features: maximum number of tokens whose counts over the chunks read are used as additional features
+            (see lexical_features.py; 0: none).
         classifier_dropout: dropout before the classifier and in the chunk transformer.
-        temperature: what logits are divided by before they become scores, fitted on the validation documents
-            (None: not fitted yet).
+        temperature: divisor of the logits before the softmax, fitted on the validation documents (None: not fitted).
 
     Raises:
-        ValueError: a geometry or a name that cannot be.
+        ValueError: an invalid geometry, name or value.
     """
 
     model_type = "hierarchical_roberta"
@@ -56,28 +55,28 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        # What `transformers.pipeline("text-classification")` makes of the model's folder.
+        # The class that `transformers.pipeline("text-classification")` loads for this model.
         impl = "pipeline.HierarchicalClassificationPipeline"
         self.custom_pipelines = {
             "text-classification": {"impl": impl, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
         }
         for name, choices in (("chunk_policy", CHUNK_POLICIES), ("pooling", POOLINGS)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, and is {getattr(self, name)!r}.")
-        for name, least in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1), *NOT_NEGATIVE):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, and is {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name, minimum in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1), *NOT_NEGATIVE):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
         if self.pooling_size is not None and self.pooling_size < 1:
-            raise ValueError(f"pooling_size must be at least 1, and is {self.pooling_size}.")
+            raise ValueError(f"`pooling_size` must be at least 1, got {self.pooling_size}.")
         if self.chunk_overlap >= self.chunk_length - 2:
             raise ValueError(
-                f"chunk_overlap ({self.chunk_overlap}) must be below chunk_length - 2 ({self.chunk_length - 2}): "
-                "lower it or raise chunk_length."
+                f"`chunk_overlap` ({self.chunk_overlap}) must be below `chunk_length` - 2 ({self.chunk_length - 2}): "
+                "lower it or raise `chunk_length`."
             )
         if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, and is {self.temperature}.")
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
         if not 0 <= self.classifier_dropout < 1:
-            raise ValueError(f"classifier_dropout must be in [0, 1), and is {self.classifier_dropout}.")
+            raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
 
     @property
     def hidden_size(self) -> int:

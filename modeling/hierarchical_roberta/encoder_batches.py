@@ -1,6 +1,6 @@
-"""Chunks → encoder batches of like length, by a budget of tokens.
+"""Group chunks of similar length into encoder batches within a token budget.
 
-This file travels to the hub with the model and imports nothing else of the project.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 from itertools import accumulate
@@ -9,18 +9,19 @@ from itertools import accumulate
 def plan_encoder_batches(
     lengths: list[int], token_budget: int, batch_cost: int, live_chunks: int = 0
 ) -> list[list[int]]:
-    """Chunks sorted by length, longest first, and cut into encoder batches.
+    """Sort chunks by length, longest first, and cut the sequence greedily into encoder batches.
 
-    A batch has (number of chunks × the longest) ≤ `token_budget` tokens, unless it is a single chunk, and at most
-    `live_chunks` chunks (0: no bound). It ends earlier where its padding would exceed `batch_cost`, what another batch
-    costs beside its tokens (launches, adding up gradients), in tokens. That is within half a percent of the best cut
-    (figures in docs/log.md).
+    The result is within half a percent of the optimal plan (figures in docs/log.md).
 
     Args:
         lengths: tokens of each chunk.
+        token_budget: maximum (number of chunks × longest chunk) of a batch of more than one chunk.
+        batch_cost: fixed cost of a batch (launches, gradient accumulation), in tokens. A batch is closed when its
+            padding would exceed it.
+        live_chunks: maximum number of chunks in a batch (0: no limit).
 
     Returns:
-        The chunks' indices, batch by batch.
+        Chunk indices of each batch.
 
     >>> plan_encoder_batches([3, 8, 7, 2], token_budget=16, batch_cost=64)
     [[1, 2], [0, 3]]
@@ -41,8 +42,9 @@ def plan_encoder_batches(
 
 
 def batches_to_recompute(plan: list[list[int]], live_chunks: int) -> list[bool]:
-    """Of each encoder batch whether the backward pass recomputes it, so that at most `live_chunks` chunks hold activations
-    (0: no bound). The batch that is being recomputed is alive there beside those that were kept.
+    """Whether the backward pass recomputes each encoder batch, so that at most `live_chunks` chunks hold activations.
+
+    The batch being recomputed counts toward the limit (0: no limit).
 
     >>> batches_to_recompute([[1, 2], [0, 3], [4, 5]], live_chunks=4)
     [False, True, True]

@@ -1,7 +1,7 @@
-"""What differs between encoders and between their attention implementations.
+"""Loading encoders, and the differences between their dropouts and attention implementations.
 
-n chunks of an encoder batch, l tokens of its longest, t real tokens of all its chunks, d hidden.
-This file travels to the hub with the model and imports only its siblings.
+n chunks of an encoder batch, l tokens of its longest chunk, t real tokens in total, d hidden.
+Pushed to the hub with the model; imports only its siblings.
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from .pooling import to_device
 
-# Names under which encoder configs keep their dropouts (BERT and its relatives, then DistilBERT, then ModernBERT).
+# Names of dropout fields in encoder configs (BERT family, DistilBERT, ModernBERT).
 HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
 ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
-# Attention implementations that apply no dropout (transformers 5.23 says so of some encoders' only).
+# Attention implementations without dropout (transformers 5.23 warns for some encoders only).
 WITHOUT_DROPOUT = ("flash_attention_3", "flash_attention_4", "flash-attn3", "flash-attn4", "flex_attention")
 
 
 def load_encoder(
     name_or_path: str, *, dropout: float | None, attention_dropout: float | None, attn: str | None, revision: str
 ) -> PreTrainedModel:
-    """A pretrained encoder in fp32, with these dropouts; see `from_encoder` of the classifier.
+    """Load a pretrained encoder in fp32 with the given dropouts; see `from_encoder` of the classifier.
 
     Raises:
-        ValueError: the encoder cannot be used, or its file lacks weights that it needs.
-        OSError: there is no such encoder, or it cannot be reached.
+        ValueError: unsupported encoder, or its checkpoint lacks weights.
+        OSError: the encoder does not exist or cannot be downloaded.
     """
     encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
@@ -39,7 +39,7 @@ def load_encoder(
     set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
     set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
     check_attention(encoder_config, attn)
-    # fp32 whatever the file holds: autocast lowers the precision of the arithmetic, never of the weights.
+    # Master weights are fp32 whatever the checkpoint's dtype; autocast lowers the precision of the arithmetic only.
     encoder, loading = AutoModel.from_pretrained(
         name_or_path,
         config=encoder_config,
@@ -51,42 +51,42 @@ def load_encoder(
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(
-            f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …): "
-            "they would stay random. Is it a checkpoint of another architecture?"
+            f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …), which would "
+            "stay randomly initialized. Is it a checkpoint of another architecture?"
         )
     return encoder
 
 
 def set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:
-    """Set those of the named dropouts that the config has (None: leave them).
+    """Set the dropouts among `names` that the config has (None: leave unchanged).
 
     Raises:
-        ValueError: no probability, or the config has none of them.
+        ValueError: not a probability, or the config has none of these dropouts.
     """
     if value is None:
         return
     if not 0 <= value < 1:
-        raise ValueError(f"A dropout must be in [0, 1), and is {value}.")
+        raise ValueError(f"Dropout must be in [0, 1), got {value}.")
     present = [name for name in names if hasattr(encoder_config, name)]
     if not present and value > 0:
-        raise ValueError(f"The encoder ({encoder_config.model_type}) has none of the dropouts {', '.join(names)}.")
+        raise ValueError(f"The encoder ({encoder_config.model_type}) has none of these dropouts: {', '.join(names)}.")
     for name in present:
         setattr(encoder_config, name, value)
 
 
 def check_attention(encoder_config: Any, attn_implementation: str | None) -> None:
-    """Raises ValueError where an attention implementation would leave out the encoder's attention dropout."""
+    """Raise ValueError if the attention implementation would ignore the encoder's attention dropout."""
     dropout = max(getattr(encoder_config, name, 0.0) for name in ATTENTION_DROPOUTS)
     if dropout > 0 and any(name in (attn_implementation or "") for name in WITHOUT_DROPOUT):
         raise ValueError(
-            f"{attn_implementation} applies no dropout, and the encoder's attention dropout is {dropout:g}: set "
-            "--attention_dropout 0, or choose flash_attention_2 or sdpa."
+            f"{attn_implementation} applies no dropout, but the encoder's attention dropout is {dropout:g}: set "
+            "--attention_dropout 0 or use flash_attention_2 or sdpa."
         )
 
 
 @contextmanager
 def attention_for(encoder: Any, device: torch.device) -> Iterator[None]:
-    """Flash attention reads fp16 and bf16 only: where neither autocast nor the weights give it those, sdpa stands in."""
+    """Fall back from flash attention, which needs fp16 or bf16, to sdpa in fp32."""
     chosen = encoder.config._attn_implementation
     half = (torch.float16, torch.bfloat16)
     if "flash" not in chosen or torch.is_autocast_enabled(device.type) or encoder.dtype in half:
@@ -102,20 +102,19 @@ def attention_for(encoder: Any, device: torch.device) -> Iterator[None]:
 def encode_unpadded(
     encoder: Any, input_ids_nl: torch.Tensor, lengths_n: list[int], first_position: int
 ) -> torch.Tensor:
-    """Means over the tokens of each chunk, (n, d), the chunks read as one row of real tokens; flash attention keeps them
-    apart by their cumulative lengths.
+    """Token means of each chunk, (n, d), encoding the chunks as one unpadded row separated by cumulative lengths.
 
-    As `DataCollatorWithFlattening` in transformers, which does it for whole batches. What says where the tokens stand is
-    made on the host, which knows the lengths.
+    Like `DataCollatorWithFlattening` in transformers, but per encoder batch. Indices are computed on the host, which
+    knows the lengths.
     """
     device, longest = input_ids_nl.device, input_ids_nl.shape[1]
     length_n = torch.tensor(lengths_n)
-    place_t = torch.cat([torch.arange(length) for length in lengths_n])
+    position_t = torch.cat([torch.arange(length) for length in lengths_n])
     row_t = torch.arange(len(lengths_n)).repeat_interleave(length_n)
     ends_n = to_device(nn.functional.pad(length_n.cumsum(0), (1, 0)).to(torch.int32), device)
     output = encoder(
-        input_ids=input_ids_nl.flatten()[to_device(row_t * longest + place_t, device)][None],
-        position_ids=to_device(place_t + first_position, device)[None],
+        input_ids=input_ids_nl.flatten()[to_device(row_t * longest + position_t, device)][None],
+        position_ids=to_device(position_t + first_position, device)[None],
         cu_seq_lens_q=ends_n,
         cu_seq_lens_k=ends_n,
         max_length_q=longest,

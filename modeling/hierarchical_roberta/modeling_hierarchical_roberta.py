@@ -1,9 +1,10 @@
-"""The hierarchical classifier: an encoder reads each chunk, pooling makes a document of them, a head rates it.
+"""Hierarchical classifier: chunk encoder → pooling over a document's chunks → classification head.
 
     model = HierarchicalRobertaForSequenceClassification.from_encoder("FacebookAI/roberta-base", num_labels=3)
 
-B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, M features of the lexical view (0
-without one), K labels. Only real chunks enter: there are no padding chunks. This file travels to the hub with the model and imports only its siblings.
+B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, M lexical features (0 if disabled),
+X = D + M, K labels; lower case (n, l): an encoder batch. There are no padding chunks.
+Pushed to the hub with the model; imports only its siblings.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,46 +20,46 @@ from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical_features import LexicalFeatures
-from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (so that it travels with the model)
+from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed with the model)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
 from .precision import full_precision
 from .recomputation import recomputed
 
-# Encoder batches whose weights' gradients are added up in half precision, before their sum is added in fp32: with many
-# more the sum loses what the terms have (docs/log.md).
+# Encoder batches that share one low-precision copy of the weights, whose gradients accumulate in half precision; with
+# many more the sum loses precision (docs/log.md).
 BATCHES_PER_CAST = 8
 
 
 @dataclass
 class HierarchicalOutput(ModelOutput):
-    """What the model returns.
+    """Output of the model.
 
     Attributes:
-        loss: (), unweighted cross entropy; only where `labels` were given.
+        loss: (), unweighted cross entropy; only if `labels` were passed.
         logits: (B, K).
-        chunk_weights: (N,), how much each chunk weighed in the pooling; a document's sum to 1.
-        chunk_vectors: (N, D + M), what was read of each chunk: the encoder's vector, and the lexical view's counts.
+        chunk_weights: (N,), pooling weights of the chunks, summing to 1 for each document.
+        chunk_features: (N, D + M), the input of `classify`: the encoder's `chunk_vectors` (N, D), then the lexical counts.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     chunk_weights: torch.Tensor | None = None
-    chunk_vectors: torch.Tensor | None = None
+    chunk_features: torch.Tensor | None = None
 
 
 class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
-    """Classifies documents given as chunks; see `forward`.
+    """Document classifier over chunks; see `forward`.
 
-    Attributes that are not saved, and change speed and memory but not the result:
-        token_budget, batch_cost: what makes up an encoder batch (see `plan_encoder_batches`). None: what suits the device,
-            see `encoder_batch_size`.
-        live_chunks: at most so many chunks hold activations for the backward pass (0: no bound); the others are
-            recomputed there, with their random state replayed. Unless the bound is below the chunks of an encoder
-            batch, which then gets smaller, the gradients are the same: to the bit on a CPU, and on CUDA where
-            `torch.use_deterministic_algorithms` is on, since attention adds up in no fixed order there otherwise.
-        agree_on_batches: where weights are sharded, this rank's encoder batches (is each recomputed?) → all ranks' (see
-            modeling/training/sharding.py). A rank with fewer runs two tokens in place of each that it lacks, which nothing reads.
-        token_counts: [real, padding] tokens that the encoder was given so far, for the share of padding.
+    Attributes that are not saved and affect speed and memory, not the result:
+        token_budget, batch_cost: size of encoder batches (see `plan_encoder_batches`). None: chosen for the device, see
+            `encoder_batch_size`.
+        live_chunks: maximum number of chunks whose activations are kept for the backward pass (0: no limit); the rest
+            are recomputed with the same random state. Gradients are unchanged unless the limit is below the size of an
+            encoder batch, which then shrinks: bit-exact on a CPU, and on CUDA with
+            `torch.use_deterministic_algorithms`, as attention otherwise accumulates in no fixed order.
+        agree_on_batches: with sharded weights, maps this rank's recomputation flags of encoder batches to those of all
+            ranks (see modeling/training/sharding.py). A rank with fewer batches runs dummy batches of two tokens.
+        token_counts: [real, padding] tokens encoded so far.
     """
 
     config_class = HierarchicalRobertaConfig
@@ -68,16 +69,16 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    # Trainer asks: the loss of `forward` is a plain mean and knows nothing of gradient accumulation.
+    # Read by Trainer: the loss of `forward` is a plain mean that ignores gradient accumulation.
     accepts_loss_kwargs = False
 
     def __init__(self, config: HierarchicalRobertaConfig):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config)
-        # The pooler reads the first token only and would be dead weight (and unused parameters under DDP).
+        # The pooler is not used; under DDP its parameters would count as unused.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None
-        # Identity, unless `fit_feature_scaler` says otherwise.
+        # Identity until `fit_feature_scaler` is called.
         self.register_buffer("vector_mean", torch.zeros(config.hidden_size))
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
@@ -101,7 +102,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.token_counts = [0, 0]
         self.post_init()
         if self.lexical is not None:
-            # Training begins at what the words say: random logits beside them would only disturb.
+            # Training starts from the lexical logits alone, without random logits added to them.
             nn.init.zeros_(self.classifier.weight)
 
     @classmethod
@@ -115,19 +116,20 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         revision: str = "main",
         **config: Any,
     ) -> "HierarchicalRobertaForSequenceClassification":
-        """A classifier with a pretrained encoder and a new head.
+        """Build a classifier with a pretrained encoder and a new head.
 
         Args:
-            name_or_path: an encoder that `AutoModel` loads, on the hub or in a folder.
-            dropout: every dropout but attention's, in encoder and head (None: as the encoder has it, head 0.1).
-            attention_dropout: the encoder's attention dropout (None: as the encoder has it).
-            attn_implementation: the encoder's attention, in transformers' names (None: its default, sdpa where there is).
+            name_or_path: hub name or folder of an encoder that `AutoModel` can load.
+            dropout: all dropouts except attention dropout, in encoder and head (None: the encoder's own, head 0.1).
+            attention_dropout: the encoder's attention dropout (None: the encoder's own).
+            attn_implementation: attention implementation, as named in transformers (None: its default, sdpa if
+                supported).
             revision: branch, tag or commit of the encoder on the hub.
-            config: fields of `HierarchicalRobertaConfig`, `num_labels` or `id2label` among them.
+            config: fields of `HierarchicalRobertaConfig`, including `num_labels` or `id2label`.
 
         Raises:
-            ValueError: the encoder cannot be used, or its file lacks weights that it needs.
-            OSError: there is no such encoder, or it cannot be reached.
+            ValueError: unsupported encoder, or its checkpoint lacks weights.
+            OSError: the encoder does not exist or cannot be downloaded.
         """
         encoder = load_encoder(
             name_or_path,
@@ -148,95 +150,95 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
 
     @property
     def first_position(self) -> int:
-        """The number of a chunk's first position: RoBERTa's family counts from padding_idx + 1."""
+        """Position id of a chunk's first token: padding_idx + 1 in the RoBERTa family, else 0."""
         table = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
         padding_idx = getattr(table, "padding_idx", None)
         return 0 if padding_idx is None else padding_idx + 1
 
     @property
     def encoder_positions(self) -> int:
-        """The longest chunk that the encoder's positions allow, in tokens."""
+        """Maximum chunk length that the encoder's positions allow, in tokens."""
         positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
         return (positions or 10**9) - self.first_position
 
     def check_chunk_length(self) -> None:
-        """Raises ValueError if a chunk is longer than the encoder can read."""
+        """Raise ValueError if `chunk_length` exceeds the encoder's positions."""
         if self.config.chunk_length > self.encoder_positions:
             raise ValueError(
-                f"chunk_length ({self.config.chunk_length}) is beyond the encoder's {self.encoder_positions} "
-                "positions: lower chunk_length."
+                f"`chunk_length` ({self.config.chunk_length}) exceeds the encoder's {self.encoder_positions} "
+                "positions: lower `chunk_length`."
             )
 
     def count_trainable_parameters(self) -> int:
-        """How many numbers an optimizer would change."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def freeze_encoder(self) -> None:
-        """Train pooling and head only; the encoder's dropout is off from now on."""
+        """Train pooling and head only; this also disables the encoder's dropout."""
         self.encoder.requires_grad_(False)
         self.train(self.training)
 
     def freeze_layers(self, num_layers: int) -> None:
-        """Freeze the embeddings and the encoder's first `num_layers` layers, dropout included (0: nothing).
+        """Freeze the embeddings and the encoder's first `num_layers` layers, and disable their dropout (0: nothing).
 
-        Nothing of them is kept for the backward pass, which ends where they begin.
+        The backward pass stops at the first trainable layer; no activations of the frozen ones are kept.
 
         Raises:
-            ValueError: there are not so many layers, or they cannot be told.
+            ValueError: `num_layers` exceeds the encoder's layers, or they cannot be identified.
         """
         if num_layers == 0:
             return
         layers, embeddings = self.encoder_layers(), getattr(self.encoder, "embeddings", None)
         if not 0 < num_layers <= len(layers) or embeddings is None:
             raise ValueError(
-                f"freeze_layers must be from 0 to the encoder's {len(layers)} layers, and is {num_layers}."
+                f"`freeze_layers` must be from 0 to {len(layers)} (the encoder's layers), got {num_layers}."
             )
         for part in (embeddings, *layers[:num_layers]):
             part.requires_grad_(False)
         self.train(self.training)
 
     def encoder_layers(self) -> list[nn.Module]:
-        """The encoder's stack of layers, first to last; empty where it cannot be told."""
+        """The encoder's layers in order; empty if they cannot be identified."""
         depth = getattr(self.config.encoder_config, "num_hidden_layers", 0)
         stacks = [part for part in self.encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
         return list(stacks[0]) if stacks else []
 
-    # FSDP2 gives a model that it shards a class of its own, whose code would be saved in place of this file.
+    # FSDP2 replaces the class of a sharded model; its code would be saved instead of this file.
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', as this class, whatever the model's is meanwhile."""
-        given, self.__class__ = self.__class__, HierarchicalRobertaForSequenceClassification
+        """Save as this class, whatever the model's current class is."""
+        current, self.__class__ = self.__class__, HierarchicalRobertaForSequenceClassification
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
-            self.__class__ = given
+            self.__class__ = current
 
     def encoder_batch_size(self, device: torch.device | None = None) -> tuple[int, int]:
-        """The tokens of an encoder batch, and what one costs beside its tokens, in tokens.
+        """Token budget of an encoder batch, and its fixed cost in tokens.
 
-        On a GPU a batch costs as much as thousands of tokens (computed from the launches of RoBERTa-base, not measured
-        yet: `python -m scripts.benchmark.gpu`), on a CPU as few (docs/log.md). Where live chunks are bounded batches
-        stay small, since the one that is recomputed takes its room from those that are kept.
+        The fixed cost is thousands of tokens on a GPU (computed from the kernel launches of RoBERTa-base, not measured;
+        see `python -m scripts.benchmark.gpu`) and small on a CPU (docs/log.md). With a limit on live chunks batches
+        stay small, since the batch being recomputed counts toward the limit.
 
         Args:
-            device: None for the model's own.
+            device: None for the model's device.
         """
         on_cpu = (device or self.device).type == "cpu"
         token_budget = self.token_budget or (4096 if on_cpu or self.live_chunks else 16384)
         return token_budget, self.batch_cost or (64 if on_cpu else 2048)
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """`torch.compile` for each layer of the encoder, for chunks of any number and length."""
-        # Mask or none, one chunk or several, training or not, autocast or not: a graph each. torch gives up at 8.
+        """Apply `torch.compile` to each encoder layer, with dynamic shapes."""
+        # One graph each for mask or none, one chunk or several, training or not, autocast or not; torch's limit is 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         for layer in self.encoder_layers():
             layer.compile(dynamic=True, backend=backend)
 
     @torch.no_grad()
     def fit_feature_scaler(self, document_BD: torch.Tensor) -> None:
-        """Shift and scale chunk vectors from now on so that these documents' mean vectors have mean 0 and deviation 1.
+        """Standardize chunk vectors so that the documents' mean vectors have mean 0 and standard deviation 1.
 
-        A frozen encoder's features differ in scale by orders of magnitude, and some are constant: a head on them as
-        they are learns slowly and then overfits (figures in docs/log.md).
+        A frozen encoder's features differ in scale by orders of magnitude, and some are constant; a head on the raw
+        features learns slowly and then overfits (figures in docs/log.md).
         """
         deviation_D = document_BD.float().std(dim=0)
         self.vector_mean.copy_(document_BD.float().mean(dim=0))
@@ -247,9 +249,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
 
     def train(self, mode: bool = True) -> "HierarchicalRobertaForSequenceClassification":
-        """As `nn.Module.train`, but the encoder's frozen parts stay in evaluation mode: what they give must not vary.
+        """Like `nn.Module.train`, but frozen parts of the encoder stay in evaluation mode, without dropout.
 
-        Trainer calls it before every micro-batch: where nothing has changed since, it does nothing.
+        Returns early if nothing changed, since Trainer calls it before every micro-batch.
         """
         if mode and self._trained_state == self._training_state():
             return self
@@ -265,7 +267,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return self
 
     def _training_state(self) -> list[Any]:
-        """Of every part: its mode, and which of its own weights are trained."""
+        """Training mode and `requires_grad` flags of every module."""
         parts = (part.__dict__ for part in self.modules())
         return [
             (part["training"], *(weight.requires_grad for weight in part["_parameters"].values() if weight is not None))
@@ -284,19 +286,18 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Classify documents.
 
         Args:
-            input_ids: (N, L) token ids of the batch's chunks, documents one after the other, padded on the right.
-            attention_mask: (N, L), 1 on real tokens (None: all of them are).
-            num_chunks: (B,) chunks of each document; they sum to N.
-            chunk_vectors: (N, D) that `encode_chunks` gave before; the encoder does not run. A lexical view still needs
+            input_ids: (N, L) token ids of the chunks, documents concatenated, right-padded.
+            attention_mask: (N, L), 1 for real tokens (None: all are real).
+            num_chunks: (B,) chunks of each document, summing to N.
+            chunk_vectors: (N, D) cached output of `encode_chunks`; skips the encoder. Lexical features still need
                 `input_ids`.
-            labels: (B,) class ids, -100 to leave a document out of the loss.
-            chunk_lengths: of each document the tokens of each chunk. The tensors say the same; with Python's numbers
-                the host need not wait for the device to learn them.
+            labels: (B,) class ids; -100 excludes a document from the loss.
+            chunk_lengths: tokens of each chunk, per document, as Python ints. Redundant, but avoids a device sync.
         """
         needs_ids = chunk_vectors is None or self.lexical is not None
         if num_chunks is None or needs_ids != (input_ids is not None):
             raise ValueError(
-                "Give num_chunks, and either input_ids or chunk_vectors (with a lexical view, input_ids too)."
+                "Pass `num_chunks` and either `input_ids` or `chunk_vectors`; lexical features always need `input_ids`."
             )
         lengths = None if chunk_lengths is None else [length for document in chunk_lengths for length in document]
         counts = host_counts(num_chunks) if chunk_lengths is None else [len(document) for document in chunk_lengths]
@@ -308,8 +309,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def classify(
         self, chunk_NX: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was read of each chunk, (N, D + M) → `logits_BK` and `chunk_weights_N`. In fp32 always: it is cheap, and
-        scores are read here."""
+        """`chunk_NX` from `extract_features` → `logits_BK` and `chunk_weights_N`, always in fp32."""
         hidden_size = self.config.hidden_size
         logits_BK, chunk_weights_N = self.classify_vectors(chunk_NX[:, :hidden_size], num_chunks_B)
         if self.lexical is not None:
@@ -320,7 +320,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def classify_vectors(
         self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `classify`, by what the encoder made of the chunks alone."""
+        """Like `classify`, from the encoder's chunk vectors alone."""
         num_chunks_B = host_counts(num_chunks_B)
         with full_precision(chunk_ND.device):
             chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
@@ -336,8 +336,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         chunk_ND: torch.Tensor | None = None,
         lengths: list[int] | None = None,
     ) -> torch.Tensor:
-        """What `classify` needs of each chunk, (N, D + M): its vector, from `encode_chunks` where it is not given, and the
-        counts of the lexical view where there is one."""
+        """Input of `classify`, (N, D + M): chunk vectors, encoded if `chunk_ND` is None, and lexical counts."""
         if chunk_ND is None:
             assert input_ids_NL is not None
             mask_NL = torch.ones_like(input_ids_NL) if attention_mask_NL is None else attention_mask_NL
@@ -349,16 +348,16 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def encode_chunks(
         self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, lengths: list[int] | None = None
     ) -> torch.Tensor:
-        """Chunk vectors (N, D), by encoder batches of chunks of like length, each trimmed to its own longest.
+        """Chunk vectors (N, D), computed in encoder batches of chunks of similar length, each trimmed to its longest.
 
-        Chunks of 3, 8, 7 and 2 tokens under a `token_budget` of 16 make two batches: 8 and 7, then 3 and 2 tokens.
+        Chunks of 3, 8, 7 and 2 tokens with a `token_budget` of 16 make two batches: 8 and 7, then 3 and 2 tokens.
 
         Args:
-            lengths: real tokens of each chunk, where the host knows them.
+            lengths: real tokens of each chunk, if known on the host.
         """
         lengths = attention_mask_NL.sum(dim=1).tolist() if lengths is None else lengths
         plan = plan_encoder_batches(lengths, *self.encoder_batch_size(input_ids_NL.device), self.live_chunks)
-        # One permutation there and one back: the batches in between are slices.
+        # Permute once and back again, so that batches are slices.
         order = [row for rows in plan for row in rows]
         order_N = to_device(torch.tensor(order), input_ids_NL.device)
         ids_NL, mask_NL = input_ids_NL[order_N], attention_mask_NL[order_N]
@@ -381,22 +380,22 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 if keeps_graph and vectors and len(vectors) % BATCHES_PER_CAST == 0:
                     torch.clear_autocast_cache()
                 vectors.append(encode(ids_nl, mask_nl, lengths_n))
-        place_N = torch.empty(len(order), dtype=torch.long)
-        place_N[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(vectors)[to_device(place_N, order_N.device)]
+        position_N = torch.empty(len(order), dtype=torch.long)
+        position_N[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(vectors)[to_device(position_N, order_N.device)]
 
     def encode_batch(
         self, input_ids_nl: torch.Tensor, attention_mask_nl: torch.Tensor, lengths_n: list[int]
     ) -> torch.Tensor:
-        """Chunk vectors (n, D) of one encoder batch, with gradients where they are enabled."""
+        """Chunk vectors (n, D) of one encoder batch, with gradients if enabled."""
         is_padded = sum(lengths_n) < input_ids_nl.numel()
         with attention_for(self.encoder, input_ids_nl.device):
             if is_padded and "flash" in self.encoder.config._attn_implementation:
                 return encode_unpadded(self.encoder, input_ids_nl, lengths_n, self.first_position)
-            # Without a mask attention takes its fastest path, and a batch without padding needs none.
+            # A batch without padding needs no mask; without one attention uses its fastest kernel.
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
-            # Where ranks recompute together all must begin at the same point of the backward pass: at this mask.
+            # With sharded weights all ranks must start recomputing at the same point of the backward pass: this mask.
             return mean_of_tokens(output.last_hidden_state, attention_mask_nl if self.agree_on_batches else mask_nl)
 
 

@@ -1,10 +1,10 @@
-"""Raw text of any length → label, calibrated scores, and where the evidence stands.
+"""Pipeline: raw text of any length → label, calibrated scores, and evidence spans.
 
-    rate = pipeline("text-classification", model="ORG/NAME", trust_remote_code=True)
-    rate("Once upon a time …")
+    classify = pipeline("text-classification", model="ORG/NAME", trust_remote_code=True)
+    classify("Once upon a time …")
 
 C chunks of a document, D hidden, K labels.
-This file travels to the hub with the model; it imports nothing of the project but its travelling siblings.
+Pushed to the hub with the model; imports only its siblings.
 """
 
 import unicodedata
@@ -21,12 +21,12 @@ from .precision import full_precision
 from .prefetch import prefetched
 
 DOCUMENTS_AT_ONCE = 64
-PREFETCHED = 32  # documents that are tokenized while the device reads others
+PREFETCHED = 32  # documents tokenized ahead
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Documents in their order, as many at a time as have so many tokens in their `input_ids`, and one at least."""
+    """Batch documents in order until a batch has `num_tokens` tokens or `DOCUMENTS_AT_ONCE` documents."""
     batch: list[dict[str, Any]] = []
     total = 0
     for document in documents:
@@ -40,58 +40,57 @@ def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> I
 
 
 def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """The text in Unicode normal form C, as the model was trained on, and for each of its characters where in the
-    given text it begins and ends.
+    """Text in Unicode NFC, as in training, with the start and end of each character in the original text.
 
-    >>> normalized("e\\u0301t")[1:]
+    >>> nfc_with_offsets("e\\u0301t")[1:]
     (array([0, 2]), array([2, 3]))
     """
     if unicodedata.is_normalized("NFC", text):
-        places = np.arange(len(text) + 1)
-        return text, places[:-1], places[1:]
+        offsets = np.arange(len(text) + 1)
+        return text, offsets[:-1], offsets[1:]
     pieces: list[str] = []
-    begins: list[int] = []
+    starts: list[int] = []
     ends: list[int] = []
 
     def add(start: int, end: int) -> None:
         piece = unicodedata.normalize("NFC", text[start:end])
         pieces.append(piece)
-        begins.extend([start] * len(piece))
+        starts.extend([start] * len(piece))
         ends.extend([end] * len(piece))
 
     start = 0
-    for place in range(1, len(text)):
-        character = text[place]
+    for index in range(1, len(text)):
+        character = text[index]
         if unicodedata.combining(character):
             continue
         if character >= "\u0300":
-            # A character that would melt into what stands before it (Hangul, some Indic vowels) belongs with it.
-            apart = [unicodedata.normalize("NFC", part) for part in (text[start:place], character)]
-            if unicodedata.normalize("NFC", text[start : place + 1]) != "".join(apart):
+            # Keep a character that composes with the preceding ones (Hangul, some Indic vowels) in the same piece.
+            separate = [unicodedata.normalize("NFC", part) for part in (text[start:index], character)]
+            if unicodedata.normalize("NFC", text[start : index + 1]) != "".join(separate):
                 continue
-        add(start, place)
-        start = place
+        add(start, index)
+        start = index
     add(start, len(text))
-    return "".join(pieces), np.array(begins), np.array(ends)
+    return "".join(pieces), np.array(starts), np.array(ends)
 
 
 class HierarchicalClassificationPipeline(Pipeline):
-    """Rates documents of any length: one text, a list, or a generator (rated as it is read, at constant memory).
+    """Classify documents of any length: a text, a list, or a generator (processed lazily, in constant memory).
 
     A result is `{"label", "score", "scores": {label: p}, "num_chunks", "truncated", "evidence": [{"start", "end",
-    "score", "text"}]}`. `num_chunks` were read, and `truncated` says whether there were more. Evidence is the chunks that
-    speak most for the label, strongest first: characters into the given text, and the log-odds that the label loses
-    without the chunk.
+    "score", "text"}]}`: `num_chunks` chunks were read, and `truncated` is True if the document has more. `evidence`
+    lists the chunks with the highest leave-one-out attribution to the label (the drop in its log-odds without the
+    chunk), highest first, with character offsets into the input text.
 
-    The next documents are tokenized in a thread while the device reads these.
+    The next documents are tokenized in a thread while the device encodes the current ones.
 
     Args:
-        evidence: how many chunks are named at the most.
-        precision: of the encoder's arithmetic: fp32 (the default: scores are then the same wherever the model is used),
-            bf16 or fp16, which GPUs are faster in.
+        evidence: maximum number of evidence chunks.
+        precision: precision of the encoder: fp32 (the default, with the same scores on all devices), bf16 or fp16
+            (faster on GPUs).
 
     Raises:
-        ValueError: what was given is no text, or holds half a surrogate pair.
+        ValueError: an input is not text, or contains an unpaired surrogate.
     """
 
     _load_processor = False
@@ -101,15 +100,15 @@ class HierarchicalClassificationPipeline(Pipeline):
 
     def __init__(self, model: Any, *args: Any, device: Any = None, **kwargs: Any):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # transformers 5.23 then leaves the model where it is, and takes that for the device that was asked for.
+            # transformers 5.23 then ignores `device` and uses the model's current device.
             if device is None and torch.accelerator.is_available():
                 device = torch.accelerator.current_device_index()
             model = model.to(torch.device("cpu" if device in (None, -1) else device))
         super().__init__(model, *args, device=device, **kwargs)
-        # In fp32, whatever the file or a `dtype` says: scores are then the same wherever the model is used.
+        # fp32 weights, whatever the checkpoint or `dtype` says, so that scores are the same on all devices.
         self.model.float().eval()
         config = self.model.config
-        # `transformers.pipeline` puts classes into this dict, which cannot be saved: once more as it was.
+        # `transformers.pipeline` puts classes into this dict, which are not serializable: reset it.
         config.custom_pipelines = type(config)().custom_pipelines
         self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap)
 
@@ -118,13 +117,13 @@ class HierarchicalClassificationPipeline(Pipeline):
     ) -> tuple[dict, dict, dict]:
         if unknown:
             raise ValueError(
-                f"There is no option {', '.join(unknown)}; the pipeline takes evidence (a number) and precision, and "
-                "makes up its batches by the model's token_budget."
+                f"The pipeline has no option {', '.join(unknown)}; expected `evidence` (an integer) or `precision`. "
+                "Batch sizes follow the model's `token_budget`."
             )
         if evidence is not None and (not isinstance(evidence, int) or evidence < 0):
-            raise ValueError(f"evidence must be a number of chunks, 0 or more, and is {evidence!r}.")
+            raise ValueError(f"`evidence` must be an integer ≥ 0, got {evidence!r}.")
         if precision is not None and precision not in PRECISIONS:
-            raise ValueError(f"precision must be {', '.join(PRECISIONS)}, and is {precision!r}.")
+            raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         return (
             {},
             {} if precision is None else {"precision": precision},
@@ -132,10 +131,10 @@ class HierarchicalClassificationPipeline(Pipeline):
         )
 
     def __call__(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
-        """One result for a text, a list for a list, a generator for anything else that can be gone through."""
+        """Return one result for a text, a list for a list or tuple, and a generator for any other iterable."""
         _, forward, post = self._sanitize_parameters(**options)
         if not isinstance(inputs, Iterable) or isinstance(inputs, bytes | dict):
-            raise ValueError(f"Expected a text, or texts one after the other, and got {type(inputs).__name__}.")
+            raise ValueError(f"Expected a text or an iterable of texts, got {type(inputs).__name__}.")
         texts = [inputs] if isinstance(inputs, str) else inputs
         results = self._classify(texts, self._forward_params | forward, self._postprocess_params | post)
         if isinstance(inputs, str):
@@ -151,29 +150,30 @@ class HierarchicalClassificationPipeline(Pipeline):
                 yield self.postprocess(document | outputs, **post)
 
     def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]
-        """Text → its chunks that are read: `input_ids`, and `spans` of characters in the given text."""
+        """Text → `input_ids` of the chunks to read, and their character `spans` in the input text."""
         if not isinstance(text, str):
-            raise ValueError(f"Expected a text, and got {type(text).__name__}.")
+            raise ValueError(f"Expected a text, got {type(text).__name__}.")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"The text holds half a surrogate pair ({text[error.start]!a} at character {error.start}), which is no "
-                "character: decode the file that it comes from with errors='replace'."
+                f"The text contains an unpaired surrogate ({text[error.start]!a} at character {error.start}): decode "
+                "its source with errors='replace'."
             ) from error
-        clean, begins, ends = nfc_with_offsets(text)
+        clean, starts, ends = nfc_with_offsets(text)
         [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
         bounds = self.chunker.spans(len(tokens), breaks)
-        # The policy `random` reads as `uniform` does when nothing is trained.
-        read = select_chunks(len(bounds), self.model.config.max_chunks, self.model.config.chunk_policy)
+        # Without an rng, `random` is `uniform`.
+        selected = select_chunks(len(bounds), self.model.config.max_chunks, self.model.config.chunk_policy)
         spans = [(0, 0)]
         if len(tokens):
-            spans = [(int(begins[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in (bounds[i] for i in read)]
+            selection = [bounds[i] for i in selected]
+            spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
         return {
             "text": text,
-            "input_ids": [self.chunker.with_special_tokens(tokens[slice(*bounds[i])]) for i in read],
+            "input_ids": [self.chunker.with_special_tokens(tokens[slice(*bounds[i])]) for i in selected],
             "spans": spans,
-            "truncated": len(read) < len(bounds),
+            "truncated": len(selected) < len(bounds),
         }
 
     @torch.no_grad()
@@ -196,26 +196,26 @@ class HierarchicalClassificationPipeline(Pipeline):
                 num_chunks=torch.tensor(num_chunks),
                 chunk_lengths=chunk_lengths,
             )
-        vectors = output.chunk_vectors.split(num_chunks)
+        vectors = output.chunk_features.split(num_chunks)
         return [{"logits_K": row, "chunk_CD": part} for row, part in zip(output.logits, vectors, strict=True)]
 
     def postprocess(self, document: dict[str, Any], evidence: int = 3) -> dict[str, Any]:  # type: ignore[override]
-        """What the model said of a document, in its own label names and the text's own characters."""
+        """Label, calibrated scores and evidence of a document."""
         config = self.model.config
-        # By numpy: not every device has float64.
+        # In numpy, as not every device supports float64.
         logits = document["logits_K"].float().cpu().numpy().astype(np.float64) / (config.temperature or 1.0)
         odds = np.exp(logits - logits.max())
         scores = (odds / odds.sum()).tolist()
         label = int(np.argmax(scores))
-        strength = leave_one_out_attributions(self.model, document["chunk_CD"], label).tolist()
-        order = sorted(range(len(strength)), key=lambda i: -strength[i])
-        named = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or strength[i] > 0]
-        spans = [(*_trimmed(document["text"], *document["spans"][i]), strength[i]) for i in named]
+        attribution = leave_one_out_attributions(self.model, document["chunk_CD"], label).tolist()
+        order = sorted(range(len(attribution)), key=lambda i: -attribution[i])
+        shown = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or attribution[i] > 0]
+        spans = [(*_trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
         return {
             "label": config.id2label[label],
             "score": scores[label],
             "scores": {config.id2label[k]: score for k, score in enumerate(scores)},
-            "num_chunks": len(strength),
+            "num_chunks": len(attribution),
             "truncated": document["truncated"],
             "evidence": [
                 {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
@@ -226,7 +226,7 @@ class HierarchicalClassificationPipeline(Pipeline):
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A span without the white space at its ends."""
+    """A span without leading and trailing whitespace."""
     body = text[start:end]
     start += len(body) - len(body.lstrip())
     return start, start + len(body.strip())

@@ -1,7 +1,7 @@
-"""Tokens → chunk vectors; chunk vectors → document vectors, and how much each chunk weighed.
+"""Pooling: tokens → chunk vectors, and chunk vectors → document vectors with chunk weights.
 
 B documents, N chunks in the batch, C chunks of a document, L tokens, D hidden, A width of the attention's hidden layer.
-This file travels to the hub with the model and imports nothing else of the project.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torch import nn
 
 
 def host_counts(num_chunks_B: torch.Tensor | Sequence[int]) -> list[int]:
-    """The counts as Python's numbers; where a tensor holds them, this waits for its device."""
+    """Counts as Python ints; synchronizes with the device if they are a tensor."""
     return num_chunks_B.tolist() if isinstance(num_chunks_B, torch.Tensor) else list(num_chunks_B)
 
 
 def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device; on CUDA by a copy that neither side waits for."""
+    """Copy a host tensor to the device, asynchronously on CUDA."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean over each chunk's real tokens, (N, D): what sentence encoders such as MiniLM were trained for.
+    """Mean over each chunk's real tokens, (N, D), as sentence encoders such as MiniLM were trained with.
 
-    Added up in fp32 whatever the tokens' type. Without a mask all tokens are real.
+    Accumulates in fp32 whatever the dtype of the tokens. Without a mask all tokens are real.
     """
     if attention_mask_NL is None:
         return token_NLD.sum(dim=1, dtype=torch.float32) / token_NLD.shape[1]
@@ -34,10 +34,10 @@ def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor | No
 
 
 def pad_documents(chunk_ND: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay the batch's chunks out one document a row.
+    """Pad the batch's chunks to one row per document.
 
     Returns:
-        `chunk_BCD`, zeros where a document has fewer than C chunks, and `real_BC`, True where a chunk is.
+        `chunk_BCD`, zero-padded to C chunks, and `real_BC`, True for real chunks.
     """
     chunk_BCD = nn.utils.rnn.pad_sequence(chunk_ND.split(counts), batch_first=True)
     real_BC = torch.arange(chunk_BCD.shape[1]) < torch.tensor(counts)[:, None]
@@ -45,12 +45,12 @@ def pad_documents(chunk_ND: torch.Tensor, counts: list[int]) -> tuple[torch.Tens
 
 
 def unpad_documents(value_BCX: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The values of the real chunks, documents one after the other: (B, C, …) → (N, …)."""
+    """Drop the padding: (B, C, …) → (N, …), documents concatenated."""
     return torch.cat([row[:count] for row, count in zip(value_BCX, counts, strict=True)])
 
 
 class ChunkPooling(nn.Module):
-    """Pools the chunks of each document, by learned attention, mean or maximum.
+    """Pool the chunks of each document by learned attention, mean or maximum.
 
     Attention is Yang et al. 2016 (Hierarchical Attention Networks, eq. 8-10):
     `weights = softmax(v · tanh(W chunk + b))` over the document's own chunks.
@@ -71,24 +71,23 @@ class ChunkPooling(nn.Module):
     def forward(
         self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pool.
+        """Pool chunk vectors into document vectors.
 
         Args:
-            chunk_ND: chunk vectors, documents one after the other.
-            num_chunks_B: chunks of each document, at least one each; they sum to N. Given as Python's numbers, the
-                device is not waited for.
+            chunk_ND: chunk vectors, documents concatenated.
+            num_chunks_B: chunks of each document, at least one each, summing to N. Python ints avoid a device sync.
 
         Returns:
-            `document_BD` and `chunk_weights_N`. The weights of a document sum to 1; for `max` they are the share of
-            the D features that each chunk won.
+            `document_BD` and `chunk_weights_N`. The weights of a document sum to 1; for `max`, a chunk's weight is the
+            share of the D features for which it has the maximum.
         """
         counts = host_counts(num_chunks_B)
         chunk_BCD, real_BC = pad_documents(chunk_ND, counts)
         if self.kind == "max":
             document_BD, winner_BD = chunk_BCD.masked_fill(~real_BC[..., None], -torch.inf).max(dim=1)
-            won_BC = torch.zeros_like(real_BC, dtype=chunk_ND.dtype)
-            won_BC.scatter_add_(1, winner_BD, torch.ones_like(document_BD))
-            return document_BD, unpad_documents(won_BC / document_BD.shape[1], counts)
+            wins_BC = torch.zeros_like(real_BC, dtype=chunk_ND.dtype)
+            wins_BC.scatter_add_(1, winner_BD, torch.ones_like(document_BD))
+            return document_BD, unpad_documents(wins_BC / document_BD.shape[1], counts)
         if self.kind == "mean":
             weights_BC = real_BC / real_BC.sum(dim=1, keepdim=True, dtype=chunk_ND.dtype)
         else:
@@ -98,9 +97,9 @@ class ChunkPooling(nn.Module):
 
 
 class ChunkTransformer(nn.Module):
-    """A small transformer over the chunk vectors of a document, so that a chunk is read beside the others.
+    """A small transformer over a document's chunk vectors, giving each chunk the context of the other chunks.
 
-    Positions are sinusoids (Vaswani et al. 2017): a document may have more chunks than any seen in training.
+    Positions are sinusoidal (Vaswani et al. 2017), since a document may have more chunks than any seen in training.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, num_layers: int, dropout: float):
@@ -111,7 +110,7 @@ class ChunkTransformer(nn.Module):
         self.layers = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
 
     def forward(self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
-        """`chunk_ND` → `chunk_ND`, each seeing the other chunks of its own document and no others."""
+        """`chunk_ND` → `chunk_ND`; each chunk attends only to the chunks of its own document."""
         counts = host_counts(num_chunks_B)
         chunk_BCD, real_BC = pad_documents(chunk_ND, counts)
         position_CD = sinusoids(chunk_BCD.shape[1], chunk_BCD.shape[2], chunk_ND.device)
@@ -119,8 +118,8 @@ class ChunkTransformer(nn.Module):
 
 
 def sinusoids(num_positions: int, hidden_size: int, device: torch.device) -> torch.Tensor:
-    """Position vectors, (num_positions, hidden_size): sines in the first half of the features, cosines in the second."""
+    """Sinusoidal positions, (num_positions, hidden_size): sines in the first half of the features, then cosines."""
     half = hidden_size // 2
-    rate = torch.exp(torch.arange(half, device=device) * (-torch.log(torch.tensor(10000.0)) / max(half - 1, 1)))
-    angle = torch.arange(num_positions, device=device)[:, None] * rate
+    frequency = torch.exp(torch.arange(half, device=device) * (-torch.log(torch.tensor(10000.0)) / max(half - 1, 1)))
+    angle = torch.arange(num_positions, device=device)[:, None] * frequency
     return nn.functional.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, hidden_size - 2 * half))

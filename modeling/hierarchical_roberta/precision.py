@@ -1,6 +1,6 @@
-"""fp32 arithmetic where autocast or TF32 would round it.
+"""Full fp32 arithmetic where autocast or TF32 would reduce precision.
 
-This file travels to the hub with the model and imports nothing else of the project.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 import threading
@@ -9,30 +9,32 @@ from contextlib import contextmanager
 
 import torch
 
-# The settings are the process's: of several threads the first to enter changes them, the last to leave restores them.
+# The settings are process-wide: the first thread to enter changes them, the last to leave restores them.
 _lock = threading.Lock()
-_inside = 0
-_before: list[str] = []
+_depth = 0
+_previous: list[str] = []
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Matrix products of fp32 tensors in fp32 for the while, whatever autocast, TF32 (on CUDA) and bf16 (in oneDNN on a
-    CPU) are set to. Needs torch 2.9 or newer. The backward pass of what is computed here runs as it is set outside."""
-    global _inside, _before
+    """Compute matrix products of fp32 tensors in full fp32, overriding autocast, TF32 (CUDA) and bf16 (oneDNN on CPU).
+
+    Needs torch 2.9 or newer. The backward pass uses the settings outside the context.
+    """
+    global _depth, _previous
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     with _lock:
-        if _inside == 0:
-            _before = [backend.fp32_precision for backend in backends]
+        if _depth == 0:
+            _previous = [backend.fp32_precision for backend in backends]
             for backend in backends:
                 backend.fp32_precision = "ieee"
-        _inside += 1
+        _depth += 1
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
-                for backend, precision in zip(backends, _before, strict=True):
+            _depth -= 1
+            if _depth == 0:
+                for backend, precision in zip(backends, _previous, strict=True):
                     backend.fp32_precision = precision

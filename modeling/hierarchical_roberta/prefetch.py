@@ -1,6 +1,6 @@
-"""What comes next is prepared while what is there is worked on.
+"""Prefetching in a background thread.
 
-This file travels to the hub with the model and imports nothing else of the project.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 from collections import deque
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def prefetched(function: Callable[[S], T], items: Iterable[S], number: int) -> Iterator[T]:
-    """`function` of each item, in their order, so many of them computed ahead by a thread. (Tokenizers release the GIL.)
+    """Map `function` over items in order, computing up to `number` results ahead in a thread.
 
-    The items themselves are read by the caller's thread, at most `number` ahead. An error of `function` is raised where
-    its result would have come.
+    Tokenizers release the GIL. Items are read in the caller's thread. An exception in `function` is raised
+    in place of its result.
 
     >>> list(prefetched(str.upper, iter("abc"), 2))
     ['A', 'B', 'C']

@@ -1,6 +1,6 @@
-"""Activations that are not kept: the backward pass recomputes them, with the same random numbers.
+"""Activation checkpointing: the backward pass recomputes activations with the same random state.
 
-This file travels to the hub with the model and imports nothing else of the project.
+Pushed to the hub with the model; imports nothing else from the project.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,37 +12,37 @@ from torch.utils.checkpoint import checkpoint
 
 
 def random_state(device: torch.device) -> list[torch.Tensor]:
-    """Torch's random state on the CPU, and on the device if it is another."""
-    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
-    return [torch.get_rng_state(), *own]
+    """Torch's RNG state on the CPU and, if different, on the device."""
+    device_state = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
+    return [torch.get_rng_state(), *device_state]
 
 
 def set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
-    """Go back to a state that `random_state` gave for this device."""
+    """Restore a state returned by `random_state` for this device."""
     torch.set_rng_state(state[0])
-    for own in state[1:]:
-        torch.get_device_module(device).set_rng_state(own)
+    for device_state in state[1:]:
+        torch.get_device_module(device).set_rng_state(device_state)
 
 
 def recomputed(function: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
-    """`function`, keeping no activations: the backward pass runs it again.
+    """Wrap `function` in activation checkpointing.
 
-    torch replays the random state of CUDA by itself, but not that of Apple's GPUs (its checkpointing asks whether
-    `torch.mps` is initialized, which has no such mark): there, and on a CPU, it is replayed here.
+    torch restores the RNG state on CUDA itself, but not on Apple's GPUs (its checkpointing checks whether the device
+    module is initialized, which `torch.mps` does not report); there, and on a CPU, it is restored here.
     """
 
-    def replaying() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), _replayed(device, random_state(device))
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _restored_rng(device, random_state(device))
 
-    options: dict[str, Any] = {} if device.type == "cuda" else {"preserve_rng_state": False, "context_fn": replaying}
+    options: dict[str, Any] = {} if device.type == "cuda" else {"preserve_rng_state": False, "context_fn": contexts}
     return lambda *args: checkpoint(function, *args, use_reentrant=False, **options)
 
 
 @contextmanager
-def _replayed(device: torch.device, state: list[torch.Tensor]) -> Iterator[None]:
-    before = random_state(device)
+def _restored_rng(device: torch.device, state: list[torch.Tensor]) -> Iterator[None]:
+    previous = random_state(device)
     set_random_state(device, state)
     try:
         yield
     finally:
-        set_random_state(device, before)
+        set_random_state(device, previous)

@@ -1,1 +1,1 @@
-"""What trains the model: the trainer, its callbacks, losses, metrics, memory."""
+"""Training: the trainer, callbacks, losses, metrics and memory planning."""

@@ -1,4 +1,4 @@
-"""How far a model's scores can be believed, and the one number that mends them (Guo et al. 2017).
+"""Calibration of a model's scores: temperature scaling and expected calibration error (Guo et al. 2017).
 
 B documents, K labels.
 """
@@ -9,10 +9,10 @@ from scipy.special import log_softmax
 
 
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
-    """The temperature T under which `softmax(logits / T)` gives the labels the greatest likelihood, from 0.05 to 20.
+    """Fit the temperature T, from 0.05 to 20, that maximizes the likelihood of the labels under `softmax(logits / T)`.
 
-    A label counts as (B + 1) / (B + K) of certain, the others share the rest (Platt 1999): of a few documents that all are
-    rated rightly it does not follow that the next one will be.
+    Targets are smoothed (Platt 1999): (B + 1) / (B + K) for the label, the rest shared by the other labels. This avoids
+    overconfidence when a few documents are all classified correctly.
     """
     logits = np.asarray(logits_BK, dtype=np.float64)
     count, num_labels = logits.shape
@@ -26,7 +26,7 @@ def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
 
 
 def expected_calibration_error(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over equal-width bins of confidence, weighted by their documents."""
+    """Mean |confidence − accuracy| over equal-width confidence bins, weighted by their number of documents."""
     error = 0.0
     for confidence, accuracy, share in reliability(scores_BK, labels_B, num_bins):
         error += share * abs(confidence - accuracy)
@@ -34,8 +34,8 @@ def expected_calibration_error(scores_BK: np.ndarray, labels_B: np.ndarray, num_
 
 
 def reliability(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> list[tuple[float, float, float]]:
-    """(mean confidence, accuracy, share of the documents) of each bin that has any."""
-    confidence, right = scores_BK.max(axis=1), scores_BK.argmax(axis=1) == labels_B
-    bin_of = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
-    members = [bin_of == number for number in range(num_bins)]
-    return [(float(confidence[m].mean()), float(right[m].mean()), float(m.mean())) for m in members if m.any()]
+    """(mean confidence, accuracy, share of the documents) of each non-empty bin."""
+    confidence, correct = scores_BK.max(axis=1), scores_BK.argmax(axis=1) == labels_B
+    bin_B = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    members = [bin_B == number for number in range(num_bins)]
+    return [(float(confidence[m].mean()), float(correct[m].mean()), float(m.mean())) for m in members if m.any()]

@@ -1,5 +1,7 @@
-"""What watches a run: early stopping, the history file, log lines, stopping on a signal.  (TensorBoard: tensorboard.py; signs of
-unhealthy training: health.py.)"""
+"""Callbacks: early stopping, training history, logging and signals.
+
+TensorBoard is in tensorboard.py, warnings about unhealthy training in monitor.py.
+"""
 
 import logging
 import math
@@ -24,14 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(TrainerCallback, ExportableState):
-    """Stops after `patience` evaluations in a row without an improvement.
+    """Stop after `patience` consecutive evaluations without improvement.
 
-    An improvement counts when the metric exceeds the last *counted* best by more than `min_delta` (Prechelt 1998; Keras'
-    rule). Trainer's own callback compares with the best so far, which creeps up by steps below the threshold.
+    The metric must exceed the reference value by more than `min_delta`, and only such an improvement updates the
+    reference (Prechelt 1998; as in Keras). The callback in transformers compares with the best value so far, which can
+    drift by steps below the threshold.
 
     Args:
-        patience: evaluations; 0 never stops.
-        min_delta: in units of `args.metric_for_best_model`.
+        patience: number of evaluations; 0 disables early stopping.
+        min_delta: minimum improvement of `args.metric_for_best_model`.
     """
 
     def __init__(self, patience: int = 5, min_delta: float = 0.001):
@@ -47,7 +50,7 @@ class EarlyStopping(TrainerCallback, ExportableState):
         return 0 < self.patience <= self.counter
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A run that had stopped and is resumed has nothing left to train.
+        # A resumed run may already have stopped early.
         control.should_training_stop = control.should_training_stop or self.has_stopped
 
     def on_evaluate(
@@ -66,10 +69,10 @@ class EarlyStopping(TrainerCallback, ExportableState):
 
 
 class HistoryCallback(TrainerCallback, ExportableState):
-    """Writes training_history.json: what the run was given, a record an evaluation, the best, whether it stopped early.
+    """Write training_history.json: config, a record per evaluation, the best one, and whether the run stopped early.
 
     Args:
-        config: what goes under "config" as it is.
+        config: stored unchanged under "config".
     """
 
     def __init__(self, trainer: WeightedTrainer, early_stopping: EarlyStopping, config: dict[str, Any]):
@@ -125,7 +128,7 @@ class HistoryCallback(TrainerCallback, ExportableState):
         self.write(args, state)
 
     def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
-        """What the file holds."""
+        """Content of the file."""
         name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         scored = [epoch for epoch in self.epochs if epoch.get(name) is not None]
         pick = max if args.greater_is_better else min
@@ -143,17 +146,19 @@ class HistoryCallback(TrainerCallback, ExportableState):
 
 
 class SignalCallback(TrainerCallback):
-    """SIGTERM and Ctrl-C: the step is finished, a checkpoint saved, training ends; the exit status tells which it was.
-    A step or an evaluation that takes longer than half the grace period (on GPUs, and a micro-batch) is interrupted (see
-    resumable_trainer.py). A second Ctrl-C stops at once. With several processes, made on all of them at once.
+    """On SIGTERM or Ctrl-C, finish the step, save a checkpoint and end training.
+
+    A step or evaluation that takes longer than half the grace period (on GPUs, plus a micro-batch) is interrupted (see
+    resumable_trainer.py). A second Ctrl-C stops immediately. In distributed training it must be created on all
+    processes together.
 
     Args:
-        grace_seconds: from the signal to the exit.
-        timeout: seconds that one rank waits for the other ranks (`ddp_timeout`).
+        grace_seconds: seconds from the signal to the exit.
+        timeout: seconds to wait for the other ranks (`ddp_timeout`).
 
     Attributes:
-        received: the signal that this process was sent.
-        agreed: the one that all processes stop for, after the same step.
+        received: signal received by this process.
+        agreed: signal on which all processes stop, after the same step.
     """
 
     def __init__(self, grace_seconds: float = 30.0, timeout: float = 1800.0) -> None:
@@ -162,19 +167,19 @@ class SignalCallback(TrainerCallback):
         self.received_at = 0.0
         self.agreed: int | None = None
         self.group = gloo_group(timeout) if torch.distributed.is_initialized() else None
-        # Micro-batches of a GPU are short: there the ranks need not wait for one another at each of them.
+        # Micro-batches on a GPU are short, so ranks do not wait for each other at each of them.
         self.asks_ahead = self.group is not None and "nccl" in torch.distributed.get_backend()
-        self._asked: tuple[torch.Tensor, Any] | None = None
+        self._pending_reduce: tuple[torch.Tensor, Any] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals over for a while."""
+        """Handle the signals within this context."""
         numbers = (signal.SIGTERM, signal.SIGINT)
-        before = [signal.signal(number, self._receive) for number in numbers]
+        handlers = [signal.signal(number, self._receive) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -184,57 +189,59 @@ class SignalCallback(TrainerCallback):
             self.received, self.received_at = number, time.monotonic()
 
     def sync(self) -> int | None:
-        """The signal that any process has received, on all of them. Every process must call it."""
-        self.agreed = self.agreed or self._greatest(self.received or 0) or None
+        """Synchronize the received signal across processes. A collective call: every process must take part."""
+        self.agreed = self.agreed or self._all_reduce_max(self.received or 0) or None
         return self.agreed
 
     def deadline_reached(self) -> bool:
-        """Whether half the grace period is over, on any rank. Every rank must call it. With `asks_ahead` the answer is that of
-        the call before, which no rank has to wait for."""
-        late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
+        """Whether half the grace period has passed on any rank. A collective call: every rank must take part.
+
+        With `asks_ahead` it returns the result of the previous call, so that no rank waits.
+        """
+        is_late = int(self.received is not None and self.seconds_left <= self.grace_seconds / 2)
         if not self.asks_ahead:
-            return bool(self._greatest(late)) and self.sync() is not None
-        was_late = self._answer()
-        greatest = torch.tensor(late)
+            return bool(self._all_reduce_max(is_late)) and self.sync() is not None
+        was_late = self._finish_reduce()
+        greatest = torch.tensor(is_late)
         work = torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
-        self._asked = (greatest, work)
+        self._pending_reduce = (greatest, work)
         return was_late and self.sync() is not None
 
-    def _answer(self) -> bool:
-        if self._asked is None:
+    def _finish_reduce(self) -> bool:
+        if self._pending_reduce is None:
             return False
-        greatest, work = self._asked
-        self._asked = None
+        greatest, work = self._pending_reduce
+        self._pending_reduce = None
         work.wait()
         return bool(greatest)
 
     @property
     def seconds_left(self) -> float:
-        """What is left of the grace period."""
+        """Seconds left of the grace period."""
         return self.grace_seconds - (time.monotonic() - self.received_at)
 
-    def _greatest(self, number: int) -> int:
+    def _all_reduce_max(self, number: int) -> int:
         if self.group is None:
             return number
-        self._answer()  # messages of a group are answered in their order
+        self._finish_reduce()  # collectives of a group complete in order
         greatest = torch.tensor(number)
         torch.distributed.all_reduce(greatest, torch.distributed.ReduceOp.MAX, self.group)
         return int(greatest)
 
     @property
     def exit_status(self) -> int | None:
-        """130 for Ctrl-C, 143 for SIGTERM, None where there was no signal."""
+        """130 for Ctrl-C, 143 for SIGTERM, None without a signal."""
         return None if self.agreed is None else 128 + self.agreed
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.sync():
             control.should_training_stop = True
-            # At the end of an epoch its evaluation and saving come by themselves, as they would without the signal.
+            # At the end of an epoch Trainer evaluates and saves anyway.
             if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
                 control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # In mid-epoch the checkpoint of this very step stands: nothing more within the grace period.
+        # In mid-epoch the checkpoint of this step has been saved; do nothing more within the grace period.
         if self.agreed is not None and not _epoch_has_ended(state):
             control.should_evaluate, control.should_save = False, False
 
@@ -244,16 +251,16 @@ def _epoch_has_ended(state: TrainerState) -> bool:
 
 
 class ProgressLogCallback(ProgressCallback):
-    """The progress bar, and what is logged as lines that training.log has too."""
+    """Progress bar that writes logged values as lines, also to training.log."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
         if not state.is_world_process_zero or not logs.keys() & {"loss", "eval_loss"}:
             return
-        shown = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
+        values = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
         kind = "evaluation" if "eval_loss" in logs else "training"
-        left_out = (
+        ignored = (
             "runtime",
             "samples_per_second",
             "steps_per_second",
@@ -261,17 +268,17 @@ class ProgressLogCallback(ProgressCallback):
             "epoch",
             "learning_rate",
         )
-        values = ", ".join(
-            f"{name} {value:.4g}" for name, value in shown.items() if name not in left_out and "support" not in name
+        listed = ", ".join(
+            f"{name} {value:.4g}" for name, value in values.items() if name not in ignored and "support" not in name
         )
-        line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {values}"
+        line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {listed}"
         logger.info(line, extra={"detail": True})
 
 
 class EvaluationLogCallback(TrainerCallback):
-    """One line an evaluation with what a person wants to know: is it learning, is it the best yet, how long still?
+    """Log one summary line per evaluation: losses, the best metric so far, and the remaining time.
 
-    Made after `history`, whose newest record it tells.
+    Must be added after `history`, whose latest record it reads.
     """
 
     def __init__(self, history: HistoryCallback, labels: list[str]):
@@ -281,25 +288,25 @@ class EvaluationLogCallback(TrainerCallback):
         if not state.is_world_process_zero or not self.history.epochs:
             return
         records = self.history.epochs
-        new, before = records[-1], records[-2] if len(records) > 1 else {"step": 0}
+        new, previous = records[-1], records[-2] if len(records) > 1 else {"step": 0}
         name = (args.metric_for_best_model or "loss").removeprefix("eval_")
         parts = [f"epoch {new['epoch']:g} of {args.num_train_epochs:g}"]
         if args.max_steps > 0:
             parts = [f"step {state.global_step} of {state.max_steps}"]
-        parts.append(f"loss {new['train_loss']:.3f}, on validation {new.get('eval_loss', math.nan):.3f}")
+        parts.append(f"train loss {new['train_loss']:.3f}, validation loss {new.get('eval_loss', math.nan):.3f}")
         if f"eval_{name}" in new and name != "loss":
             best = self.history.record(args, state)["best"]
             is_new = best["step"] == new["step"]
-            rank = "the best yet" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
+            rank = "best so far" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
             parts.append(f"{name} {new[f'eval_{name}']:.3f} ({rank})")
         recalls = [(label, new.get(f"eval_recall_{label}")) for label in self.labels]
         if len(recalls) <= 6 and all(recall is not None for _, recall in recalls):
             parts.append("recall " + ", ".join(f"{label} {recall:.2f}" for label, recall in recalls))
-        took = new["seconds"] + (new["eval_seconds"] or 0)
-        steps = new["step"] - before["step"]
-        parts.append(format_duration(took))
+        seconds = new["seconds"] + (new["eval_seconds"] or 0)
+        steps = new["step"] - previous["step"]
+        parts.append(format_duration(seconds))
         if control.should_training_stop or state.global_step >= state.max_steps:
-            parts[-1] += ", the last"
+            parts[-1] += ", finished"
         elif steps > 0:
-            parts[-1] += f", at most {format_duration(took / steps * (state.max_steps - state.global_step))} left"
+            parts[-1] += f", at most {format_duration(seconds / steps * (state.max_steps - state.global_step))} left"
         logger.info("; ".join(parts))

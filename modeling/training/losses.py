@@ -1,4 +1,4 @@
-"""Class weights, and the weighted loss whose parts add up to the loss of the whole step."""
+"""Class weights, and a weighted loss that can be summed over the micro-batches of a step."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,18 +9,18 @@ from torch import nn
 def balanced_class_weights(
     labels: Sequence[int] | torch.Tensor | Mapping[str, int], num_labels: int | None = None
 ) -> torch.Tensor:
-    """Weights `total / (K × count)` (scikit-learn's "balanced"; King & Zeng 2001), so that classes count alike.
+    """Class weights `total / (K × count)` (scikit-learn's "balanced"; King & Zeng 2001).
 
     Args:
-        labels: class ids of the training documents, or the documents a class (a mapping, or numbers none of which
-            is 0). Ids always hold a 0 and counts never do, which is how the two are told apart.
-        num_labels: K; needed for ids where the highest class may be absent.
+        labels: class ids of the training documents, or document counts per class (a mapping, or integers without a 0;
+            ids always include 0, which distinguishes the two).
+        num_labels: K; required for ids if the highest class may be absent.
 
     Returns:
         (K,) float32.
 
     Raises:
-        ValueError: a class without documents has no weight.
+        ValueError: a class has no documents.
 
     >>> balanced_class_weights([3000, 1350, 550])
     tensor([0.5444, 1.2099, 2.9697])
@@ -32,8 +32,9 @@ def balanced_class_weights(
     absent = [names[i] if names else str(i) for i, count in enumerate(counts.tolist()) if count <= 0]
     if absent or counts.numel() == 0:
         raise ValueError(
-            f"No training document of class {', '.join(absent[:5]) or '(any)'}{' and others' * (len(absent) > 5)}: balanced weights need one of each at "
-            "least. Give documents of that class, leave it out of the labels, or set class_weights to none."
+            f"No training document of class {', '.join(absent[:5]) or '(any)'}{' and others' * (len(absent) > 5)}: "
+            "balanced weights need at least one per class. Add documents, remove the label, or set `class_weights` to "
+            "none."
         )
     return (counts.sum() / (len(counts) * counts)).to(torch.float32)
 
@@ -43,7 +44,7 @@ def weighted_loss_sum(
 ) -> torch.Tensor:
     """Sum of weight × loss over the documents, (): the numerator of `cross_entropy(weight=class_weights_K)`.
 
-    Divide by `weight_sum` over all documents of the step. Labels of -100 do not count.
+    Divide by `weight_sum` over all documents of the step. Labels of -100 are ignored.
     """
     return nn.functional.cross_entropy(
         logits_BK.float(), labels_B, class_weights_K, label_smoothing=label_smoothing, reduction="sum"
@@ -51,8 +52,8 @@ def weighted_loss_sum(
 
 
 def weight_sum(labels_B: torch.Tensor, class_weights_K: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the documents' class weights, (): the denominator of the weighted loss. Labels of -100 do not count."""
-    # Products in place of a selection, whose size the host would have to wait for.
+    """Sum of the documents' class weights, (): the denominator of the weighted loss. Labels of -100 are ignored."""
+    # Multiplies rather than indexes with a mask, which would synchronize with the device.
     counts_B = labels_B != -100
     if class_weights_K is None:
         return counts_B.sum(dtype=torch.float32)

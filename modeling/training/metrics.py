@@ -1,4 +1,4 @@
-"""The project's metric: an `evaluate.Metric` that needs no network.
+"""Classification metrics as an `evaluate.Metric` that works offline.
 
 metric = ClassificationMetrics(["General", "Teen", "Mature"])
 metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])
@@ -15,29 +15,25 @@ from transformers import EvalPrediction
 
 
 class ClassificationMetrics(evaluate.Metric):
-    """Accuracy, F1 (macro, weighted, by severity), macro precision and recall, quadratic kappa, and each class's own.
+    """Accuracy, F1 (macro, weighted, by severity), macro precision and recall, quadratic kappa, and per-class values.
 
-    Values are scikit-learn's over all labels, an absent one included (as 0). `severity_f1` is the mean of the classes'
-    F1 under `severity_weights`. `quadratic_kappa` (Cohen 1968) takes the labels as ordered.
+    Computed with scikit-learn over all labels; absent labels score 0. `severity_f1` is the mean F1 of the classes
+    weighted by `severity_weights`. `quadratic_kappa` (Cohen 1968) treats the labels as ordered.
 
     Args:
-        label_names: in their order; classes' own values are named after them, as in `recall_Mature`.
-        severity_weights: one a label (None: equal ones).
+        label_names: labels in order; per-class values are named after them, e.g. `recall_Mature`.
+        severity_weights: one weight per label (None: equal weights).
     """
 
     def __init__(self, label_names: Sequence[str], severity_weights: Sequence[float] | None = None, **kwargs: Any):
         self.label_names = list(label_names)
         self.severity_weights = list(severity_weights or [1.0] * len(self.label_names))
         if len(self.severity_weights) != len(self.label_names):
-            raise ValueError(
-                f"There are {len(self.severity_weights)} severity weights for {len(self.label_names)} labels."
-            )
+            raise ValueError(f"Got {len(self.severity_weights)} severity weights for {len(self.label_names)} labels.")
         overall = classification_metrics([0], [0], [""], [1.0])
-        of_each = [f"{kind}_{name}" for kind in ("precision", "recall", "f1") for name in self.label_names]
-        if taken := [name for name in of_each if name in overall]:
-            raise ValueError(
-                f"A class's own {', '.join(taken)} would stand for that of all classes: give the label another name."
-            )
+        per_class = [f"{kind}_{name}" for kind in ("precision", "recall", "f1") for name in self.label_names]
+        if duplicates := [name for name in per_class if name in overall]:
+            raise ValueError(f"Per-class metrics would overwrite {', '.join(duplicates)}: rename the label.")
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -55,7 +51,7 @@ class ClassificationMetrics(evaluate.Metric):
 def classification_metrics(
     predictions: Sequence[int], references: Sequence[int], label_names: Sequence[str], severity_weights: Sequence[float]
 ) -> dict[str, float]:
-    """The values of `ClassificationMetrics`, without its bookkeeping."""
+    """Compute the values of `ClassificationMetrics` directly."""
     ids = list(range(len(label_names)))
     precision, recall, f1, support = precision_recall_fscore_support(
         references, predictions, labels=ids, zero_division=0
@@ -77,15 +73,15 @@ def classification_metrics(
 
 
 def check_metric_name(name: str | None, label_names: Sequence[str]) -> None:
-    """Raises ValueError where `metric_for_best_model` is none of the project's metrics, nor the loss."""
+    """Raise ValueError if `metric_for_best_model` is neither a metric of this project nor the loss."""
     weights = [1.0] * len(label_names)
     names = ["loss", *classification_metrics([0], [0], label_names, weights)]
     if (name or "loss").removeprefix("eval_") not in names:
-        raise ValueError(f"metric_for_best_model is {name!r}; expected one of {', '.join(names)}.")
+        raise ValueError(f"`metric_for_best_model` must be one of {', '.join(names)}, got {name!r}.")
 
 
 def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: Sequence[int]) -> float:
-    """Scikit-learn's, and 0 where only one class occurs in both: agreement that chance explains."""
+    """Quadratic weighted kappa of scikit-learn; 0 if a single class occurs in both, as by chance."""
     if len(set(predictions) | set(references)) < 2:
         return 0.0
     return cohen_kappa_score(references, predictions, labels=ids, weights="quadratic")
@@ -94,7 +90,7 @@ def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: 
 def compute_metrics_fn(
     label_names: Sequence[str], severity_weights: Sequence[float]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What `Trainer` takes as `compute_metrics`."""
+    """Build the `compute_metrics` function for `Trainer`."""
     metric = ClassificationMetrics(label_names, severity_weights)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The model card and the training section of a publication: what was run and what came out, and nothing else."""
+"""Model card and LaTeX training section, generated from the recorded configuration and results."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,19 @@ from typing import Any
 import yaml
 
 
-def words_of(config: dict[str, Any]) -> str:
-    """The lexical view, in words; nothing where the run had none."""
+def describe_lexical(config: dict[str, Any]) -> str:
+    """Clause describing the lexical features; empty if disabled."""
     count = config.get("lexical_features")
-    return f", beside a lexical view of up to {count:,} tokens" if count else ""
+    return f", with lexical features of up to {count:,} tokens" if count else ""
 
 
 def encoder_name(config: dict[str, Any]) -> str:
-    """The encoder as others know it: its name on the hub, or its folder's without the way there."""
+    """Public name of the encoder: its name on the hub, or its folder name without the path."""
     return config["encoder"] if config.get("encoder_is_on_hub") else Path(config["encoder"]).resolve().name
 
 
 def training_facts(record: dict[str, Any]) -> dict[str, str]:
-    """What was run, in words: name → sentence, from a training history (`config`, `epochs`, `best`)."""
+    """Facts about the training run, name → description, from a training history (`config`, `epochs`, `best`)."""
     config, best = record["config"], record["best"] or {}
     seconds = sum(epoch.get("seconds") or 0.0 for epoch in record["epochs"])
     weights = ", ".join(f"{label} {weight:.3f}" for label, weight in config["class_weight_values"].items())
@@ -26,8 +26,8 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     warmup = config["warmup_steps"]
     return {
         "Encoder": f"`{encoder_name(config)}`" + (", frozen" if config["freeze_encoder"] else ""),
-        "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} a "
-        f"document ({config['chunk_policy']}), {config['pooling']} pooling{words_of(config)}",
+        "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} "
+        f"per document ({config['chunk_policy']}), {config['pooling']} pooling{describe_lexical(config)}",
         "Data": "; ".join(
             f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
             for split, counts in config["label_counts"].items()
@@ -35,15 +35,15 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         "Class weights": f"{config['class_weights']}: {weights}",
         "Optimizer": f"{config['optim']}, learning rate {config['learning_rate']:g} (head × "
         f"{config['head_lr_multiplier']:g}), weight decay {config['weight_decay']:g}, {clipping}",
-        "Schedule": f"{config['lr_scheduler_type']} with a warm-up of "
+        "Schedule": f"{config['lr_scheduler_type']} with warmup over "
         + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
-        "Batch": f"{config['effective_batch_size']} documents a step ({config['per_device_train_batch_size']} × "
+        "Batch": f"{config['effective_batch_size']} documents per step ({config['per_device_train_batch_size']} × "
         f"{config['gradient_accumulation_steps']} accumulated × {config['num_processes']} processes)",
         "Epochs": f"{len(record['epochs'])} evaluated, best at epoch {best.get('epoch')} (step {best.get('step')}) by "
         f"{config['metric_for_best_model']}" + (", stopped early" if record["stopped_early"] else ""),
         "Precision": config["precision"],
         "Hardware": f"{config['num_processes']} × {config.get('hardware', config['device'])}",
-        "Training time": f"{seconds / 60:.1f} minutes, without evaluation",
+        "Training time": f"{seconds / 60:.1f} minutes, excluding evaluation",
         "Seed": str(config["seed"]),
         "Versions": ", ".join(f"{name} {value}" for name, value in config["versions"].items()),
     }
@@ -58,11 +58,11 @@ def model_card(
     """README.md of a trained model.
 
     Args:
-        record: the training history (`config`, `epochs`, `best`).
+        record: training history (`config`, `epochs`, `best`).
         metrics: `{split: {metric: value}}` of the best model.
-        labels: label names in their order.
-        evaluation: `{"split", "model", "baselines", "calibration", "operating_points"}` as
-            scripts.evaluate_and_explain measured it; None before it has.
+        labels: label names in order.
+        evaluation: `{"split", "model", "baselines", "calibration", "operating_points"}` from
+            scripts.evaluate_and_explain, or None.
     """
     config = record["config"]
     shown = ["loss", "accuracy", "f1_macro", "f1_weighted", "severity_f1", "quadratic_kappa"]
@@ -85,14 +85,15 @@ def model_card(
         "",
         f"# {config['run_name']}",
         "",
-        f"Rates documents of any length as {', '.join(labels)}: the text is cut into chunks, an encoder reads each, "
-        f"{config['pooling']} pooling makes one vector of them, and a linear head classifies it{words_of(config)}.",
+        f"Classifies documents of any length as {', '.join(labels)}: the text is split into chunks, an encoder embeds "
+        f"each chunk, {config['pooling']} pooling combines them into one document vector, and a linear head classifies "
+        f"it{describe_lexical(config)}.",
         "",
         "```python",
         "from transformers import pipeline",
         "",
-        f'rate = pipeline("text-classification", model="{config["run_name"]}", trust_remote_code=True)',
-        'rate("Once upon a time …")  # label, scores, and where in the text the evidence stands',
+        f'classify = pipeline("text-classification", model="{config["run_name"]}", trust_remote_code=True)',
+        'classify("Once upon a time …")  # label, scores and evidence spans',
         "```",
         "",
         f"## Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint",
@@ -101,18 +102,18 @@ def model_card(
         rule,
         *rows,
         "",
-        "Precision / recall / F1 of each class:",
+        "Precision / recall / F1 per class:",
         "",
         head,
         rule,
         *per_class,
         "",
         *(_evaluation_lines(evaluation, labels) if evaluation else []),
-        "## How it was trained",
+        "## Training",
         "",
         *[f"- **{name}**: {value}" for name, value in training_facts(record).items()],
         "",
-        "## Limits and misuse",
+        "## Limitations and misuse",
         "",
         *_limits(record, metrics, labels),
         "",
@@ -121,23 +122,22 @@ def model_card(
 
 
 def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The card's head, which the hub reads: what the model is made of, and the best checkpoint's metrics as a
-    model-index. What is not known is left out."""
+    """YAML metadata of the card, with the best checkpoint's metrics as a model-index. Unknown fields are omitted."""
     config = record["config"]
     sources = [source.get("name", "") for source in config["data_sources"]]
-    found: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
+    result: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
     if config.get("license"):
-        found["license"] = config["license"]
+        result["license"] = config["license"]
     if config.get("encoder_is_on_hub"):
-        found["base_model"] = config["encoder"]
+        result["base_model"] = config["encoder"]
     if datasets := [source["name"] for source in config["data_sources"] if source.get("is_on_hub")]:
-        found["datasets"] = datasets
-    found["tags"] = ["text-classification", "long-document-classification", "hierarchical-roberta"]
-    found["widget"] = [
+        result["datasets"] = datasets
+    result["tags"] = ["text-classification", "long-document-classification", "hierarchical-roberta"]
+    result["widget"] = [
         {"text": "The ferry was late again, and they played cards on the jetty until the lamps were lit."}
     ]
     names = {"f1_macro": ("f1", "Macro-F1"), "accuracy": ("accuracy", "Accuracy"), "f1_weighted": ("f1", "Weighted F1")}
-    found["model-index"] = [
+    result["model-index"] = [
         {
             "name": config["run_name"],
             "results": [
@@ -153,21 +153,21 @@ def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> di
             ],
         }
     ]
-    return found
+    return result
 
 
 def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str]:
-    """Metrics with intervals beside those of simpler ways, calibration and thresholds."""
-    severest = labels[-1]
-    shown = ["f1_macro", "accuracy", f"recall_{severest}", "quadratic_kappa"]
+    """Metrics with intervals, compared with the baselines; calibration and thresholds."""
+    most_severe = labels[-1]
+    shown = ["f1_macro", "accuracy", f"recall_{most_severe}", "quadratic_kappa"]
     rows = {"this model": evaluation["model"]} | evaluation["baselines"]
     calibration = evaluation["calibration"]
     return [
-        f"## Beside simpler ways, on {evaluation['split']}",
+        f"## Comparison with baselines on {evaluation['split']}",
         "",
-        "With 95 % bootstrap intervals; the difference is paired.",
+        "With 95 % bootstrap confidence intervals; differences are paired.",
         "",
-        "| | " + " | ".join(shown) + " | macro-F1 of this model less it |",
+        "| | " + " | ".join(shown) + " | macro-F1 difference (this model − baseline) |",
         "|---" * (len(shown) + 2) + "|",
         *(
             f"| {name} | "
@@ -177,10 +177,10 @@ def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str
         ),
         "",
         f"Scores are softmax(logits / {calibration['temperature']:.3f}); expected calibration error "
-        f"{calibration['ece_before']:.3f} before the temperature, {calibration['ece_after']:.3f} after.",
+        f"{calibration['ece_before']:.3f} before temperature scaling, {calibration['ece_after']:.3f} after.",
         "",
         *(
-            f"- A threshold of {point['threshold']:.6g} on the score of {severest}, chosen on validation for "
+            f"- A threshold of {point['threshold']:.6g} on the score of {most_severe}, chosen on validation for "
             f"{point['target_recall']:.0%} recall: recall {point['recall']:.1%}, precision {point['precision']:.1%}, "
             f"{point['flagged_share']:.1%} of the documents flagged."
             for point in evaluation["operating_points"]
@@ -196,19 +196,19 @@ def _interval(entry: dict[str, float]) -> str:
 def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> list[str]:
     config = record["config"]
     split, values = list(metrics.items())[-1]
-    severest, missed = labels[-1], 1 - values[f"recall_{labels[-1]}"]
-    known = (
-        f"on {split}, {missed:.0%} of the {severest} documents were rated lower"
-        if values[f"support_{severest}"]
-        else f"how many {severest} documents it misses is unknown, since {split} has none"
+    most_severe, miss_rate = labels[-1], 1 - values[f"recall_{labels[-1]}"]
+    misses = (
+        f"on {split}, {miss_rate:.0%} of the {most_severe} documents were assigned a lower class"
+        if values[f"support_{most_severe}"]
+        else f"unknown for {most_severe} documents, since {split} has none"
     )
     return [
-        f"- It misses: {known}. A decision that harms someone needs a person who has read the evidence.",
-        f"- Of a document it reads {config['max_chunks']} chunks of {config['chunk_length']} tokens at the most; the "
-        "result says `truncated` where there was more.",
-        f"- It knows the {sum(config['label_counts']['train'].values())} training documents and their labels, with "
-        "whatever is one-sided in them. Other languages, genres or rating rules were not tested.",
-        "- It rates texts, not people: not for judging authors or readers.",
+        f"- False negatives: {misses}. Consequential decisions need a human who has read the evidence.",
+        f"- At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are read per document; "
+        "`truncated` in the result indicates that there was more.",
+        f"- The model reflects its {sum(config['label_counts']['train'].values())} training documents and labels, "
+        "including their biases. Other languages, genres or labeling rules were not tested.",
+        "- It classifies texts, not people, and must not be used to judge authors or readers.",
     ]
 
 
@@ -222,7 +222,7 @@ def latex_paragraph(
     labels: list[str],
     evaluation: dict[str, Any] | None = None,
 ) -> str:
-    """The training section of a publication as a LaTeX paragraph, from the same facts as the card."""
+    """LaTeX training paragraph for a publication, from the same facts as the card."""
     config = record["config"]
     facts = {name: _latex(value.replace("`", "")) for name, value in training_facts(record).items()}
     results = "; ".join(
@@ -232,7 +232,7 @@ def latex_paragraph(
     )
     return (
         "\\paragraph{Training.}\n"
-        f"A hierarchical classifier on {facts['Encoder']} reads each document in chunks of {facts['Chunks']}. "
+        f"A hierarchical classifier based on {facts['Encoder']} encodes each document in chunks of {facts['Chunks']}. "
         f"Documents: {facts['Data']}. The loss is cross entropy, weighted by class over the whole effective batch "
         f"({facts['Class weights']}"
         + (f"; label smoothing {config['label_smoothing_factor']:g}" if config["label_smoothing_factor"] else "")
@@ -240,26 +240,26 @@ def latex_paragraph(
         f"Epochs: {facts['Epochs']}. Precision {facts['Precision']}, seed {facts['Seed']}, {facts['Hardware']}, "
         f"{facts['Training time']}. Software: {facts['Versions']}. "
         f"Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint: {results}."
-        + (_latex(_compared(evaluation)) if evaluation else "")
-        + "\n\n\\paragraph{Limits.}\n"
+        + (_latex(_comparison_sentence(evaluation)) if evaluation else "")
+        + "\n\n\\paragraph{Limitations.}\n"
         + " ".join(_latex(line.removeprefix("- ").replace("`", "")) for line in _limits(record, metrics, labels))
         + "\n"
     )
 
 
-def _compared(evaluation: dict[str, Any]) -> str:
-    """Macro-F1 with intervals beside the neighbours', as a sentence."""
+def _comparison_sentence(evaluation: dict[str, Any]) -> str:
+    """Sentence comparing macro-F1, with intervals, with the baselines."""
     rows = {"this model": evaluation["model"]} | evaluation["baselines"]
     parts = ", ".join(f"{name} {_interval(values['f1_macro'])}" for name, values in rows.items())
-    return f" Macro-F1 on {evaluation['split']} with 95 % bootstrap intervals: {parts}."
+    return f" Macro-F1 on {evaluation['split']} with 95 % bootstrap confidence intervals: {parts}."
 
 
 def _latex(text: str) -> str:
-    signs = {
+    replacements = {
         "\\": r"\textbackslash{}",
         "–": "--",
         "×": r"$\times$",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
     }
-    return "".join(signs.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)
+    return "".join(replacements.get(char, f"\\{char}" if char in "&%$#_{}" else char) for char in text)

@@ -1,4 +1,4 @@
-"""The health watch: names what goes wrong in training, and says what to do about it."""
+"""Training monitor: detects common training problems and suggests remedies."""
 
 import logging
 import math
@@ -13,31 +13,30 @@ from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
 
-# Steps in a row that are not taken before the run is ended. Under fp16 the scaler looks for its scale that way.
-MOST_SKIPPED, MOST_SKIPPED_FP16 = 3, 50
-# Sign → what it means and what helps. docs/guide.md explains each at more length.
+# Consecutive skipped steps that end the run. Under fp16 the gradient scaler skips steps to find its scale.
+MAX_SKIPPED, MAX_SKIPPED_FP16 = 3, 50
+# Warning → suggestion. See docs/guide.md for details.
 SUGGESTIONS = {
-    "frozen_model": "no parameter is trained. Leave --freeze_encoder out, or unfreeze the head.",
-    "extreme_class_weights": "one document of a rare class outweighs many others and makes training jumpy. Gather more "
-    "of that class, or give softer --class_weights.",
-    "nan_loss": "The arithmetic broke down, or the loss leapt. Lower --learning_rate, use --bf16 (or fp32: --bf16 False --fp16 False) in "
-    "place of fp16, look for broken documents.",
-    "exploding_loss": "the loss is far above where it began. Lower --learning_rate, lengthen --warmup_steps, lower "
-    "--max_grad_norm.",
-    "not_learning": "the training loss does not fall. Raise --learning_rate (1e-3 with a frozen encoder), check that "
-    "labels belong to their texts, train on more of each document (--max_chunks).",
-    "overfitting": "the training loss falls and the validation loss rises. Stop earlier (--early_stopping_patience), "
-    "raise --weight_decay or --dropout, draw chunks at random (--chunk_policy random), gather more documents.",
-    "underfitting": "training and validation loss are both still high. Train longer or faster (--num_train_epochs, "
-    "--learning_rate), lower --dropout, unfreeze the encoder, read more chunks.",
+    "frozen_model": "Remove --freeze_encoder or unfreeze the head.",
+    "extreme_class_weights": "A single document of a rare class dominates its batch, which makes training unstable. "
+    "Collect more documents of that class or set milder --class_weights.",
+    "nan_loss": "Lower --learning_rate, use --bf16 (or fp32: --bf16 False --fp16 False) instead of fp16, and check the "
+    "documents.",
+    "exploding_loss": "Lower --learning_rate, increase --warmup_steps or lower --max_grad_norm.",
+    "not_learning": "Raise --learning_rate (1e-3 with a frozen encoder), check that labels match their texts, or read "
+    "more of each document (--max_chunks).",
+    "overfitting": "Stop earlier (--early_stopping_patience), raise --weight_decay or --dropout, sample chunks "
+    "(--chunk_policy random) or collect more documents.",
+    "underfitting": "Train longer (--num_train_epochs), raise --learning_rate, lower --dropout, unfreeze the encoder "
+    "or read more chunks (--max_chunks).",
 }
 
 
 class TrainingMonitor(TrainerCallback, ExportableState):
-    """Warns of each sign once, and ends a run whose steps cannot be taken.
+    """Log each warning once, and end a run after too many consecutive skipped steps.
 
     Attributes:
-        signs: the signs seen, in order.
+        warnings: names of the warnings issued, in order.
         failure: why the run was ended, or None.
     """
 
@@ -49,15 +48,15 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         self.evaluations: list[tuple[float, float]] = []
 
     def state(self) -> dict[str, Any]:
-        """What it has seen so far: a resumed run must not begin to watch anew."""
-        seen = {"losses": self.losses, "evaluations": self.evaluations, "signs": self.warnings}
-        return {"args": {}, "attributes": seen}
+        """Everything observed so far, so that a resumed run continues with it."""
+        attributes = {"losses": self.losses, "evaluations": self.evaluations, "warnings": self.warnings}
+        return {"args": {}, "attributes": attributes}
 
-    def warn(self, sign: str, detail: str) -> None:
-        """Log a sign, once."""
-        if sign not in self.warnings:
-            self.warnings.append(sign)
-            logger.warning(f"health: {sign}: {detail}: {SUGGESTIONS[sign]}")
+    def warn(self, name: str, detail: str) -> None:
+        """Log a warning once."""
+        if name not in self.warnings:
+            self.warnings.append(name)
+            logger.warning(f"{name}: {detail}. {SUGGESTIONS[name]}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -68,20 +67,21 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         self.losses.append(loss)
         start = sum(self.losses[:3]) / len(self.losses[:3])
         if len(self.losses) > 3 and min(self.losses[-2:]) > 3 * max(start, 0.1):
-            self.warn("exploding_loss", f"it was {start:.3f} at first and is {loss:.3f} at step {state.global_step}")
+            detail = f"training loss rose from {start:.3f} to {loss:.3f} (step {state.global_step})"
+            self.warn("exploding_loss", detail)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        skipped = self.trainer.carried.skipped
-        if len(skipped) >= (MOST_SKIPPED_FP16 if args.fp16 else MOST_SKIPPED) and self.failure is None:
-            ids = list(dict.fromkeys(id_ for _, _, of_step in skipped for id_ in of_step))
+        skipped = self.trainer.resume_state.skipped
+        if len(skipped) >= (MAX_SKIPPED_FP16 if args.fp16 else MAX_SKIPPED) and self.failure is None:
+            ids = list(dict.fromkeys(id_ for _, _, step_ids in skipped for id_ in step_ids))
             self.warnings.append("nan_loss")
             self.failure = (
-                f"health: nan_loss: {len(skipped)} steps in a row could not be taken, the last of them step "
-                f"{skipped[-1][0]} ({skipped[-1][1]}). Their documents: {format_ids(ids)}. {SUGGESTIONS['nan_loss']} The "
-                f"checkpoints in {args.output_dir} are from before it: go on with --resume_from_checkpoint auto."
+                f"nan_loss: {len(skipped)} consecutive steps were skipped, most recently step {skipped[-1][0]} "
+                f"({skipped[-1][1]}). Documents: {format_ids(ids)}. {SUGGESTIONS['nan_loss']} The checkpoints in "
+                f"{args.output_dir} predate these steps; resume with --resume_from_checkpoint auto."
             )
         if self.failure is not None:
-            # Without saving or evaluating what it has become.
+            # Do not save or evaluate the diverged model.
             control.should_training_stop = True
             control.should_save = control.should_evaluate = False
 
@@ -100,26 +100,35 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         chance = math.log(self.trainer.model.config.num_labels)
         count = len(train)
         if count >= 4 and all(train[-k] < train[-k - 1] and evaluated[-k] > evaluated[-k - 1] for k in (1, 2, 3)):
-            self.warn("overfitting", f"three evaluations in a row, to {train[-1]:.3f} against {evaluated[-1]:.3f}")
+            self.warn(
+                "overfitting",
+                "training loss fell while validation loss rose in three consecutive evaluations (now "
+                f"{train[-1]:.3f} and {evaluated[-1]:.3f})",
+            )
         if count >= 3 and min(train[1:]) > 0.99 * train[0] and train[-1] > 0.9 * chance:
             self.warn(
-                "not_learning", f"it was {train[0]:.3f} in the first epoch and is {train[-1]:.3f} in number {count}"
+                "not_learning",
+                f"training loss has not decreased (evaluation 1: {train[0]:.3f}, evaluation {count}: {train[-1]:.3f})",
             )
         halfway = count >= 5 and (state.epoch or 0) >= args.num_train_epochs / 2
         if halfway and train[-1] > 0.85 * chance and evaluated[-1] > 0.85 * chance:
-            self.warn("underfitting", f"{train[-1]:.3f} and {evaluated[-1]:.3f}, where guessing gives {chance:.3f}")
+            self.warn(
+                "underfitting",
+                f"training and validation loss are still high ({train[-1]:.3f} and {evaluated[-1]:.3f}; guessing gives "
+                f"{chance:.3f})",
+            )
 
 
 def extreme_weights_message(weights: dict[str, float], counts: dict[str, int]) -> str | None:
-    """The warning for a class weight above 10, with the documents of each class, or None."""
+    """Warning for class weights above 10, or None."""
     if max(weights.values()) <= 10:
         return None
-    shown = ", ".join(f"{label} weighs {weight:.1f} ({counts[label]} documents)" for label, weight in weights.items())
-    return f"health: extreme_class_weights: {shown}: {SUGGESTIONS['extreme_class_weights']}"
+    listed = ", ".join(f"{label} {weight:.1f} ({counts[label]} documents)" for label, weight in weights.items())
+    return f"extreme_class_weights: class weights are {listed}. {SUGGESTIONS['extreme_class_weights']}"
 
 
 def frozen_model_message(model: torch.nn.Module) -> str | None:
-    """The error for a model with nothing to train, or None."""
+    """Error for a model without trainable parameters, or None."""
     if any(parameter.requires_grad for parameter in model.parameters()):
         return None
-    return f"health: frozen_model: {SUGGESTIONS['frozen_model']}"
+    return f"frozen_model: the model has no trainable parameters. {SUGGESTIONS['frozen_model']}"

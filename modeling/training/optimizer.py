@@ -1,11 +1,11 @@
-"""The optimizer's groups: which parameter learns at which rate."""
+"""Optimizer parameter groups with a learning rate per model part."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
-# Where a parameter belongs, by the first part of its name, in the order of the optimizer's groups.
+# Part → first components of parameter names, in the order of the optimizer's groups.
 PARTS = {
     "encoder": ("encoder",),
     "chunk_attention": ("pooling", "chunk_transformer"),
@@ -14,36 +14,38 @@ PARTS = {
 
 
 def parameter_groups(
-    model: nn.Module, rates: Mapping[str, float], weight_decay: float, decayed: Collection[str]
+    model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float, decayed: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Groups `encoder`, `chunk_attention`, `head`, each with decay and (`_no_decay`) without: biases and norms.
+    """Parameter groups `encoder`, `chunk_attention` and `head`, each with weight decay and without (`_no_decay`).
 
     Args:
-        rates: the learning rate of each part.
-        decayed: names of the parameters that weight decay is for.
+        learning_rates: learning rate of each part.
+        decayed: names of parameters with weight decay (not biases and norms).
 
     Raises:
-        ValueError: nothing to train; a parameter that belongs to no part; a part without parameters.
+        ValueError: no trainable parameters, a parameter outside all parts, or an empty part.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError(
-            "The model has no trainable parameters (frozen_model): unfreeze the head, or leave --freeze_encoder out."
+            "The model has no trainable parameters (frozen_model): unfreeze the head or remove --freeze_encoder."
         )
-    part_of = {name: [part for part, heads in PARTS.items() if name.split(".")[0] in heads] for name in trainable}
-    if strays := [name for name, parts in part_of.items() if len(parts) != 1]:
-        raise ValueError(f"These parameters are in no optimizer group or in two: {', '.join(strays)}.")
+    parts_of = {name: [part for part, roots in PARTS.items() if name.split(".")[0] in roots] for name in trainable}
+    if unassigned := [name for name, parts in parts_of.items() if len(parts) != 1]:
+        raise ValueError(f"Parameters must be in exactly one optimizer group; check {', '.join(unassigned)}.")
     groups = []
-    for part, heads in PARTS.items():
-        of_part = [name for name in trainable if part_of[name] == [part]]
-        owned = [name for name, _ in model.named_parameters() if name.split(".")[0] in heads]
-        if not of_part and (part == "head" or (part == "chunk_attention" and owned)):
-            raise ValueError(f"The optimizer group {part} is empty: all its parameters are frozen.")
+    for part, roots in PARTS.items():
+        selected = [name for name in trainable if parts_of[name] == [part]]
+        owned = [name for name, _ in model.named_parameters() if name.split(".")[0] in roots]
+        if not selected and (part == "head" or (part == "chunk_attention" and owned)):
+            raise ValueError(f"Optimizer group {part} is empty: all its parameters are frozen.")
         for suffix, names, decay in (
-            ("", [name for name in of_part if name in decayed], weight_decay),
-            ("_no_decay", [name for name in of_part if name not in decayed], 0.0),
+            ("", [name for name in selected if name in decayed], weight_decay),
+            ("_no_decay", [name for name in selected if name not in decayed], 0.0),
         ):
             if names:
                 parameters = [trainable[name] for name in names]
-                groups.append({"name": part + suffix, "params": parameters, "lr": rates[part], "weight_decay": decay})
+                groups.append(
+                    {"name": part + suffix, "params": parameters, "lr": learning_rates[part], "weight_decay": decay}
+                )
     return groups

@@ -1,4 +1,4 @@
-"""Gradients averaged over processes, many at a time."""
+"""Bucketed averaging of gradients over processes."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,9 @@ BUCKET_BYTES = 32 * 2**20
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], num_processes: int) -> None:
-    """The mean of each gradient over all processes, in place. Every process must call it, with gradients of the same
-    parameters.
+    """Average gradients over all processes, in place. Every process must call it with gradients of the same parameters.
 
-    They travel in buckets, one message each, as DDP's do (Li et al. 2020): a model has hundreds of small gradients.
+    Gradients are all-reduced in buckets, as in DDP (Li et al. 2020), since a model has hundreds of small ones.
     """
     bucket: list[torch.Tensor] = []
     size = 0
@@ -29,7 +28,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], num_processes: int) ->
 
 
 def _average(gradients: list[torch.Tensor], num_processes: int) -> None:
-    if len(gradients) == 1 and gradients[0].is_contiguous():  # such as the word embeddings': no copy
+    if len(gradients) == 1 and gradients[0].is_contiguous():  # e.g. word embeddings: avoids a copy
         torch.distributed.all_reduce(gradients[0])
         gradients[0] /= num_processes
         return

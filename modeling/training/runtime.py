@@ -1,4 +1,4 @@
-"""The machine that a process runs on: its threads, its memory, and the settings of torch and the C library."""
+"""Process runtime: threads, memory, and settings of torch and the C library."""
 
 import ctypes
 import os
@@ -14,27 +14,29 @@ from ..hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRob
 
 
 def set_num_threads(num_threads: int = 0) -> int:
-    """All cores, shared among the processes of this machine, for the work on a CPU, or so many threads; how many there
-    are now. (`accelerate launch` sets OMP_NUM_THREADS to 1 where nothing else is said.)"""
+    """Set the number of CPU threads (0: the cores divided by the local processes) and return it.
+
+    (`accelerate launch` sets OMP_NUM_THREADS to 1 by default.)
+    """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(num_threads or max(1, joblib.cpu_count() // processes))
     return torch.get_num_threads()
 
 
 def use_flash_attention_on_cuda() -> None:
-    """Leave cuDNN out of torch's choice of an attention kernel: it builds a plan, of tens of milliseconds, for every new
-    shape, and chunks of a document come in ever new ones (modelscope/FunASR#3704)."""
+    """Disable cuDNN attention, which spends tens of milliseconds planning each new shape.
+
+    Encoder batches rarely repeat a shape (see modelscope/FunASR#3704).
+    """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def configure_malloc(model: HierarchicalRobertaForSequenceClassification, device: torch.device) -> None:
-    """Tell the C library what to do with the memory that tensors free on a CPU (glibc; elsewhere, and on
-    another device, nothing is done).
+    """Configure how glibc handles freed memory on a CPU; a no-op on other platforms and devices.
 
-    Where live chunks are not bounded it is kept: given back to the kernel block by block, it would be faulted in anew,
-    page by page, in every step, a quarter of a step's time. Where they are bounded, blocks of many sizes leave gaps, which
-    would grow with the document: every encoder batch gives them back (docs/log.md has the figures). See mallopt(3) and
-    malloc_trim(3).
+    Without a limit on live chunks freed memory is retained: returning it to the kernel causes page faults that cost a
+    quarter of each step. With a limit, blocks of many sizes fragment the heap, which would grow with the document, so
+    memory is trimmed after every encoder batch (figures in docs/log.md). See mallopt(3) and malloc_trim(3).
     """
     if sys.platform != "linux" or device.type != "cpu":
         return
@@ -43,26 +45,29 @@ def configure_malloc(model: HierarchicalRobertaForSequenceClassification, device
         return
     if model.live_chunks:
 
-        def give_back(*_: Any) -> None:
+        def trim(*_: Any) -> None:
             library.malloc_trim(0)
 
-        model.encoder.register_forward_hook(give_back)
+        model.encoder.register_forward_hook(trim)
         return
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # their numbers in malloc.h
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # constants of malloc.h
     library.mallopt(mmap_max, 0)
     library.mallopt(trim_threshold, -1)
     library.mallopt(top_pad, 64 * 2**20)
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory used so far, in GiB: `peak_memory_gib`, a GPU's tensors or the process on a CPU; and on CUDA
-    `peak_reserved_gib`, with what torch keeps for later, which is what meets the card's limit."""
+    """Peak memory so far, in GiB.
+
+    `peak_memory_gib` counts tensors on a GPU, the process on a CPU. CUDA adds `peak_reserved_gib`, which includes
+    torch's cache and is what counts against the GPU's limit.
+    """
     gib = 2**30
     if device.type == "cuda":
         peaks = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
         return {"peak_memory_gib": peaks[0] / gib, "peak_reserved_gib": peaks[1] / gib}
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would tell the peak of whatever started this process, where that was higher
+    if status.exists():  # getrusage may report the peak of the parent process
         return {"peak_memory_gib": 1024 * int(status.read_text().split("VmHWM:")[1].split()[0]) / gib}
     import resource  # not on Windows
 
@@ -71,7 +76,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; on a CPU what the machine, or the container's limit, leaves."""
+    """Free bytes on the device; on a CPU, of the machine or within the container's limit."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -83,9 +88,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """A time for people.
+    """Format a duration.
 
-    >>> [readable(seconds) for seconds in (4.21, 75, 600, 9000)]
+    >>> [format_duration(seconds) for seconds in (4.21, 75, 600, 9000)]
     ['4.2 s', '75 s', '10 min', '2.5 h']
     """
     if seconds < 100:

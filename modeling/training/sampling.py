@@ -1,4 +1,4 @@
-"""In which order documents are read, and by which process."""
+"""Order of the training documents, and their distribution over processes."""
 
 import heapq
 from collections.abc import Iterator, Sequence
@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-PADDING_INDEX = -1  # index of a document that only fills up the last batch of an epoch, and counts for nothing
+PADDING_INDEX = -1  # index of a document of weight 0 that pads the last batch of an epoch
 
 
 class EpochSampler(Sampler[int]):
-    """A fresh order each epoch that depends on seed and epoch alone, so that a resumed run reads what it would have.
+    """Shuffle documents each epoch, depending on seed and epoch only, so that a resumed run reads the same documents.
 
-    With several processes the order is filled up with `PADDING_INDEX` to whole rounds of batches: accelerate would fill it up
-    with documents from the beginning, and these would count twice. Where costs are given the documents of each optimizer
-    step are dealt out so that the processes finish together; which documents make up a step does not change, and so
-    neither does its gradient.
+    With several processes the order is padded with `PADDING_INDEX` to complete rounds of batches; accelerate would
+    repeat documents from the beginning, which would then count twice. With `costs`, the documents of each optimizer
+    step are balanced across processes; the set of documents in a step, and hence its gradient, is unchanged.
 
     Args:
-        num_processes, batch_size, accumulation_steps: what makes up an optimizer step.
-        costs: what it takes to encode each document, in any unit.
+        num_processes, batch_size, accumulation_steps: together, the documents of an optimizer step.
+        costs: relative cost of encoding each document.
     """
 
     def __init__(
@@ -36,49 +35,54 @@ class EpochSampler(Sampler[int]):
         self.num_documents, self.seed, self.epoch = num_documents, seed, 0
         self.num_processes, self.batch_size, self.accumulation_steps = num_processes, batch_size, accumulation_steps
         self.costs = costs
-        self.num_blanks = -num_documents % (num_processes * batch_size) if num_processes > 1 else 0
+        self.num_padding = -num_documents % (num_processes * batch_size) if num_processes > 1 else 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_documents + self.num_blanks
+        return self.num_documents + self.num_padding
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.num_documents, generator=generator)
-        order = torch.cat([order, torch.full((self.num_blanks,), PADDING_INDEX)])
+        order = torch.cat([order, torch.full((self.num_padding,), PADDING_INDEX)])
         for part in order.split(self.num_processes * self.batch_size * self.accumulation_steps):
             indices = part.tolist()
             if self.num_processes > 1 and self.costs is not None:
                 costs = [0.0 if index == PADDING_INDEX else float(self.costs[index]) for index in indices]
-                indices = [indices[place] for place in balance_across_ranks(costs, self.num_processes, self.batch_size)]
+                indices = [indices[i] for i in balance_across_ranks(costs, self.num_processes, self.batch_size)]
             yield from indices
 
 
 def balance_across_ranks(costs: Sequence[float], num_processes: int, batch_size: int) -> list[int]:
-    """The documents of a step in the order in which accelerate deals them out (a batch to each process in turn), so that
-    the processes' total costs are as even as a greedy choice makes them: the dearest first, each to the process that
-    has least and still has room (Graham 1969, longest processing time first).
+    """Order the documents of a step so that the processes' total costs are balanced.
+
+    Greedy longest-processing-time-first scheduling (Graham 1969): the most expensive document goes to the process with
+    the lowest total that still has room. The result is in the order in which accelerate distributes documents (a batch
+    to each process in turn).
 
     >>> balance_across_ranks([9, 1, 8, 2, 7, 3, 1, 1], num_processes=2, batch_size=2)
     [0, 5, 2, 4, 3, 1, 6, 7]
     """
-    room = len(costs) // num_processes
-    hands: list[list[int]] = [[] for _ in range(num_processes)]
+    capacity = len(costs) // num_processes
+    assigned: list[list[int]] = [[] for _ in range(num_processes)]
     totals = [(0.0, process) for process in range(num_processes)]
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         total, process = heapq.heappop(totals)
-        hands[process].append(index)
-        if len(hands[process]) < room:
+        assigned[process].append(index)
+        if len(assigned[process]) < capacity:
             heapq.heappush(totals, (total + costs[index], process))
     return [
-        index for start in range(0, room, batch_size) for hand in hands for index in hand[start : start + batch_size]
+        index
+        for start in range(0, capacity, batch_size)
+        for share in assigned
+        for index in share[start : start + batch_size]
     ]
 
 
 class PaddedDataset(Dataset):
-    """A data set that gives a document with the label -100 (weight 0) for the index `PADDING_INDEX`."""
+    """Wrap a dataset to return a document with label -100 (weight 0) for `PADDING_INDEX`."""
 
     def __init__(self, documents: Dataset):
         self.documents = documents

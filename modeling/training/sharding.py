@@ -1,7 +1,6 @@
-"""Weights sharded over ranks (FSDP): what all of them must do alike, and what none of them may.
+"""Sharded weights (FSDP): keeping the ranks in step, and unsupported options.
 
-A layer is gathered from all ranks when it is called, forward and backward, and let go afterwards: a call that one rank makes
-alone waits for the other ranks for ever.
+Each layer is gathered from all ranks whenever it runs, forward or backward, so a call on a single rank would deadlock.
 """
 
 from datetime import timedelta
@@ -18,27 +17,30 @@ from .training_args import HierarchicalTrainingArguments
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether the layers' weights are sharded. (DeepSpeed's ZeRO-2 shards gradients and optimizer alone.)"""
+    """Whether the weights are sharded. (DeepSpeed ZeRO-2 shards only gradients and optimizer state.)"""
     return accelerator.distributed_type == DistributedType.FSDP
 
 
 def prepare_to_shard(model: nn.Module, accelerator: Accelerator, timeout: float) -> None:
-    """Let the model be sharded by `accelerator.prepare`, and its ranks' documents differ in length.
+    """Prepare the model for sharding by `accelerator.prepare`, with documents of different lengths on each rank.
 
-    accelerate would gather the weights, and reduce their gradients, in bf16 or fp16; they stay in fp32 here, and whoever calls
-    the model enters `accelerator.autocast()`, as without sharding. The bf16 copies that autocast makes of a layer's weights
-    stay until the backward pass, 2 bytes a parameter of the encoder on each rank.
+    accelerate would gather weights and reduce gradients in bf16 or fp16; here they stay in fp32, and callers of the
+    model enter `accelerator.autocast()`, as without sharding. autocast keeps its bf16 copies of the weights until the
+    backward pass: 2 bytes per encoder parameter on each rank.
 
     Args:
-        timeout: seconds that one rank waits for the other ranks.
+        timeout: seconds to wait for the other ranks.
     """
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     model.agree_on_batches = partial(agree_on_batches, group=gloo_group(timeout))  # type: ignore[assignment]
 
 
 def agree_on_batches(recomputes: list[bool], group: Any) -> list[bool]:
-    """Of each encoder batch whether it is recomputed in the backward pass → the same for all ranks, as many as the rank
-    with most has: one is recomputed where any rank recomputes it. Every rank must call it."""
+    """Synchronize the recomputation flags of the encoder batches across ranks.
+
+    Returns as many flags as the rank with the most batches has; a batch is recomputed if any rank recomputes it. A
+    collective call: every rank must take part.
+    """
     count = torch.tensor(len(recomputes))
     torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX, group)
     agreed = torch.zeros(int(count), dtype=torch.uint8)
@@ -48,33 +50,32 @@ def agree_on_batches(recomputes: list[bool], group: Any) -> list[bool]:
 
 
 def gloo_group(timeout: float) -> Any:
-    """All ranks, on the CPU, so that to agree does not wait for a GPU. Every rank must call it.
+    """Create a process group of all ranks on the CPU, so that synchronizing does not wait for a GPU.
+
+    A collective call: every rank must take part.
 
     Args:
-        timeout: seconds that one rank waits for the other ranks.
+        timeout: seconds to wait for the other ranks.
 
     Raises:
-        ValueError: they cannot reach one another.
+        ValueError: the ranks cannot connect to each other.
     """
     try:
         return torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
     except RuntimeError as error:
         raise ValueError(
-            f"The processes cannot reach one another by gloo ({str(error).partition(chr(10))[0]}): name the "
-            "network interface between them, GLOO_SOCKET_IFNAME=eth0, or make the host's name resolve."
+            f"The ranks cannot connect to each other with gloo ({str(error).partition(chr(10))[0]}): set the network "
+            "interface, e.g. GLOO_SOCKET_IFNAME=eth0, or make the hostname resolvable."
         ) from error
 
 
 def refuse_to_shard(args: HierarchicalTrainingArguments) -> None:
-    """Raises ValueError for an option that would load the whole model on each device."""
-    for option, why in (
-        ("dry_run", "measures the whole model on one device"),
-        (
-            "freeze_encoder",
-            "encodes with the whole encoder on each device, and leaves little to shard: train with ddp.yaml",
-        ),
-        ("bf16_full_eval", "moves the whole model to each device"),
-        ("fp16_full_eval", "moves the whole model to each device"),
+    """Raise ValueError for options that need the full model on each device."""
+    for option, reason in (
+        ("dry_run", "measures the full model on one device"),
+        ("freeze_encoder", "needs the full encoder on each device (use ddp.yaml instead)"),
+        ("bf16_full_eval", "moves the full model to each device"),
+        ("fp16_full_eval", "moves the full model to each device"),
     ):
         if getattr(args, option):
-            raise ValueError(f"--{option} {why}, and cannot be used where weights are sharded (FSDP).")
+            raise ValueError(f"--{option} {reason} and cannot be used with sharded weights (FSDP).")

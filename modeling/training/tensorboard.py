@@ -20,15 +20,15 @@ from .trainer import WeightedTrainer
 
 logger = logging.getLogger(__name__)
 
-# Of the confusion matrix: inches, and labels up to which its cells are told in numbers.
-LARGEST, MOST_TOLD = 15.0, 20
+# Confusion matrix: maximum size in inches, and maximum number of labels for which cells are annotated.
+MAX_INCHES, MAX_ANNOTATED = 15.0, 20
 
 
 class TensorBoard(TrainerCallback):
-    """Writes the run's TensorBoard files, on the first process.
+    """Write the run's TensorBoard files on the main process.
 
     Args:
-        config: shown under "text" as the run's arguments.
+        config: the run's arguments, shown under "text".
     """
 
     def __init__(self, trainer: WeightedTrainer, label_names: list[str], config: dict[str, Any]):
@@ -41,18 +41,19 @@ class TensorBoard(TrainerCallback):
         folder = Path(args.output_dir) / "runs" / time.strftime("%Y-%m-%d_%H-%M-%S")
         self.writer = SummaryWriter(str(folder))
         self.writer.add_text("arguments", f"```json\n{json.dumps(self.config, indent=2, default=str)}\n```")
-        if not self.trainer.is_fsdp_enabled:  # whose layers meet the other processes
+        if not self.trainer.is_fsdp_enabled:  # FSDP layers run collectives
             self.add_graph()
 
     def add_graph(self) -> None:
-        """The model's graph, traced on two documents of two short chunks."""
+        """Add the model's graph, traced on two documents of two short chunks."""
         assert self.writer is not None
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         training, token_counts = model.training, model.token_counts
-        model.token_counts = [0, 0]  # tracing makes tensors of the numbers that are added here
-        chatter = logging.getLogger("transformers.modeling_utils")  # tracing asks for every property, unused ones too
-        level = chatter.level
-        chatter.setLevel(logging.ERROR)
+        model.token_counts = [0, 0]  # tracing would add tensors to these counts
+        # Tracing reads every property, which logs warnings.
+        transformers_logger = logging.getLogger("transformers.modeling_utils")
+        level = transformers_logger.level
+        transformers_logger.setLevel(logging.ERROR)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -60,10 +61,10 @@ class TensorBoard(TrainerCallback):
         except Exception as error:
             if is_disk_full(error):
                 raise
-            # Some encoders cannot be traced, and no run should end for want of a picture
-            logger.warning(f"TensorBoard has no graph: this encoder cannot be traced ({type(error).__name__}).")
+            # Some encoders cannot be traced; that must not end the run.
+            logger.warning(f"TensorBoard graph omitted: the encoder cannot be traced ({type(error).__name__}).")
         finally:
-            chatter.setLevel(level)
+            transformers_logger.setLevel(level)
             model.train(training)
             model.token_counts = token_counts
 
@@ -98,25 +99,25 @@ class TensorBoard(TrainerCallback):
 
 
 def scalar_name(name: str) -> str:
-    """Tag of a logged value: evaluation under eval/, learning rates and training under train/."""
+    """TensorBoard tag of a logged value: eval/ for evaluation, train/ for the rest."""
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
 def plain(label: str) -> str:
-    """A label as matplotlib is to write it: what stands between two dollars is no formula."""
+    """Escape dollar signs, which matplotlib would render as math."""
     return label.replace("$", r"\$")
 
 
 def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
-    """Counts (rows: true, columns: predicted) on a scale of each row's share."""
-    size = min(1.5 + 1.1 * len(label_names), LARGEST)  # read at half its size among other cards
+    """Confusion matrix of counts (rows: true, columns: predicted), colored by each row's share."""
+    size = min(1.5 + 1.1 * len(label_names), MAX_INCHES)  # TensorBoard shows it at half size
     font = min(14.0, 14.0 * 12 / len(label_names))
     label_names = [plain(name) for name in label_names]
     figure = Figure(figsize=(size, size), dpi=90, layout="constrained")
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(*matrix.shape) if len(label_names) <= MOST_TOLD else ():
+    for row, column in np.ndindex(*matrix.shape) if len(label_names) <= MAX_ANNOTATED else ():
         share = shares[row, column]
         axes.text(
             column,
@@ -128,8 +129,10 @@ def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
             color="white" if share > 0.55 else "#1b2a41",
         )
     ticks = range(len(label_names))
-    axes.set_xticks(ticks, label_names, fontsize=font, rotation=90 if len(label_names) > MOST_TOLD else 0)
-    axes.set_yticks(ticks, label_names, rotation=0 if len(label_names) > MOST_TOLD else 90, va="center", fontsize=font)
+    axes.set_xticks(ticks, label_names, fontsize=font, rotation=90 if len(label_names) > MAX_ANNOTATED else 0)
+    axes.set_yticks(
+        ticks, label_names, rotation=0 if len(label_names) > MAX_ANNOTATED else 90, va="center", fontsize=font
+    )
     axes.set_xlabel("predicted", fontsize=14)
     axes.set_ylabel("true", fontsize=14)
     axes.tick_params(length=0)
@@ -138,7 +141,7 @@ def confusion_figure(matrix: np.ndarray, label_names: list[str]) -> Figure:
 
 
 class HierarchicalClassifier(nn.Module):
-    """The model with tensors in and logits out, as tracing needs it."""
+    """Wrapper with tensor inputs and logits as output, for tracing."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

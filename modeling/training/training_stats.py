@@ -1,4 +1,4 @@
-"""What goes through between two evaluations, counted without waiting for the device."""
+"""Training statistics between two evaluations, collected without synchronizing with the device."""
 
 import time
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-# Summed loss of the steps, steps, skipped steps, documents, chunks, and seconds: of training in all, and waiting for
-# data.
+# Sum of the steps' losses, steps, skipped steps, documents, chunks, seconds of training, and seconds waiting for data.
 STAT_KEYS = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
 
 
 class TrainingStats:
-    """Counts of this process since they were last added up, and `totals` of all processes.
+    """This process's counts since the last synchronization, and `totals` over all processes.
 
-    They are Python's numbers, since not every device has float64; documents are counted where their labels are.
+    Counts are Python floats, as not every device supports float64; documents are counted on the labels' device.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -25,12 +24,12 @@ class TrainingStats:
         self._clock: float | None = None
 
     def begin_step(self) -> None:
-        """An optimizer step begins, and with the first one the clock."""
+        """Start an optimizer step, and the clock with the first one."""
         self._before_step = dict(self._counts)
         self._clock = time.perf_counter() if self._clock is None else self._clock
 
     def add_batches(self, batches: list[dict[str, Any]], data_seconds: float) -> None:
-        """The step's micro-batches have come, after so many seconds."""
+        """Count the step's micro-batches and the seconds spent waiting for them."""
         self._counts["data_seconds"] += data_seconds / self.accelerator.num_processes
         self._counts["steps"] += 1 / self.accelerator.num_processes
         for batch in batches:
@@ -38,11 +37,11 @@ class TrainingStats:
             self._counts["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
 
     def add_loss(self, loss: float) -> None:
-        """The loss of a step that is taken, of all processes."""
+        """Add the loss of a completed step, over all processes."""
         self._counts["loss"] += loss / self.accelerator.num_processes
 
     def discard_step(self, is_skipped: bool = False) -> None:
-        """As if nothing of the present step had gone through; the seconds were spent all the same."""
+        """Undo the counts of the current step, except its seconds."""
         for name in ("steps", "documents", "chunks"):
             self._counts[name] = self._before_step[name]
         self._counts["skipped"] += is_skipped / self.accelerator.num_processes
@@ -54,8 +53,8 @@ class TrainingStats:
         self._clock = None
         counts = [float(self._counts[name]) for name in STAT_KEYS]
         if self.accelerator.num_processes > 1:
-            of_all = torch.tensor(counts, dtype=torch.float64, device=self.accelerator.device)
-            counts = self.accelerator.reduce(of_all).tolist()
+            local = torch.tensor(counts, dtype=torch.float64, device=self.accelerator.device)
+            counts = self.accelerator.reduce(local).tolist()
         for name, value in zip(STAT_KEYS, counts, strict=True):
             self.totals[name] += value
             self._counts[name] = 0.0
@@ -65,7 +64,7 @@ class TrainingStats:
         self.totals = dict.fromkeys(STAT_KEYS, 0.0)
 
     def speed(self) -> dict[str, float]:
-        """Documents and chunks a second on this process since its counts were last added up, times the processes."""
+        """Documents and chunks per second over all processes, extrapolated from this one since the last sync."""
         seconds = max(time.perf_counter() - self._clock, 1e-9) if self._clock else 1e-9
         processes = self.accelerator.num_processes
         return {

@@ -1,1 +1,1 @@
-"""Speed and memory, side by side, in fresh processes: `make bench`."""
+"""Benchmarks of speed, memory and quality: `make bench`, `make quality`."""

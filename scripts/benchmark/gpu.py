@@ -1,9 +1,10 @@
-"""What this project claims, measured on a GPU in minutes: exactness, precision, memory, speed, several processes.
+"""Run the GPU benchmark in minutes: exactness, precision, memory, speed, multiple processes.
 
     python -m scripts.benchmark.gpu --output_dir outputs/gpu --encoder outputs/minilm
 
-Each check is a process of its own with a time limit. DIR/checks.jsonl gets a line as each ends, DIR/NAME.log what it
-said, and DIR/gpu.md the tables. `--device cpu --tiny` runs the same code on a CPU with tiny models, to test the checks.
+Each check runs in a separate process with a time limit. OUTPUT_DIR gets checks.jsonl with a line per finished check,
+the output of each check as NAME.log, and the tables as gpu.md. `--device cpu --tiny` tests the checks on a CPU with
+tiny models.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from scripts.benchmark.gpu_runner import Check, Runner, Settings
 from scripts.benchmark.gpu_table import markdown, read_lines
 from scripts.common.cli import UserParser, run_main
 
-# In the order of what they decide; the seconds are each one's limit, on an H100.
+# In order of importance; the last argument is the time limit in seconds, for an H100.
 CHECKS = (
     Check("environment", "gpu_checks:environment", 30),
     Check("exactness", "gpu_checks:exactness", 50),
@@ -36,21 +37,23 @@ CHECKS = (
 
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all checks together")
-    parser.add_argument("--only", help=f"some of {', '.join(check.name for check in CHECKS)}")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="tiny models and few steps: tests the checks themselves")
-    parser.add_argument("--encoder", type=Path, help="a folder with an encoder and its tokenizer, for the check `demo`")
+    parser.add_argument("--output_dir", required=True, type=Path, help="directory for the results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit of all checks together")
+    parser.add_argument(
+        "--only", help=f"comma-separated checks to run, from {', '.join(check.name for check in CHECKS)}"
+    )
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tests the checks")
+    parser.add_argument("--tiny", action="store_true", help="use tiny models and few steps, to test the checks")
+    parser.add_argument("--encoder", type=Path, help="directory of an encoder and its tokenizer, for the check demo")
     arguments = parser.parse_args()
     names = [check.name for check in CHECKS]
     arguments.only = names if arguments.only is None else arguments.only.split(",")
     if unknown := [name for name in arguments.only if name not in names]:
-        raise ValueError(f"--only does not know {', '.join(unknown)}; the checks are {', '.join(names)}.")
+        raise ValueError(f"--only got unknown checks: {', '.join(unknown)}. Available: {', '.join(names)}.")
     if arguments.minutes <= 0:
         raise ValueError(f"--minutes must be above 0, got {arguments.minutes:g}.")
     if arguments.encoder is not None and not (arguments.encoder / "config.json").is_file():
-        raise ValueError(f"--encoder {arguments.encoder} has no config.json: name a folder with an encoder.")
+        raise ValueError(f"--encoder {arguments.encoder} has no config.json: pass the directory of an encoder.")
     return arguments
 
 
@@ -65,13 +68,15 @@ def main() -> int:
         (folder / "gpu.md").write_text(text, encoding="utf-8")
         return text
 
-    runner = Runner(settings, arguments.minutes * 60, write_tables)  # its imports begin now, beside this process's own
+    runner = Runner(
+        settings, arguments.minutes * 60, write_tables
+    )  # starts importing now, in parallel with this process
     if settings.is_cuda:
         import torch
 
         if not torch.cuda.is_available():
             raise ValueError(
-                "There is no GPU that torch can use. Run this on a machine with one, or test the checks themselves with "
+                "There is no GPU that torch can use. Run this on a machine with one, or test the checks with "
                 "--device cpu --tiny."
             )
     try:

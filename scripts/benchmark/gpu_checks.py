@@ -1,6 +1,6 @@
-"""Checks on a GPU of what is computed: the device itself, exactness, the precisions, gradients in half precision.
+"""GPU checks of correctness: the environment, exactness, precisions, gradients in half precision.
 
-Run by scripts.benchmark.gpu; the aims stand in gpu_table.py.
+Run by scripts.benchmark.gpu; the aims are in gpu_table.py.
 """
 
 import copy
@@ -40,7 +40,7 @@ LOSS_SCALE = 1024.0
 
 
 def environment(settings: Settings, report: Report) -> None:
-    """What all other figures depend on: versions, the device, and the matmul peak that shares are shares of."""
+    """What all figures depend on: versions, the device, and the matmul peak that utilization is relative to."""
     device = set_up(settings)
     report.figure("device type", device.type)
     report.figure("Python", platform.python_version())
@@ -63,7 +63,7 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "absent"
+        return "not installed"
 
 
 def _driver() -> str:
@@ -71,7 +71,7 @@ def _driver() -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
-        return "not told by nvidia-smi"
+        return "unknown (nvidia-smi failed)"
 
 
 def _tf32_peak(settings: Settings, device: torch.device) -> float | str:
@@ -88,8 +88,8 @@ def _tf32_peak(settings: Settings, device: torch.device) -> float | str:
 
 
 def exactness(settings: Settings, report: Report) -> None:
-    """Decides whether anything else may be believed: the device computes what the CPU does, and neither the batching
-    nor the bound on live chunks changes it. In fp32 without TF32, torch's default."""
+    """Decides whether the other checks can be trusted: results match the CPU and do not depend on batching or on the
+    limit of live chunks. In fp32 without TF32, torch's default."""
     device = set_up(settings)
     length = min(128, chunk_length(settings))
     exact = build_model(settings, dropout=0.0, length=length)
@@ -105,9 +105,9 @@ def _cpu_and_device(
 ) -> None:
     documents = documents_of(settings, [3, 1.6], model.config.chunk_length)
     logits, gradients = [], []
-    for place in (torch.device("cpu"), device):
-        one = copy.deepcopy(model).to(place).train()
-        output = one(**batch_of(documents, place))
+    for each_device in (torch.device("cpu"), device):
+        one = copy.deepcopy(model).to(each_device).train()
+        output = one(**batch_of(documents, each_device))
         output.loss.backward()
         logits.append(output.logits.detach().cpu().double())
         gradients.append(gradients_of(one))
@@ -118,10 +118,10 @@ def _cpu_and_device(
 def _batching(
     settings: Settings, report: Report, model: HierarchicalRobertaForSequenceClassification, length: int
 ) -> None:
-    """Weights after three steps of 16 documents. With RoBERTa's own ε of 1e-6 for AdamW: under 1e-8 a gradient that is
-    zero but for rounding makes full steps in a random direction."""
+    """Compare the weights after three steps of 16 documents. AdamW's ε is RoBERTa's 1e-6: with 1e-8, gradients that are
+    zero up to rounding cause full steps in random directions."""
     documents = documents_of(settings, [1 + (i * 0.7) % 2 for i in range(48)], length)
-    found = {}
+    weights = {}
     for batch, accumulated in ((16, 1), (4, 4), (1, 16)):
         trainer, _ = trainer_for(
             settings,
@@ -135,15 +135,15 @@ def _batching(
             adam_epsilon=1e-6,
         )
         trainer.train()
-        found[f"{batch} × {accumulated}"] = weights_of(trainer.model)
-    first, *others = found
-    moved = _furthest(found[first], weights_of(model))
+        weights[f"{batch} × {accumulated}"] = weights_of(trainer.model)
+    first, *others = weights
+    moved = _max_difference(weights[first], weights_of(model))
     report.figure("weights moved by", moved)
     for name in others:
-        report.figure(f"final weights, {first} ↔ {name}", _furthest(found[name], found[first]))
+        report.figure(f"final weights, {first} ↔ {name}", _max_difference(weights[name], weights[first]))
 
 
-def _furthest(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
+def _max_difference(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
     return max(float((theirs[name] - tensor).abs().max()) for name, tensor in ours.items())
 
 
@@ -155,8 +155,8 @@ def _live_chunks(
     length: int,
     name: str,
 ) -> None:
-    """Recomputing must give the same gradients: it replays dropout's random numbers. Encoder batches of 4 to 5 chunks, so that
-    no bound changes their make-up."""
+    """Recomputation must give the same gradients, replaying the random numbers of dropout. Encoder batches have 4 to 5
+    chunks, so that no limit changes their composition."""
     model = copy.deepcopy(model).to(device).train()
     model.token_budget = 4 * length
     batch = batch_of(documents_of(settings, [9.6, 10, 8.3, 12], length), device)
@@ -175,9 +175,9 @@ def _live_chunks(
 
 
 def precision(settings: Settings, report: Report) -> None:
-    """Decides whether bf16 and fp16 train as fp32 does, whether the loss scaler settles and resumes, and whether a
-    resumed run has the same bits: on CUDA only --full_determinism promises that. Each setting in a process of its own,
-    all at once: cuBLAS reads its workspace's configuration before CUDA is first used."""
+    """Decides whether bf16 and fp16 train like fp32, whether the loss scaler settles and resumes, and whether resuming
+    is bit-exact, which on CUDA only --full_determinism guarantees. Each setting runs in its own process, in parallel,
+    as cuBLAS reads its workspace configuration before CUDA is first used."""
     names = precisions(settings)
     begun = {
         f"{name}{', full_determinism' if determinism else ''}": begin(
@@ -188,8 +188,8 @@ def precision(settings: Settings, report: Report) -> None:
     }
     losses = {}
     for row, process in begun.items():
-        if found := report.measure(row, finish, process):
-            losses[row] = [float(loss) for loss in found["losses"].split()]
+        if result := report.measure(row, finish, process):
+            losses[row] = [float(loss) for loss in result["losses"].split()]
     for row, values in losses.items():
         if row != "fp32" and "fp32" in losses:
             differences = [abs(one - other) for one, other in zip(values, losses["fp32"], strict=True)]
@@ -223,7 +223,7 @@ def _precision_run(settings: Settings, name: str, determinism: bool) -> dict[str
         return trainer, clock
 
     trainer, clock = trained(None)
-    whole, evaluation = weights_of(trainer.model), trainer.evaluate()
+    expected, evaluation = weights_of(trainer.model), trainer.evaluate()
     scaler = trainer.accelerator.scaler
     figures: dict[str, Any] = {
         "losses": " ".join(f"{loss:.4f}" for loss in clock.losses),
@@ -233,9 +233,9 @@ def _precision_run(settings: Settings, name: str, determinism: bool) -> dict[str
     logits = trainer.predict(documents).predictions
     del trainer
     resumed, _ = trained(str(Path(folder) / f"checkpoint-{SAVED_AT}"))
-    again = weights_of(resumed.model)
-    figures["same bits after resume"] = all(bool((again[key] == value).all()) for key, value in whole.items())
-    figures["largest weight difference after resume"] = _furthest(again, whole)
+    weights = weights_of(resumed.model)
+    figures["same bits after resume"] = all(bool((weights[key] == value).all()) for key, value in expected.items())
+    figures["largest weight difference after resume"] = _max_difference(weights, expected)
     figures["largest logit difference after resume"] = float(abs(resumed.predict(documents).predictions - logits).max())
     shutil.rmtree(folder, ignore_errors=True)
     return figures
@@ -245,8 +245,8 @@ def _precision_run(settings: Settings, name: str, determinism: bool) -> dict[str
 
 
 def gradients(settings: Settings, report: Report) -> None:
-    """Decides whether half precision is good enough for long documents: their encoder batches' gradients of a weight are
-    added up one by one. Chunks of 128 tokens, 8 in an encoder batch: 10 and 250 additions."""
+    """Decides whether half precision is accurate enough for long documents, whose weight gradients accumulate over many
+    encoder batches: 10 and 250 additions, with 8 chunks of 128 tokens per encoder batch."""
     device = set_up(settings)
     length = min(128, chunk_length(settings))
     model = build_model(settings, dropout=0.0, length=length, max_chunks=2000).to(device).train()

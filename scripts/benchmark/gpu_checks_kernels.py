@@ -1,6 +1,6 @@
-"""Checks on a GPU of what runs there: attention's kernels, where the CPU waits, compiled layers.
+"""GPU checks of kernels: attention backends, synchronizations, compiled layers.
 
-Run by scripts.benchmark.gpu; the aims stand in gpu_table.py.
+Run by scripts.benchmark.gpu; the aims are in gpu_table.py.
 """
 
 import statistics
@@ -34,35 +34,35 @@ from scripts.benchmark.gpu_setup import (
 
 
 def attention(settings: Settings, report: Report) -> None:
-    """Decides whether cuDNN's attention must be switched off: it may build a plan for every new shape, and encoder
-    batches have new shapes all the time. And what a mask costs, which keeps flash attention away."""
+    """Decides whether cuDNN attention must be disabled, since it may build a plan for every new shape and encoder
+    batches keep changing shape; and what a mask costs, which rules out flash attention."""
     device = set_up(settings)
     report.measure("priority of backends (0 math, 1 flash, 2 efficient, 3 cuDNN)", _priority, device)
     rng = np.random.default_rng(0)
     top = 32 if settings.tiny else 512
     every = [(n, length) for n in range(4, 60) for length in range(max(8, top // 4), top + 1)]
     shapes = [every[i] for i in rng.permutation(len(every))[:80]]
-    again: dict[str, dict[str, Any] | None] = {}
+    full_batch: dict[str, dict[str, Any] | None] = {}
     for number, (cudnn, masked) in enumerate(((True, False), (True, True), (False, False), (False, True))):
         name = f"cuDNN {'on' if cudnn else 'off'}, {'mask' if masked else 'no mask'}"
         own = shapes[20 * number : 20 * number + 20]
         report.measure(name, _new_shapes, settings, device, own, cudnn, masked)
-        again[name] = report.measure(f"{name}, full batch", _full_batch, settings, device, cudnn, masked)
+        full_batch[name] = report.measure(f"{name}, full batch", _full_batch, settings, device, cudnn, masked)
     for switch in ("on", "off"):
-        if (with_mask := again[f"cuDNN {switch}, mask"]) and (plain := again[f"cuDNN {switch}, no mask"]):
+        if (with_mask := full_batch[f"cuDNN {switch}, mask"]) and (plain := full_batch[f"cuDNN {switch}, no mask"]):
             report.figure(f"mask ÷ no mask, cuDNN {switch}", with_mask["ms"] / plain["ms"])
 
 
 def _priority(device: torch.device) -> str:
-    _call(device, 2, 16, masked=False)[0]()  # the order may be set when attention is first called
+    _call(device, 2, 16, masked=False)[0]()  # the order may be set on the first call
     order = getattr(torch._C, "_get_sdp_priority_order", None)
-    return " ".join(map(str, order())) if order else "not told by this torch"
+    return " ".join(map(str, order())) if order else "not available in this torch"
 
 
 def _call(
     device: torch.device, rows: int, length: int, masked: bool, heads: int = 12, width: int = 64
 ) -> tuple[Callable[[], None], tuple[Any, ...]]:
-    """Attention forward and backward as an encoder layer calls it, and its arguments."""
+    """A function that runs attention forward and backward as in an encoder layer, and its inputs."""
     shape = (rows, heads, length, width)
     query, key, value = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     mask = None
@@ -99,14 +99,14 @@ def _full_batch(settings: Settings, device: torch.device, cudnn: bool, masked: b
     call()
     milliseconds = 1000 * seconds_of(device, call, 5)
     choice = getattr(torch, "_fused_sdp_choice", None)
-    return {"ms": milliseconds, "backend": int(choice(*tensors)) if choice else "not told by this torch"}
+    return {"ms": milliseconds, "backend": int(choice(*tensors)) if choice else "not available in this torch"}
 
 
-# ---- waiting ---------------------------------------------------------------------------------------------------------
+# ---- synchronizations ------------------------------------------------------------------------------------------------
 
 
 class _InStep(TrainerCallback):
-    """Calls `begin` when step 2 has ended and `end` after so many steps more."""
+    """Calls `begin` after step 2 and `end` after `steps` more steps."""
 
     def __init__(self, begin: Callable[[], Any], end: Callable[[], Any], steps: int):
         self.begin, self.end, self.steps = begin, end, steps
@@ -119,7 +119,7 @@ class _InStep(TrainerCallback):
 
 
 def synchronizations(settings: Settings, report: Report) -> None:
-    """Decides where the CPU waits for the GPU in a step, by source line, and whether kernels or launches take the time."""
+    """Shows where in a step the CPU waits for the GPU, by source line, and whether kernels or launches dominate."""
     device = set_up(settings)
     report.measure("one step", _synchronizations, settings, report)
     report.measure("two steps under the profiler", _profiled, settings, report, device)
@@ -130,7 +130,7 @@ def _synchronizations(settings: Settings, report: Report) -> None:
         if settings.is_cuda:
             torch.cuda.set_sync_debug_mode("warn")
         else:
-            warnings.warn("a synchronizing operation, as if", stacklevel=1)
+            warnings.warn("simulated synchronizing operation", stacklevel=1)
 
     def end() -> None:
         if settings.is_cuda:
@@ -181,7 +181,7 @@ def _profiled(settings: Settings, report: Report, device: torch.device) -> None:
 
 
 def busy_seconds(events: list[Any]) -> float:
-    """Seconds in which at least one of the events ran."""
+    """Seconds during which at least one event ran."""
     total = end = 0.0
     for start, stop in sorted((event.time_range.start, event.time_range.end) for event in events):
         total += max(stop - max(start, end), 0)
@@ -193,8 +193,8 @@ def busy_seconds(events: list[Any]) -> float:
 
 
 def compile_layers(settings: Settings, report: Report) -> None:
-    """Decides whether --compile_layers is worth its minute: tokens/s after warming up against eager, how many graphs the
-    lengths make, and whether recomputation goes with it (it picks the same graph as the forward)."""
+    """Decides whether --compile_layers is worth a minute of compilation: tokens/s after warm-up against eager, the
+    number of graphs, and whether it works with recomputation (which must use the same graph as the forward pass)."""
     from torch._dynamo.utils import counters
 
     device = set_up(settings)
@@ -208,15 +208,15 @@ def compile_layers(settings: Settings, report: Report) -> None:
         torch._dynamo.reset()
         counters.clear()
         free_memory()
-        for kind, found in (("eager", eager), ("compiled", compiled)):
-            if found:
-                share = share_of_peak(build_model(settings), documents, found["real tokens/s"], peak_tflops)
+        for kind, result in (("eager", eager), ("compiled", compiled)):
+            if result:
+                share = share_of_peak(build_model(settings), documents, result["real tokens/s"], peak_tflops)
                 report.figure(f"{scenario}: share of the matmul peak, {kind}", share)
         if eager and compiled:
             report.figure(f"{scenario}: compiled ÷ eager", compiled["real tokens/s"] / eager["real tokens/s"])
 
 
 def _compiled_pass(settings: Settings, model: Model, documents: RandomDocuments) -> dict[str, Any]:
-    # When tiny, the same tracing without generating code, which takes minutes on a CPU.
+    # Tiny models are only traced: code generation takes minutes on a CPU.
     model.compile_layers("aot_eager" if settings.tiny else "inductor")
     return trained_pass(settings, model, documents)

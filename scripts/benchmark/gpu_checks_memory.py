@@ -1,6 +1,6 @@
-"""Checks on a GPU of memory: what a step takes beside what was planned, small cards, and long documents.
+"""GPU checks of memory: measured against planned, small cards, and long documents.
 
-Run by scripts.benchmark.gpu; the aims stand in gpu_table.py. GB are 2³⁰ bytes, as cards are sold.
+Run by scripts.benchmark.gpu; the aims are in gpu_table.py. GB means 2³⁰ bytes, as on the label of a card.
 """
 
 import copy
@@ -45,8 +45,7 @@ def in_gib(num_bytes: float, device: torch.device) -> float | str:
 def optimizer_step(
     model: Model, optimizer: torch.optim.Optimizer, batch: dict[str, Any], device: torch.device, precision: str
 ) -> None:
-    """Forward, backward and AdamW over one batch. Under fp16 the loss is scaled and nothing else done: the memory is the
-    same."""
+    """Forward, backward and AdamW step on one batch. For fp16, scaling the loss suffices to measure memory."""
     with autocast(device, precision):
         loss = model(**batch).loss
     (loss * 1024 if precision == "fp16" else loss).backward()
@@ -62,8 +61,8 @@ def adamw(model: Model, device: torch.device) -> torch.optim.Optimizer:
 
 
 def memory(settings: Settings, report: Report) -> None:
-    """Decides which settings fit which card, and whether the memory that a run plans is what it takes: RoBERTa-base,
-    4 documents × 20 chunks × 512 tokens, the second step's peak."""
+    """Decides which settings fit on which card, and whether the planned memory is accurate: RoBERTa-base, 4 documents ×
+    20 chunks × 512 tokens, peak of the second step."""
     device = set_up(settings)
     model = build_model(settings).to(device).train()
     batch = batch_of(films(settings, 4), device)
@@ -84,9 +83,9 @@ def _step_memory(
         model.gradient_checkpointing_enable()
     else:
         model.gradient_checkpointing_disable()
-    need = estimate_memory(model, lambda: autocast(device, precision))
+    estimate = estimate_memory(model, lambda: autocast(device, precision))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    planned = weights + need.peak(len(batch["input_ids"]), live_chunks)
+    planned = weights + estimate.peak(len(batch["input_ids"]), live_chunks)
     free_memory()
     optimizer = adamw(model, device)
     try:
@@ -110,7 +109,7 @@ def _step_memory(
 
 
 class MemoryWarnings(logging.Handler):
-    """Counts the warnings that a step ran out of memory."""
+    """Collects out-of-memory warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -129,21 +128,21 @@ class MemoryWarnings(logging.Handler):
 
 
 def small_cards(settings: Settings, report: Report) -> None:
-    """Decides whether the default settings run on cards of 8 to 24 GB, and what is best on each: live chunks `auto`, two
-    token budgets, training steps on the mix. Then an 8 GB card whose memory must run out: the loss must stay."""
+    """Decides whether the default settings run on cards of 8 to 24 GB, and which are best on each: live chunks `auto`,
+    two token budgets, on the mix. Also forces out-of-memory on an 8 GB card: the loss must not change."""
     device = set_up(settings)
     master = build_model(settings)
     steps = 2 if settings.tiny else 12
     documents = mix(settings, 8 * steps)
     for gib in CARDS:
-        found = {}
+        results = {}
         for budget in (64, 128) if settings.tiny else (4096, 16384):
             name = f"{gib} GB, token budget {budget}"
             if result := report.measure(name, _small_card, settings, device, master, documents, gib, budget, steps):
-                found[budget] = result
-        if found:
-            best = max(found, key=lambda budget: found[budget]["documents/s"])
-            live = found[best]["live chunks, auto"]
+                results[budget] = result
+        if results:
+            best = max(results, key=lambda budget: results[budget]["documents/s"])
+            live = results[best]["live chunks, auto"]
             report.figure(f"best on {gib} GB", f"token budget {best}, live chunks {live}")
     report.measure("8 GB, forced out of memory", _forced_out_of_memory, settings, device, master)
 
@@ -176,9 +175,9 @@ def _small_card(
 
 
 def _forced_out_of_memory(settings: Settings, device: torch.device, master: Model) -> dict[str, Any]:
-    """Two steps of films with all chunks alive, on the whole card and on 8 GB of it, without dropout, since smaller encoder
-    batches draw other random numbers."""
-    losses, messages, left = {}, [], 0
+    """Two steps on films without a limit of live chunks, with all memory and with 8 GB. Without dropout, as smaller
+    encoder batches draw other random numbers."""
+    losses, messages, live_chunks = {}, [], 0
     for gib in (None, 8):
         with card_of(device, gib) if gib else nullcontext(), MemoryWarnings() as warnings:
             model = copy.deepcopy(master)
@@ -191,22 +190,22 @@ def _forced_out_of_memory(settings: Settings, device: torch.device, master: Mode
                 settings, model, films(settings, 16), max_steps=2, logging_strategy="steps", logging_steps=1
             )
             trainer.train()
-            losses[gib], messages, left = clock.losses, warnings.messages, model.live_chunks
+            losses[gib], messages, live_chunks = clock.losses, warnings.messages, model.live_chunks
             del trainer, model
         free_memory()
     differences = [abs(one - other) for one, other in zip(losses[None], losses[8], strict=True)]
     if not messages:
         raise RuntimeError("memory did not run out")
-    return {"times": len(messages), "live chunks in the end": left, "loss difference": max(differences)}
+    return {"times": len(messages), "live chunks in the end": live_chunks, "loss difference": max(differences)}
 
 
 def _run_out_of_memory_once(model: Model) -> None:
-    """In place of a card that is too small, where there is none or the model is tiny."""
+    """Raise one artificial out-of-memory error, for CPUs and tiny models."""
     encode_chunks = model.encode_chunks
 
     def once(*args: Any, **kwargs: Any) -> torch.Tensor:
         model.encode_chunks = encode_chunks  # type: ignore[method-assign]
-        raise torch.OutOfMemoryError("out of memory, as if")
+        raise torch.OutOfMemoryError("simulated out-of-memory error")
 
     model.encode_chunks = once  # type: ignore[method-assign]
 
@@ -215,33 +214,33 @@ def _run_out_of_memory_once(model: Model) -> None:
 
 
 def length(settings: Settings, report: Report) -> None:
-    """Decides whether a document may be as long as it likes on an 8 GB card: one of 20, 200 and 2,000 chunks, live chunks
-    `auto` for the longest. Memory must stay flat and time linear."""
+    """Decides whether an 8 GB card can train on documents of any length: 20, 200 and 2,000 chunks, with live chunks
+    `auto` for the longest. Memory must be constant and time linear."""
     device = set_up(settings)
     counts = (4, 8, 40) if settings.tiny else (20, 200, 2000)
     model = build_model(settings, max_chunks=counts[-1]).to(device).train()
     budget = 64 if settings.tiny else None
     args = training_arguments(settings, per_device_train_batch_size=1, token_budget=budget)
     longest = documents_of(settings, [float(counts[-1])])
-    found = {}
+    results = {}
     with card_of(device, 8) as ballast:
         model.live_chunks = choose_live_chunks(model, longest.sizes(), args, lambda: autocast(device, "bf16"))
         report.figure("live chunks, auto", model.live_chunks)
         if settings.tiny:
             model.live_chunks = 2
         optimizer = adamw(model, device)
-        for count in (counts[0], *counts):  # the first twice: its first time warms up
+        for count in (counts[0], *counts):  # the first runs twice, for warm-up
             documents = documents_of(settings, [float(count)])
-            found[count] = report.measure(
+            results[count] = report.measure(
                 f"{count} chunks", _long_document, model, optimizer, documents, device, ballast
             )
-    if all(found.values()):
-        seconds = [found[count]["seconds"] / count for count in counts]
-        allocated = [found[count]["allocated, GiB"] for count in counts]
+    if all(results.values()):
+        seconds = [results[count]["seconds"] / count for count in counts]
+        allocated = [results[count]["allocated, GiB"] for count in counts]
         ratio = allocated[-1] / allocated[0] if settings.is_cuda else "cuda only"
         report.figure("memory, most chunks ÷ fewest", ratio)
         report.figure("time of a chunk, most chunks ÷ second most", seconds[-1] / seconds[-2])
-        power = np.polyfit(np.log(counts), np.log([found[count]["seconds"] for count in counts]), 1)[0]
+        power = np.polyfit(np.log(counts), np.log([results[count]["seconds"] for count in counts]), 1)[0]
         report.figure("time grows with chunks to the power", float(power))
 
 

@@ -1,7 +1,7 @@
-"""Checks on a GPU of whole runs and of several processes: ranks, prediction, explanation, the demo in each precision.
+"""GPU checks of complete runs and multiple processes: ranks, prediction, explanation, the demo in each precision.
 
-Run by scripts.benchmark.gpu; the aims stand in gpu_table.py. These checks' own processes never use CUDA: what they start
-does. Run by itself it is scripts.predict, and says on which device:
+Run by scripts.benchmark.gpu; the aims are in gpu_table.py. The processes of these checks never use CUDA, their
+child processes do. As a command, this module runs scripts.predict and prints the device it used:
 
     python -m scripts.benchmark.gpu_checks_runs --model DIR --source FILE --output FILE
 """
@@ -46,8 +46,8 @@ HIDDEN_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def ranks(settings: Settings, report: Report) -> None:
-    """Decides whether several processes train as one does: two on this card over gloo end with one process's weights, and
-    FSDP2 in bf16 trains over nccl (a world of one: it is the path that matters here)."""
+    """Decides whether multiple processes train like one: two on this card over gloo must reach the same weights, and
+    FSDP2 in bf16 must train over nccl (with world size 1, which exercises the code path)."""
     report.measure("one process and two", _one_and_two, settings, report)
     report.measure(
         "FSDP2, a world of one", in_fresh_process, settings, _sharded_run, settings, **_rank_environment(0, 1)
@@ -64,7 +64,7 @@ def _one_and_two(settings: Settings, report: Report) -> None:
 
 
 def _rank_environment(rank: int, world: int) -> dict[str, str]:
-    """As a launcher on one machine sets it, but that every process has the first card."""
+    """Environment of a single-node launcher, except that every process uses the first card."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def _rank_environment(rank: int, world: int) -> dict[str, str]:
 
 
 def _rank_run(settings: Settings, world: int) -> Any:
-    """Three steps of 16 documents; the first process's final weights."""
+    """Train three steps of 16 documents; returns the final weights on rank 0."""
     set_up(settings)
     length = min(128, chunk_length(settings))
     model = build_model(settings, dropout=0.0, length=length, layers=4, vocab_size=5000)
@@ -97,7 +97,7 @@ def _rank_run(settings: Settings, world: int) -> Any:
 
 
 def _sharded_run(settings: Settings) -> dict[str, Any]:
-    """Two steps, each layer of the encoder sharded by itself. On a CPU accelerate must be told that it is a GPU."""
+    """Train two steps with each encoder layer as an FSDP unit. On a CPU, accelerate is patched to treat it as a GPU."""
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
         "FSDP_VERSION": "2",
@@ -108,7 +108,7 @@ def _sharded_run(settings: Settings) -> dict[str, Any]:
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
     }
     if not settings.is_cuda:
-        _take_the_cpu_for_a_gpu()
+        _treat_cpu_as_gpu()
     set_up(settings)
     length = min(128, chunk_length(settings))
     precision = "bf16" if settings.is_cuda else "fp32"
@@ -126,22 +126,22 @@ def _sharded_run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _take_the_cpu_for_a_gpu() -> None:
-    start = PartialState.__init__
+def _treat_cpu_as_gpu() -> None:
+    init = PartialState.__init__
 
-    def start_as_on_gpus(self: PartialState, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
+    def patched_init(self: PartialState, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU:
             self.distributed_type = DistributedType.MULTI_GPU
 
-    PartialState.__init__ = start_as_on_gpus  # type: ignore[method-assign]
+    PartialState.__init__ = patched_init  # type: ignore[method-assign]
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def run_command(module: str, arguments: list[str]) -> float:
-    """Seconds of a command's `main`, in this process."""
+    """Run `main` of a command in this process; returns its duration in seconds."""
     sys.argv = [module, *arguments]
     os.chdir(ROOT)
     main = import_module(module).main
@@ -164,7 +164,7 @@ def prepare(source: Path, tokenizer: Path, output_dir: Path, fractions: str) -> 
 
 
 def save_tokenizer(folder: Path, vocab_size: int = 400) -> None:
-    """A byte-level BPE with RoBERTa's special tokens, learned from some stories."""
+    """Train a byte-level BPE with RoBERTa's special tokens on demo stories."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -181,7 +181,7 @@ def save_tokenizer(folder: Path, vocab_size: int = 400) -> None:
 
 
 def small_encoder(settings: Settings) -> RobertaConfig:
-    """Small enough for explanations on a CPU, which the device's are compared with."""
+    """An encoder small enough to compute the reference explanations on a CPU."""
     sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     if settings.tiny:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
@@ -192,8 +192,8 @@ def small_encoder(settings: Settings) -> RobertaConfig:
 
 
 def predict(settings: Settings, report: Report) -> None:
-    """Decides whether a trained model says on a GPU what it says on a CPU: scores, also under torchrun (and on which
-    device that is), chunks' contributions, and the words' scores of the report."""
+    """Decides whether predictions on a GPU match those on a CPU: scores, also under torchrun (and which device it
+    uses), contributions of chunks, and the word scores of the report."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = report.measure("a run's folder", in_fresh_process, settings, _build_run, settings, folder)
@@ -213,7 +213,7 @@ def predict(settings: Settings, report: Report) -> None:
 
 
 def _build_run(settings: Settings, folder: Path) -> str:
-    """A finished run's folder of random weights, and its dataset of 60 stories, 12 of them for the test."""
+    """Write a run with random weights, and its dataset of 60 stories, 12 of them in the test split."""
     set_up(settings)
     run = folder / "run"
     run.mkdir()
@@ -229,13 +229,13 @@ def _build_run(settings: Settings, folder: Path) -> str:
         temperature=1.0,
     )
     model = HierarchicalRobertaForSequenceClassification(config)
-    torch.nn.init.normal_(model.classifier.weight)  # so that scores differ from text to text
+    torch.nn.init.normal_(model.classifier.weight)  # so that scores differ between texts
     model.save_pretrained(run)
     return "built"
 
 
 def _threads(settings: Settings) -> list[str]:
-    """The commands run beside one another."""
+    """Thread options; the commands run in parallel."""
     return ["--cpu_threads", "1" if settings.tiny else "3"]
 
 
@@ -258,28 +258,28 @@ def _torchrun_predict(settings: Settings, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
     if done.returncode:
-        raise RuntimeError(f"torchrun ended with exit status {done.returncode}: {done.stderr.strip()[-400:]}")
+        raise RuntimeError(f"torchrun exited with status {done.returncode}: {done.stderr.strip()[-400:]}")
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"device"')))
 
 
 def _plain_predict(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
-    return predict_and_tell(_predict_arguments(settings, folder, name))
+    return predict_with_device(_predict_arguments(settings, folder, name))
 
 
-def predict_and_tell(arguments: list[str]) -> dict[str, Any]:
-    """scripts.predict, and the device that its pipeline is on."""
+def predict_with_device(arguments: list[str]) -> dict[str, Any]:
+    """Run scripts.predict; returns its duration and the device of its pipeline."""
     module = import_module("scripts.predict")
-    found = []
-    kind = module.HierarchicalClassificationPipeline
-    start = kind.__init__
+    devices = []
+    pipeline_class = module.HierarchicalClassificationPipeline
+    init = pipeline_class.__init__
 
-    def start_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
-        found.append(str(self.device))
+    def patched_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        devices.append(str(self.device))
 
-    kind.__init__ = start_and_tell
+    pipeline_class.__init__ = patched_init
     seconds = run_command("scripts.predict", arguments)
-    return {"device": found[0], "seconds": round(seconds, 2)}
+    return {"device": devices[0], "seconds": round(seconds, 2)}
 
 
 def _explain(settings: Settings, folder: Path, name: str) -> dict[str, Any]:
@@ -300,15 +300,15 @@ def _compare_scores(report: Report, folder: Path) -> None:
 
 
 def _compare_explanations(report: Report, folder: Path) -> None:
-    """Contributions of chunks, and scores of the words and sentences that both name (ones just above zero may differ)."""
+    """Compare chunk contributions, and scores of words and sentences in both outputs (some near zero may drop out)."""
     contributions, scores, shared, named = [0.0], [0.0], 0, 0
     ours, theirs = (_rows(folder / name / "evidence.jsonl") for name in ("report", "report_cpu"))
-    for mine, other in zip(ours, theirs, strict=True):
-        for one, two in zip(mine["chunks"], other["chunks"], strict=True):
+    for own, other in zip(ours, theirs, strict=True):
+        for one, two in zip(own["chunks"], other["chunks"], strict=True):
             contributions.append(abs(one["contribution"] - two["contribution"]))
         marked = [
             {(e["start"], e["end"]): e["score"] for s in row["evidence"] for e in (s, *s["words"])}
-            for row in (mine, other)
+            for row in (own, other)
         ]
         both = marked[0].keys() & marked[1].keys()
         shared, named = shared + len(both), named + len(marked[1])
@@ -322,10 +322,10 @@ def _compare_explanations(report: Report, folder: Path) -> None:
 
 
 def demo(settings: Settings, report: Report) -> None:
-    """Decides whether bf16 and fp16 cost anything in the end: the demo's test macro-F1 in each precision, against the
-    95 % interval of fp32's. Trained beside one another: their times say nothing."""
+    """Decides whether bf16 and fp16 cost quality: the demo's test macro-F1 in each precision must lie in the 95 %
+    interval of fp32. The runs train in parallel, so their times are not meaningful."""
     if settings.encoder is None and not settings.tiny:
-        report.figure("macro-F1", "not run: it needs --encoder, a folder with a real encoder such as MiniLM")
+        report.figure("macro-F1", "not run: requires --encoder with a pretrained encoder such as MiniLM")
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -354,7 +354,7 @@ def _demo_data(settings: Settings, folder: Path, encoder: Path) -> str:
 
 
 def _demo_run(settings: Settings, folder: Path, encoder: Path, precision: str) -> dict[str, Any]:
-    """train_hf.py with the demo's recipe; the test's macro-F1 with its 95 % interval."""
+    """Train the demo recipe; returns the test macro-F1 with its 95 % interval."""
     statistics = import_module("scripts.evaluation.statistics")
     output_dir = folder / precision
     arguments = ["--config", "scripts/recipes/demo.yaml", "--encoder", str(encoder), "--output_dir", str(output_dir)]
@@ -366,13 +366,13 @@ def _demo_run(settings: Settings, folder: Path, encoder: Path, precision: str) -
     os.chdir(ROOT)
     sys.argv = ["train_hf.py", *arguments]
     if status := import_module("train_hf").command():
-        raise RuntimeError(f"train_hf.py ended with exit status {status}")
+        raise RuntimeError(f"train_hf.py exited with status {status}")
     with open(output_dir / "predictions_test.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     labels, predicted = (np.array([LABELS.index(row[name]) for row in rows]) for name in ("label", "predicted"))
-    found = statistics.metrics_with_intervals(labels, predicted, list(LABELS), [0.3, 0.3, 0.4])["f1_macro"]
-    return {"macro-F1": found["value"], "from": found["low"], "to": found["high"], "documents": len(rows)}
+    f1 = statistics.metrics_with_intervals(labels, predicted, list(LABELS), [0.3, 0.3, 0.4])["f1_macro"]
+    return {"macro-F1": f1["value"], "from": f1["low"], "to": f1["high"], "documents": len(rows)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(predict_and_tell(sys.argv[1:])))
+    print(json.dumps(predict_with_device(sys.argv[1:])))

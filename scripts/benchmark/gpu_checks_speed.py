@@ -1,7 +1,7 @@
-"""Checks on a GPU of speed: against the padded loop, ModernBERT and the bare encoder, and by token budget.
+"""GPU checks of speed: compared with the padded loop, ModernBERT and the bare encoder, and by token budget.
 
-Run by scripts.benchmark.gpu; the aims stand in gpu_table.py. A pass is an epoch of training by WeightedTrainer, after one
-that warms up; its documents come in another order then, so that lengths of encoder batches are new ones.
+Run by scripts.benchmark.gpu; the aims are in gpu_table.py. A pass is a training epoch with WeightedTrainer, after a
+warm-up epoch with another document order, so that its encoder batches have new shapes.
 """
 
 from collections.abc import Callable
@@ -39,12 +39,12 @@ def scenarios(settings: Settings, documents: int = 64) -> dict[str, RandomDocume
 
 
 def trained_pass(
-    settings: Settings, model: Model, documents: RandomDocuments, precision: str = "bf16", **given: Any
+    settings: Settings, model: Model, documents: RandomDocuments, precision: str = "bf16", **overrides: Any
 ) -> dict[str, Any]:
-    """Rates of the second of two epochs, and its peak memory over the loaded model."""
+    """Throughput of the second of two epochs, and its peak memory above the loaded model."""
     if isinstance(model, PaddedLoop):
-        given["collator"] = PaddedCollator(1, model.config.max_chunks, model.config.chunk_length)
-    trainer, clock = trainer_for(settings, model, documents, precision, num_train_epochs=2, **given)
+        overrides["collator"] = PaddedCollator(1, model.config.max_chunks, model.config.chunk_length)
+    trainer, clock = trainer_for(settings, model, documents, precision, num_train_epochs=2, **overrides)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     trainer.train()
     seconds, allocated = clock.epochs[-1], clock.peaks[-1][0]
@@ -56,25 +56,24 @@ def trained_pass(
 
 
 def share_of_peak(model: Model, documents: RandomDocuments, tokens_per_second: float, peak_tflops: float) -> float:
-    """Floating-point operations of the encoder (6 × matrix weights × tokens + 12 · layers · L · D a token) a second ÷ the
-    measured matmul peak."""
+    """Floating-point operations of the encoder per second (see `encoder_flops`) ÷ the measured matmul peak."""
     lengths = documents.lengths()
     return encoder_flops(model, lengths) / sum(lengths) * tokens_per_second / peak_tflops / 1e12
 
 
 def ours(settings: Settings, live_chunks: int = 0) -> Model:
-    """As a run would have it that is told nothing of encoder batches."""
+    """The model with the default encoder batches."""
     model = build_model(settings)
     model.live_chunks = live_chunks
     return model
 
 
-# ---- against others --------------------------------------------------------------------------------------------------
+# ---- comparison ------------------------------------------------------------------------------------------------------
 
 
 def speed(settings: Settings, report: Report) -> None:
-    """Decides whether the design pays on a GPU: documents/s against the padded loop and ModernBERT, a step's time against
-    the bare encoder on as many tokens, and the share of what the device can multiply."""
+    """Decides whether the design pays off on a GPU: documents/s against the padded loop and ModernBERT, time per step
+    against the bare encoder on the same number of tokens, and the share of the matmul peak."""
     device = set_up(settings)
     peak_tflops = matmul_peak(settings, device, torch.bfloat16)
     report.figure("matmul peak bf16, TFLOP/s", peak_tflops)
@@ -84,7 +83,7 @@ def speed(settings: Settings, report: Report) -> None:
     most = 4 if settings.tiny else 20
     shipped: dict[str, Any] = {"attention_dropout": 0.1, "max_chunks": most}
     for scenario, documents in scenarios(settings).items():
-        found = {}
+        results = {}
         for name, build, precision, options in (
             ("ours", lambda: ours(settings), "bf16", {}),
             ("ours, 16 live chunks", lambda: ours(settings, live_chunks=4 if settings.tiny else 16), "bf16", {}),
@@ -94,14 +93,14 @@ def speed(settings: Settings, report: Report) -> None:
             ("padded, our precision and dropout", lambda: build_model(settings, PaddedLoop, max_chunks=most), "bf16", {}),
         ):  # fmt: skip
             row = f"{scenario}, {name}"
-            found[name] = report.measure(row, _built_and_trained, settings, build, documents, precision, options)
-        found["ModernBERT"] = report.measure(f"{scenario}, ModernBERT", _modernbert, settings, device, documents)
-        _ratios(report, scenario, found)
-        if mine := found["ours"]:
-            share = share_of_peak(build_model(settings), documents, mine["real tokens/s"], peak_tflops)
+            results[name] = report.measure(row, _built_and_trained, settings, build, documents, precision, options)
+        results["ModernBERT"] = report.measure(f"{scenario}, ModernBERT", _modernbert, settings, device, documents)
+        _ratios(report, scenario, results)
+        if own := results["ours"]:
+            share = share_of_peak(build_model(settings), documents, own["real tokens/s"], peak_tflops)
             report.figure(f"{scenario}, ours: share of the matmul peak", share)
             if bare:
-                report.figure(f"{scenario}, ours: step ÷ bare encoder", bare / mine["real tokens/s"])
+                report.figure(f"{scenario}, ours: step ÷ bare encoder", bare / own["real tokens/s"])
 
 
 def _built_and_trained(
@@ -110,14 +109,14 @@ def _built_and_trained(
     return trained_pass(settings, build(), documents, precision, **options)
 
 
-def _ratios(report: Report, scenario: str, found: dict[str, Any]) -> None:
-    mine = found["ours"]
-    for name, other in found.items():
-        if mine and other and not name.startswith("ours"):
-            ratio = mine["documents/s"] / other["documents/s"]
+def _ratios(report: Report, scenario: str, results: dict[str, Any]) -> None:
+    own = results["ours"]
+    for name, other in results.items():
+        if own and other and not name.startswith("ours"):
+            ratio = own["documents/s"] / other["documents/s"]
             report.figure(f"{scenario}, documents/s: ours ÷ {name}", ratio)
-    other = found["padded without checkpointing"]
-    for name, one in (("ours", mine), ("ours, 16 live chunks", found["ours, 16 live chunks"])):
+    other = results["padded without checkpointing"]
+    for name, one in (("ours", own), ("ours, 16 live chunks", results["ours, 16 live chunks"])):
         if one and other:
             sizes = one["GiB over the model"], other["GiB over the model"]
             ratio = "cuda only" if isinstance(sizes[0], str) else sizes[0] / sizes[1]
@@ -125,7 +124,7 @@ def _ratios(report: Report, scenario: str, found: dict[str, Any]) -> None:
 
 
 def _bare_encoder(settings: Settings, device: torch.device) -> float:
-    """Tokens a second of the encoder alone, forward and backward in bf16, in full batches of 64 × 512."""
+    """Tokens per second of the encoder alone, forward and backward in bf16, in full batches of 64 × 512."""
     encoder = build_model(settings).encoder.to(device).train()
     rows, length = (8 if settings.tiny else 64), chunk_length(settings)
     step = _dense_step(encoder, rows, length, device)
@@ -146,7 +145,7 @@ def _dense_step(encoder: torch.nn.Module, rows: int, length: int, device: torch.
 
 
 def _modernbert(settings: Settings, device: torch.device, documents: RandomDocuments) -> dict[str, Any]:
-    """A pass of ModernBERT-base's geometry over each document's first 8,192 tokens in one piece, 4 documents at once."""
+    """A pass of ModernBERT-base, randomly initialized, over each document's first 8,192 tokens, batch size 4."""
     longest = 64 if settings.tiny else 8192
     sizes: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 4, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
@@ -188,8 +187,8 @@ def _modernbert(settings: Settings, device: torch.device, documents: RandomDocum
 
 
 def budgets(settings: Settings, report: Report) -> None:
-    """Decides the token budget on a GPU and the cost of an encoder batch in tokens, by which padding is weighed: the fixed
-    cost in tokens is a/b of ms = a + b × tokens."""
+    """Decides the token budget on a GPU and `batch_cost`, the fixed cost of an encoder batch in tokens, weighed against
+    padding: a/b in ms = a + b × tokens."""
     device = set_up(settings)
     report.measure("encoder batch", _fixed_cost, settings, device)
     for scenario, documents in scenarios(settings).items():

@@ -1,7 +1,7 @@
-"""Runs checks, each in a process of its own with a time limit, and keeps what they measured up to then.
+"""Runs checks in separate processes with time limits, and keeps the figures of checks that fail or time out.
 
-A fork server imports the libraries once, before CUDA is used; a check is a fork of it, and initializes CUDA itself.
-Nothing heavy is imported here, so that the fork server's imports and the command's own go side by side.
+A fork server imports the libraries once, without initializing CUDA; each check is a fork of it and initializes CUDA
+itself. This module has no heavy imports, so that the fork server and the command import in parallel.
 """
 
 import gc
@@ -35,12 +35,12 @@ PRELOADED = [
     "scripts.evaluate_and_explain",
     "scripts.prepare_dataset",
 ]
-ENOUGH_TO_BEGIN = 5.0  # seconds
+MIN_SECONDS = 5.0  # no check is started with less time left
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check: its name, `module:function` (a module of this package, or a full name), and its limit in seconds."""
+    """A check: name, target `module:function` (module in this package or fully qualified), time limit in seconds."""
 
     name: str
     target: str
@@ -53,14 +53,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a check is told.
+    """Settings of a check.
 
     Attributes:
         device: "cuda", or "cpu" to test the checks.
-        tiny: tiny models and few steps.
-        output_dir: where logs go; a check's other files go into a temporary folder.
-        encoder: folder of a real encoder with its tokenizer, or None.
-        start: how processes are started, "forkserver", or "spawn" where importing alone has initialized CUDA.
+        tiny: use tiny models and few steps.
+        output_dir: directory for logs; other files of a check are temporary.
+        encoder: directory of a pretrained encoder with its tokenizer, or None.
+        start: start method of processes, "forkserver", or "spawn" if importing the libraries initializes CUDA.
     """
 
     device: str
@@ -75,28 +75,28 @@ class Settings:
 
 
 class Report:
-    """What a check has to say; each figure is sent at once, so that a check that is killed loses none."""
+    """Collects the figures of a check. Each is sent immediately, so that none is lost when the check is killed."""
 
     def __init__(self, send: Callable[[tuple[str, str, Any]], None]):
         self._send = send
 
     def figure(self, name: str, value: Any) -> None:
-        """A number, a text, a bool or a short list. `row: column` makes a table."""
+        """Report a number, string, bool or short list. Names of the form `row: column` are rendered as a table."""
         if isinstance(value, float) and not math.isfinite(value):
             value = str(value)
         print(f"{name} = {value}", flush=True)
         self._send(("figure", name, value))
 
     def measure(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A part of a check: what `function` returns becomes figures (a dict: `name: key` each). An error is kept and
-        does not end the check, for which the result is then None; what the part had on the device is freed."""
+        """Run a part of a check and report its result, a dict as `name: key` figures. An error is reported and does not
+        end the check; the result is None then. Device memory is freed afterwards."""
         started = time.monotonic()
         result = None
         try:
             result = function(*args, **kwargs)
         except Exception as error:
             traceback.print_exc()
-            self._send(("failed", name, in_words(error)))
+            self._send(("failed", name, format_error(error)))
             traceback.clear_frames(error.__traceback__)
         free_memory()
         print(f"({name}: {time.monotonic() - started:.1f} s)", flush=True)
@@ -108,8 +108,8 @@ class Report:
         return result
 
 
-def in_words(error: BaseException) -> str:
-    """An error as a paragraph, without this machine's folders."""
+def format_error(error: BaseException) -> str:
+    """Type and message of an error on one line, without local paths."""
     text = " ".join(str(error).split())
     for folder in (os.getcwd(), sys.prefix):
         text = text.replace(f"{folder}/", "")
@@ -117,29 +117,28 @@ def in_words(error: BaseException) -> str:
 
 
 def free_memory() -> None:
-    """Gives back what no tensor holds any more, so that the next measurement begins as this one did."""
+    """Free unused memory and reset peaks, so that every measurement starts from the same state."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        with suppress(RuntimeError):  # after a CUDA error nothing works, and the next part will say so
+        with suppress(RuntimeError):  # after a CUDA error every call fails; the next part reports it
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
 
 class Runner:
-    """Runs checks one after the other within so many seconds in all, from now on; `after_each` is called when a check's
-    line is written."""
+    """Runs checks one after another within `seconds` from now. Calls `after_each` after writing the line of a check."""
 
     def __init__(self, settings: Settings, seconds: float, after_each: Callable[[], Any] = lambda: None):
         self.settings, self.after_each = settings, after_each
         self.deadline = time.monotonic() + seconds
         self.path = settings.output_dir / "checks.jsonl"
         self.path.unlink(missing_ok=True)
-        # Asking whether there is a GPU must not initialize CUDA: a fork of a process that has cannot use it.
+        # torch.cuda.is_available() must not initialize CUDA: forks could not use it then.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         if settings.is_cuda:
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # WeightedTrainer drives one
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # WeightedTrainer uses one GPU per process
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         context = multiprocessing.get_context("forkserver")
@@ -149,34 +148,35 @@ class Runner:
         ensure_running()
 
     def run(self, checks: Sequence[Check]) -> None:
-        """A line of checks.jsonl for each, as it ends; those whose turn does not come are `not run`.
+        """Write a line to checks.jsonl as each check ends; checks that do not start in time are `not run`.
 
-        Where importing the libraries has initialized CUDA, a fork cannot use it: then checks are started afresh."""
-        left = list(checks)
+        If importing the libraries initialized CUDA, forks cannot use it: switch to spawned processes.
+        """
+        remaining = list(checks)
         try:
             self._wait_for_imports()
-            while left and self.deadline - time.monotonic() >= ENOUGH_TO_BEGIN:
-                check = left.pop(0)
+            while remaining and self.deadline - time.monotonic() >= MIN_SECONDS:
+                check = remaining.pop(0)
                 print(f"{check.name} …", flush=True)
                 if self._run_one(check).get("bad_fork"):
                     self.settings = replace(self.settings, start="spawn")
                     self._run_one(check)
         finally:
-            for check in left:
+            for check in remaining:
                 self._write({"check": check.name, "ok": False, "seconds": 0, "figures": {}, "error": "not run"})
 
     def _wait_for_imports(self) -> None:
-        """On a machine that has just started they take long, and are no part of the first check. Where the fork server
-        does not survive them, every check imports for itself."""
+        """Wait for the fork server's imports, which can be slow and must not count towards the first check. If the fork
+        server dies, switch to spawned processes."""
         started = time.monotonic()
         process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
         try:
             process.start()
             process.join(max(self.deadline - started, 0))
-            works = process.exitcode == 0
+            succeeded = process.exitcode == 0
         except (OSError, EOFError):
-            works = False
-        if not works:
+            succeeded = False
+        if not succeeded:
             self.settings = replace(self.settings, start="spawn")
         print(f"Imports: {time.monotonic() - started:.0f} s ({self.settings.start})", flush=True)
 
@@ -194,15 +194,15 @@ class Runner:
         context = multiprocessing.get_context(self.settings.start)
         receiver, sender = context.Pipe(duplex=False)
         scratch = tempfile.mkdtemp()
-        given = (check, self.settings, sender, scratch)
-        process = context.Process(target=run_in_child, args=given)  # type: ignore[attr-defined]
+        args = (check, self.settings, sender, scratch)
+        process = context.Process(target=run_in_child, args=args)  # type: ignore[attr-defined]
         try:
             process.start()
             sender.close()
             while not {"end", "error", "bad_fork"} & line.keys():
                 message = _receive(receiver, process, started + limit - time.monotonic())
                 if message is None:
-                    message = "error", "", f"stopped after {limit:.0f} s, its limit"
+                    message = "error", "", f"stopped after {limit:.0f} s (time limit)"
                 kind, name, value = message
                 if kind in ("figure", "failed"):
                     line["figures" if kind == "figure" else "failed"][name] = value
@@ -226,7 +226,7 @@ class Runner:
 
 
 def _receive(receiver: Connection, process: Any, seconds: float) -> tuple[str, str, Any] | None:
-    """The next message of a check; None when its time is up."""
+    """The next message of a check, or None on timeout."""
     ready = wait([receiver, process.sentinel], timeout=max(seconds, 0))
     if not ready:
         return None
@@ -234,28 +234,28 @@ def _receive(receiver: Connection, process: Any, seconds: float) -> tuple[str, s
         if receiver in ready or receiver.poll():
             return receiver.recv()
     process.join(5)
-    return "error", "", f"the process ended with exit status {process.exitcode} before the check did"
+    return "error", "", f"the process exited with status {process.exitcode} before the check finished"
 
 
 def kill_with_children(process: Any) -> None:
-    """End a check with everything that it started."""
+    """Kill a check and all its child processes."""
     if process.pid is None:
         return
     try:
-        family = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        family = []
+        children = []
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # its session; only those that began one of their own are left
-    for member in family:
+        os.killpg(process.pid, signal.SIGKILL)  # its session; children with sessions of their own are killed below
+    for child in children:
         with suppress(psutil.NoSuchProcess):
-            member.kill()
+            child.kill()
     process.kill()
     process.join(10)
 
 
 def run_in_child(check: Check, settings: Settings, sender: Connection, scratch: str) -> None:
-    """A check's process: a session of its own, its output in DIR/NAME.log, its files in a folder that goes with it."""
+    """Entry point of a check's process: a new session, output to NAME.log, temporary files in `scratch`."""
     os.setsid()
     tempfile.tempdir = os.environ["TMPDIR"] = scratch
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -270,7 +270,7 @@ def run_in_child(check: Check, settings: Settings, sender: Connection, scratch: 
         function(settings, Report(sender.send))
     except BaseException as error:
         traceback.print_exc()
-        sender.send(("error", "", in_words(error)))
+        sender.send(("error", "", format_error(error)))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -278,13 +278,13 @@ def run_in_child(check: Check, settings: Settings, sender: Connection, scratch: 
 
 
 def in_fresh_process(settings: Settings, function: Callable[..., Any], *args: Any, **environment: str) -> Any:
-    """What `function(*args)` returns in a process of its own, in which CUDA is not initialized yet, with these
-    environment variables. This process must not have used CUDA either."""
+    """Run `function(*args)` in a new process with additional environment variables and without CUDA initialized. The
+    calling process must not have used CUDA either."""
     return finish(begin(settings, function, *args, **environment))
 
 
 def begin(settings: Settings, function: Callable[..., Any], *args: Any, **environment: str) -> tuple[Any, Connection]:
-    """As `in_fresh_process`, without waiting: give what this returns to `finish`."""
+    """As `in_fresh_process`, without waiting; pass the result to `finish`."""
     context = multiprocessing.get_context("fork" if settings.start == "forkserver" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, args, environment))  # type: ignore[attr-defined]
@@ -294,10 +294,10 @@ def begin(settings: Settings, function: Callable[..., Any], *args: Any, **enviro
 
 
 def finish(begun: tuple[Any, Connection], seconds: float = 40.0) -> Any:
-    """The result of what `begin` began, for which it has so many seconds from now on.
+    """Wait up to `seconds` for the result of a process started by `begin`.
 
     Raises:
-        RuntimeError: it failed; the message says how.
+        RuntimeError: the function failed or timed out.
     """
     process, receiver = begun
     error, result = f"no result after {seconds:.0f} s", None
@@ -306,7 +306,7 @@ def finish(begun: tuple[Any, Connection], seconds: float = 40.0) -> Any:
             error, result = receiver.recv()
         except EOFError:
             process.join(5)
-            error = f"the process ended with exit status {process.exitcode}"
+            error = f"the process exited with status {process.exitcode}"
     kill_with_children(process)
     if error:
         raise RuntimeError(error)
@@ -319,7 +319,7 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple, environ
         sender.send((None, function(*args)))
     except BaseException as error:
         traceback.print_exc()
-        sender.send((in_words(error), None))
+        sender.send((format_error(error), None))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # no interpreter shutdown: threads of gloo and nccl can hang there
+    os._exit(0)  # skip interpreter shutdown, where gloo and nccl threads can hang

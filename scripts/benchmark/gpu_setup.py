@@ -1,4 +1,4 @@
-"""What the checks on a GPU share: models of random weights, documents of random tokens, training, clocks and memory.
+"""Shared by the GPU checks: randomly initialized models, random documents, training, timing and memory.
 
 B documents, N chunks in the batch, L tokens of a chunk.
 """
@@ -34,7 +34,7 @@ CLASS_WEIGHTS = (0.54, 1.21, 2.97)
 
 
 def set_up(settings: Settings) -> torch.device:
-    """A check's first call: seeds, quiet libraries, the attention that training takes, and the device."""
+    """Set seeds, logging and the attention implementation; returns the device. Every check calls this first."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(0)
@@ -45,7 +45,7 @@ def set_up(settings: Settings) -> torch.device:
 
 
 def precisions(settings: Settings) -> tuple[str, ...]:
-    """Those that the device has; accelerate has no fp16 on a CPU."""
+    """Precisions supported on the device; accelerate does not support fp16 on CPU."""
     return ("fp32", "bf16", "fp16") if settings.is_cuda else ("fp32", "bf16")
 
 
@@ -57,7 +57,7 @@ def chunk_length(settings: Settings) -> int:
 
 
 def encoder_config(settings: Settings, layers: int = 12, vocab_size: int = 50265, **fields: Any) -> RobertaConfig:
-    """RoBERTa-base's geometry, or a tiny one. Fewer layers and tokens make checkpoints small where speed is not asked."""
+    """Config of RoBERTa-base, or a tiny one. Fewer layers and tokens keep checkpoints small."""
     if settings.tiny:
         sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 37}
         return RobertaConfig(vocab_size=99, num_hidden_layers=2, max_position_embeddings=66, **sizes, **fields)
@@ -75,9 +75,9 @@ def build_model(
     max_chunks: int = 20,
     **fields: Any,
 ) -> HierarchicalRobertaForSequenceClassification:
-    """A classifier of random weights on the CPU, the same ones every time. (They are drawn once, which takes seconds.)"""
+    """A classifier on the CPU with the same random weights in every call. Cached, as initialization takes seconds."""
     key = repr((kind, dropout, attention_dropout, length, max_chunks, fields))
-    if key not in _drawn:
+    if key not in _models:
         torch.manual_seed(0)
         encoder = encoder_config(
             settings, hidden_dropout_prob=dropout, attention_probs_dropout_prob=attention_dropout, **fields
@@ -89,22 +89,20 @@ def build_model(
             max_chunks=max_chunks,
             classifier_dropout=dropout,
         )
-        _drawn[key] = kind(config)
-        _drawn[key].token_budget = 64 if settings.tiny else None
-    return copy.deepcopy(_drawn[key])
+        _models[key] = kind(config)
+        _models[key].token_budget = 64 if settings.tiny else None
+    return copy.deepcopy(_models[key])
 
 
-_drawn: dict[str, HierarchicalRobertaForSequenceClassification] = {}
+_models: dict[str, HierarchicalRobertaForSequenceClassification] = {}
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
 class RandomDocuments(Dataset):
-    """Documents of random tokens; `sizes` gives each one's length in chunks, a fraction for a shorter one.
-
-    A document of 3.4 chunks has four, near-equal as the chunker makes them; one of 20 has 20 full ones.
-    """
+    """Documents of random tokens. `sizes` are their lengths in chunks; a document of size 3.4 has four chunks of
+    similar length, as made by the chunker, and one of size 20 has 20 full chunks."""
 
     def __init__(self, sizes: Sequence[float], length: int, vocab_size: int = 50265, seed: int = 0):
         rng = np.random.default_rng(seed)
@@ -124,11 +122,11 @@ class RandomDocuments(Dataset):
         return self.items[index]
 
     def lengths(self) -> list[int]:
-        """Tokens of every chunk."""
+        """Number of tokens of every chunk."""
         return [len(chunk) for item in self.items for chunk in item["input_ids"]]
 
     def sizes(self) -> SplitLengths:
-        """Chunks of each document and the mean tokens of one, as `choose_live_chunks` takes them."""
+        """Number of chunks and mean chunk length of each document, for `choose_live_chunks`."""
         chunks = [item["input_ids"] for item in self.items]
         return SplitLengths(
             np.array([len(each) for each in chunks]),
@@ -137,24 +135,24 @@ class RandomDocuments(Dataset):
 
 
 def documents_of(settings: Settings, sizes: Sequence[float], length: int | None = None) -> RandomDocuments:
-    vocab_size = 99 if settings.tiny else 5000  # every check's encoder has these
+    vocab_size = 99 if settings.tiny else 5000  # below the vocabulary size of every check's encoder
     return RandomDocuments(sizes, length or chunk_length(settings), vocab_size)
 
 
 def mix(settings: Settings, count: int) -> RandomDocuments:
-    """Documents of 1 to 20 chunks, 6 on average, hardly two chunks of the same length."""
+    """Documents of 1 to 20 chunks, 6 on average, of varying chunk length."""
     if settings.tiny:
         return documents_of(settings, [1 + size % 3 for size in (MIX * 4)[: min(count, 8)]])
     return documents_of(settings, [MIX[i % len(MIX)] for i in range(count)])
 
 
 def films(settings: Settings, count: int) -> RandomDocuments:
-    """Documents of 20 full chunks."""
+    """Documents of 20 full-length chunks."""
     return documents_of(settings, [4.0] * min(count, 4) if settings.tiny else [20.0] * count)
 
 
 def batch_of(documents: RandomDocuments, device: torch.device, count: int | None = None) -> dict[str, Any]:
-    """The first documents as one batch on the device."""
+    """The first `count` documents as one batch on the device."""
     batch = DocumentCollator(PAD)([documents[i] for i in range(count or len(documents))])
     return send_to_device(batch, device)
 
@@ -166,8 +164,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
 
 
-def training_arguments(settings: Settings, precision: str = "bf16", **given: Any) -> HierarchicalTrainingArguments:
-    """Arguments of a training that saves and evaluates nothing, unless told to."""
+def training_arguments(settings: Settings, precision: str = "bf16", **overrides: Any) -> HierarchicalTrainingArguments:
+    """Training arguments without saving and evaluation by default."""
     defaults: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
         "use_cpu": not settings.is_cuda,
@@ -182,17 +180,17 @@ def training_arguments(settings: Settings, precision: str = "bf16", **given: Any
         "bf16": precision == "bf16",
         "fp16": precision == "fp16",
     }
-    return HierarchicalTrainingArguments(**(defaults | given))
+    return HierarchicalTrainingArguments(**(defaults | overrides))
 
 
 class Clock(TrainerCallback):
-    """Times the steps and epochs of a training, waiting for the device at each end.
+    """Times steps and epochs, synchronizing the device at the start and end of each.
 
     Attributes:
         steps: seconds of each optimizer step.
         epochs: seconds of each epoch.
-        losses: the losses that were logged.
-        peaks: (allocated, reserved) bytes at the most in each epoch.
+        losses: logged losses.
+        peaks: peak (allocated, reserved) bytes of each epoch.
     """
 
     def __init__(self, device: torch.device):
@@ -228,10 +226,10 @@ def trainer_for(
     documents: RandomDocuments,
     precision: str = "bf16",
     collator: Callable[..., Any] | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> tuple[WeightedTrainer, Clock]:
-    """WeightedTrainer with class weights, and its clock. It trains the documents in batches of 4 × 2 by default."""
-    arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2} | given
+    """A WeightedTrainer with class weights, and its clock. The default batch size is 4 × 2 accumulation steps."""
+    arguments = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2} | overrides
     args = training_arguments(settings, precision, **arguments)
     clock = Clock(args.device)
     trainer = WeightedTrainer(
@@ -251,16 +249,16 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients in fp64; the model has none afterwards."""
+    """The gradients in fp64. Zeroes them in the model."""
     gradients = {name: p.grad.detach().double() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return gradients
 
 
 def largest_difference(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
-    """The largest difference of a number ÷ the largest number of its tensor. A tensor whose numbers are all below a
-    thousandth of the largest of all, such as the gradient of the keys' bias, which is zero but for rounding, is measured
-    by that thousandth."""
+    """Maximum over the tensors of the largest absolute difference ÷ the largest absolute value in the tensor, which is
+    at least 1e-3 of the largest value of all tensors: some, like the gradient of the key bias, are zero up to
+    rounding."""
     largest = {name: float(tensor.abs().max()) for name, tensor in ours.items()}
     floor = 1e-3 * max(largest.values())
     return max(
@@ -270,7 +268,7 @@ def largest_difference(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Te
 
 
 def relative_error(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference ÷ norm, over all numbers."""
+    """Norm of the difference ÷ norm, over all tensors."""
     difference = sum(float((theirs[name] - tensor).pow(2).sum()) for name, tensor in ours.items())
     return (difference / sum(float(tensor.pow(2).sum()) for tensor in ours.values())) ** 0.5
 
@@ -279,14 +277,14 @@ def relative_error(theirs: dict[str, torch.Tensor], ours: dict[str, torch.Tensor
 
 
 def now(device: torch.device) -> float:
-    """The time when the device has done what it was given."""
+    """Current time after synchronizing the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def seconds_of(device: torch.device, function: Callable[[], Any], times: int = 1) -> float:
-    """Seconds of a call, on average over so many."""
+    """Mean duration of a call in seconds."""
     started = now(device)
     for _ in range(times):
         function()
@@ -300,7 +298,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> tuple[int, int]:
-    """Bytes allocated and reserved at the most since `reset_peak`; (0, 0) on a CPU."""
+    """Peak bytes (allocated, reserved) since `reset_peak`; (0, 0) on CPU."""
     if device.type != "cuda":
         return 0, 0
     return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -308,20 +306,21 @@ def peak(device: torch.device) -> tuple[int, int]:
 
 @contextmanager
 def card_of(device: torch.device, gib: float) -> Iterator[int]:
-    """As on a card of so much memory: a ballast tensor takes the rest. Gives the ballast's bytes, 0 on a CPU.
+    """Simulate a card with `gib` of memory by allocating the rest as ballast. Yields the bytes of the ballast, 0 on
+    CPU.
 
-    What the CUDA context takes is part of the card, as it is on a small one. (set_per_process_memory_fraction would not
-    do: mem_get_info, from which live chunks are chosen, does not see it.)
+    The CUDA context counts towards `gib`, as on a real card. set_per_process_memory_fraction does not work here:
+    mem_get_info, from which live chunks are chosen, ignores it.
     """
     if device.type != "cuda":
         yield 0
         return
-    torch.ones(256, 256, device=device).mm(torch.ones(256, 256, device=device))  # cuBLAS's workspace comes first
+    torch.ones(256, 256, device=device).mm(torch.ones(256, 256, device=device))  # allocate the cuBLAS workspace first
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     num_bytes = int(torch.cuda.mem_get_info(device)[1] - gib * GIB)
     if num_bytes <= 0:
-        raise ValueError(f"this card has less than {gib:g} GiB")
+        raise ValueError(f"this card has less than {gib:g} GiB of memory")
     ballast = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     try:
         yield ballast.numel()
@@ -331,7 +330,7 @@ def card_of(device: torch.device, gib: float) -> Iterator[int]:
 
 
 def context_bytes(device: torch.device) -> int:
-    """What is used on the card beside torch's allocator: the CUDA context, libraries, other processes."""
+    """Bytes used outside torch's allocator: CUDA context, libraries, other processes."""
     if device.type != "cuda":
         return 0
     free, total = torch.cuda.mem_get_info(device)
@@ -339,7 +338,7 @@ def context_bytes(device: torch.device) -> int:
 
 
 def matmul_peak(settings: Settings, device: torch.device, dtype: torch.dtype, times: int = 5) -> float:
-    """TFLOP/s of a product of large square matrices, the best of a few."""
+    """TFLOP/s of multiplying large square matrices, best of `times`."""
     size = 256 if settings.tiny else 8192
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     left @ right
@@ -348,8 +347,8 @@ def matmul_peak(settings: Settings, device: torch.device, dtype: torch.dtype, ti
 
 
 def encoder_flops(model: HierarchicalRobertaForSequenceClassification, lengths: Sequence[int]) -> float:
-    """Floating-point operations of a training step over chunks of these lengths, forward and backward:
-    6 × the layers' matrix weights × tokens, and 12 · layers · L · D per token for attention."""
+    """Floating-point operations of a forward and backward pass over chunks of these lengths:
+    6 × matrix weights of the layers × tokens, and 12 · layers · L · D per token for attention."""
     layers = model.encoder_layers()
     matrices = sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.dim() == 2)
     tokens, squares = sum(lengths), sum(length**2 for length in lengths)

@@ -1,4 +1,4 @@
-"""checks.jsonl → gpu.md: what was measured, beside what it should be."""
+"""Render checks.jsonl as gpu.md: measurements next to their targets."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 Line = dict[str, Any]
 
-# check/figure (with wildcards) → (comparison, bound). The first that matches counts.
+# check/figure (with wildcards) → (comparison, bound). The first match applies.
 AIMS: dict[str, tuple[str, Any]] = {
     "exactness/logits, CPU ↔ device": ("≤", 2e-5),
     "exactness/gradients, CPU ↔ device": ("≤", 2e-5),
@@ -40,7 +40,7 @@ AIMS: dict[str, tuple[str, Any]] = {
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of checks.jsonl; none where nothing was run."""
+    """Lines of checks.jsonl; empty if the file does not exist."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -52,7 +52,7 @@ def aim_of(check: str, figure: str) -> tuple[str, Any] | None:
 
 
 def is_met(value: Any, aim: tuple[str, Any], device: str) -> bool:
-    """Whether a figure is what it should be; a text where a number is expected is not."""
+    """Whether a figure meets its aim. False for text where a number is expected."""
     comparison, bound = aim
     if comparison == "starts with":
         return str(value).startswith(device)
@@ -87,39 +87,39 @@ def format_value(value: Any) -> str:
 
 
 def markdown(lines: Sequence[Line], names: Iterable[str] = ()) -> str:
-    """What was run where, a line a check, and a topic a check; checks of `names` without a line were not asked for."""
-    found = {line["check"]: line for line in lines}
-    environment = found.get("environment", {}).get("figures", {})
+    """The environment, an overview, and a section per check. Checks of `names` without a line were not selected."""
+    by_name = {line["check"]: line for line in lines}
+    environment = by_name.get("environment", {}).get("figures", {})
     device = str(environment.get("device type", "cuda"))
-    parts = ["# Measured on a GPU", _environment(environment), _overview(lines, device)]
+    parts = ["# GPU benchmark", _environment(environment), _overview(lines, device)]
     if device != "cuda":
-        parts.insert(1, "**Not a GPU: these figures say that the checks work, and nothing else.**")
+        parts.insert(1, "**Not run on a GPU: these figures only show that the checks work.**")
     if missed := list(_missed(lines, device)):
         parts.append("Aims not met:\n\n" + "\n".join(f"- {text}" for text in missed))
     parts += [_topic(line, device) for line in lines if line["figures"] or line.get("failed")]
-    if absent := [name for name in names if name not in found]:
-        parts.append(f"Not asked for: {', '.join(absent)}.")
+    if absent := [name for name in names if name not in by_name]:
+        parts.append(f"Not selected: {', '.join(absent)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def _environment(figures: dict[str, Any]) -> str:
     first = ("device", "device type", "torch", "CUDA", "cuDNN", "driver")
     known = [f"{name} {format_value(figures[name])}" for name in first if name in figures]
-    return ", ".join(known) + "." if known else "The environment was not read."
+    return ", ".join(known) + "." if known else "Environment unknown."
 
 
 def _overview(lines: Sequence[Line], device: str) -> str:
     rows = ["| check | result | seconds | aims met |", "|---|---|---|---|"]
     for line in lines:
-        judged = [is_met(value, aim, device) for _, value, aim in _judged(line)]
+        met = [is_met(value, aim, device) for _, value, aim in _with_aims(line)]
         result = "ok" if line["ok"] else line.get("error") or f"{len(line.get('failed', {}))} parts failed"
-        aims = f"{sum(judged)} of {len(judged)}" if judged else ""
+        aims = f"{sum(met)} of {len(met)}" if met else ""
         rows.append(f"| {line['check']} | {format_value(result)} | {line['seconds']:.0f} | {aims} |")
     return "\n".join(rows)
 
 
-def _judged(line: Line) -> Iterator[tuple[str, Any, tuple[str, Any]]]:
-    """The figures that have an aim, each with it."""
+def _with_aims(line: Line) -> Iterator[tuple[str, Any, tuple[str, Any]]]:
+    """Figures that have an aim, with the aim."""
     for name, value in line["figures"].items():
         if (aim := aim_of(line["check"], name)) and not is_skipped(value):
             yield name, value, aim
@@ -127,13 +127,13 @@ def _judged(line: Line) -> Iterator[tuple[str, Any, tuple[str, Any]]]:
 
 def _missed(lines: Sequence[Line], device: str) -> Iterator[str]:
     for line in lines:
-        for name, value, aim in _judged(line):
+        for name, value, aim in _with_aims(line):
             if not is_met(value, aim, device):
                 yield f"{line['check']}, {name}: {format_value(value)}, aim {aim_text(aim, device)}"
 
 
 def is_skipped(value: Any) -> bool:
-    """Whether a figure says that there was nothing to measure here."""
+    """Whether a figure states that it was not measured."""
     return isinstance(value, str) and value.startswith(("cuda only", "not run", "does not fit"))
 
 
@@ -145,7 +145,7 @@ def _cell(check: str, name: str, value: Any, device: str) -> str:
 
 
 def _topic(line: Line, device: str) -> str:
-    """Single figures in a list with their aims; those named `row: column` as a table."""
+    """A table of single figures with their aims, and tables of figures named `row: column`."""
     check, figures = line["check"], line["figures"]
     single = {name: value for name, value in figures.items() if ": " not in name}
     parts = [f"## {check}"]
@@ -162,7 +162,7 @@ def _topic(line: Line, device: str) -> str:
 
 
 def _matrices(check: str, figures: dict[str, Any], device: str) -> list[str]:
-    """A table for each set of rows that have the same columns."""
+    """One table per set of rows with the same columns."""
     rows: dict[str, dict[str, str]] = {}
     for name, value in figures.items():
         row, _, column = name.partition(": ")

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a stretch of work. Only torch is needed: the neighbours' environment uses it too."""
+"""Measure time and peak memory. Depends only on torch: the third-party environment uses it, too."""
 
 import re
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 class Meter:
-    """Made when the model is loaded: what was used then is not counted.
+    """Measures time and peak memory above what is in use on creation, i.e. when the model is loaded.
 
     Peak memory is resident memory (Linux) or, on CUDA, allocated memory.
     """
@@ -20,7 +20,7 @@ class Meter:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
         self.loaded = self._memory("VmRSS")
 
     def start(self) -> None:

@@ -1,5 +1,5 @@
-"""The design that this project replaces, as a reference to measure against: every document padded to `max_chunks`
-chunks of `chunk_length` tokens, a loop over chunk positions, the whole graph kept. Same weights, same mathematics.
+"""Reference implementation of the design that this project replaces: every document is padded to `max_chunks` chunks of
+`chunk_length` tokens, a loop runs over chunk positions, and all activations are kept. Same weights, same results.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from modeling.hierarchical_roberta.pooling import mean_of_tokens
 
 
 class PaddedLoop(HierarchicalRobertaForSequenceClassification):
-    """Encodes `max_chunks` positions one after the other, the empty ones too, and pools the real ones."""
+    """Encodes all `max_chunks` positions one by one, including empty ones, and pools the real chunks."""
 
     def forward(  # type: ignore[override]
         self,
@@ -26,7 +26,7 @@ class PaddedLoop(HierarchicalRobertaForSequenceClassification):
         num_chunks: torch.Tensor,
         labels: torch.Tensor | None = None,
     ) -> HierarchicalOutput:
-        """Rate documents.
+        """Classify documents.
 
         Args:
             input_ids: (B, C, L) with C always `max_chunks` and L always `chunk_length`.
@@ -56,7 +56,7 @@ class PaddedCollator:
     def __call__(self, documents: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids_BCL = torch.full((len(documents), self.max_chunks, self.chunk_length), self.pad_token_id)
         mask_BCL = torch.zeros_like(ids_BCL)
-        # An empty chunk shows its first token: attention over nothing would be NaN.
+        # Unmask the first token of empty chunks: attention over no tokens is NaN.
         mask_BCL[:, :, 0] = 1
         for row, document in enumerate(documents):
             for position, chunk in enumerate(document["input_ids"]):

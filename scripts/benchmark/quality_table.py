@@ -1,4 +1,4 @@
-"""What scripts.benchmark.quality measured, as figures and as a table.
+"""Results of scripts.benchmark.quality as metrics and as a table.
 
 B documents, K labels, R resamples, S seeds.
 """
@@ -18,7 +18,7 @@ REFERENCE = "tfidf"
 
 
 def read_scores(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, np.ndarray]]:
-    """id → (label, scores (K,)) from predictions_test.csv."""
+    """id → (label id, scores (K,)) from predictions_test.csv."""
     with open(folder / "predictions_test.csv", encoding="utf-8", newline="") as file:
         return {
             row["id"]: (list(names).index(row["label"]), np.array([float(row[name]) for name in names]))
@@ -27,7 +27,7 @@ def read_scores(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, np.n
 
 
 def macro_f1(labels_B: np.ndarray, predicted_B: np.ndarray, rows_RB: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Macro-F1 of each of R choices of documents, (R,)."""
+    """Macro-F1 on each of R samples of documents, (R,)."""
     num_labels = len(names)
     cells_B = labels_B * num_labels + predicted_B
     confusion_RKK = np.stack([np.bincount(cells_B[rows], minlength=num_labels**2) for rows in rows_RB])
@@ -35,7 +35,7 @@ def macro_f1(labels_B: np.ndarray, predicted_B: np.ndarray, rows_RB: np.ndarray,
 
 
 def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) -> np.ndarray:
-    """In each fold the so many documents that have the highest score for the severest class, (B,) of 0 and 1."""
+    """Flag the `counts[fold]` documents with the highest score of the most severe class per fold, (B,) of 0 and 1."""
     marked_B = np.zeros(len(scores_BK))
     for fold, count in counts.items():
         rows = np.flatnonzero(folds_B == fold)
@@ -44,64 +44,65 @@ def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) 
 
 
 class PairedComparison:
-    """Compares systems with TF-IDF on the same documents, by a paired bootstrap over them (Efron 1979)."""
+    """Paired bootstrap comparison (Efron 1979) of systems with TF-IDF on the same documents."""
 
     def __init__(self, labels_B: np.ndarray, folds_B: np.ndarray, names: Sequence[str], reference_BK: np.ndarray):
         self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
-        self.is_severest_B = labels_B == len(names) - 1
-        rated_B = reference_BK.argmax(axis=1) == len(names) - 1
-        self.counts = {int(fold): int(rated_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
+        self.is_most_severe_B = labels_B == len(names) - 1
+        flagged_B = reference_BK.argmax(axis=1) == len(names) - 1
+        self.counts = {int(fold): int(flagged_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
         self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
         self.reference = self.measured(reference_BK[None])
 
     def measured(self, scores_SBK: np.ndarray) -> dict[str, np.ndarray]:
-        """`f1` (1 + R,) and `missed_at_rate` (1 + R,): first on the documents as they are, then on the resamples; means
-        over the seeds."""
-        whole_1B = np.arange(len(self.labels_B))[None]
-        rows = (whole_1B, self.rows_RB)
+        """`f1` and `missed_at_rate`, each (1 + R,): on all documents, then on each resample; means over seeds."""
+        all_1B = np.arange(len(self.labels_B))[None]
+        rows = (all_1B, self.rows_RB)
         f1 = [
             np.concatenate([macro_f1(self.labels_B, scores_BK.argmax(axis=1), r, self.names) for r in rows])
             for scores_BK in scores_SBK
         ]
-        caught_B = np.mean([flagged(one, self.folds_B, self.counts) for one in scores_SBK], axis=0) * self.is_severest_B
-        missed = [1 - caught_B[r].sum(axis=1) / np.maximum(self.is_severest_B[r].sum(axis=1), 1) for r in rows]
+        caught_B = (
+            np.mean([flagged(one, self.folds_B, self.counts) for one in scores_SBK], axis=0) * self.is_most_severe_B
+        )
+        missed = [1 - caught_B[r].sum(axis=1) / np.maximum(self.is_most_severe_B[r].sum(axis=1), 1) for r in rows]
         return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
 
     def figures(self, scores_SBK: np.ndarray) -> dict[str, Any]:
-        """What is told of a system."""
-        own = self.measured(scores_SBK)
-        less = {name: own[name] - self.reference[name] for name in own}
+        """Metrics of a system and their differences from TF-IDF."""
+        measured = self.measured(scores_SBK)
+        differences = {name: measured[name] - self.reference[name] for name in measured}
         by_fold = np.zeros(len(self.counts))
-        for place, fold in enumerate(self.counts):
+        for index, fold in enumerate(self.counts):
             rows_1B = np.flatnonzero(self.folds_B == fold)[None]
             f1 = [macro_f1(self.labels_B, one.argmax(axis=1), rows_1B, self.names)[0] for one in scores_SBK]
-            by_fold[place] = np.mean(f1)
+            by_fold[index] = np.mean(f1)
         right_SB = scores_SBK.argmax(axis=2) == self.labels_B
         in_class = [self.labels_B == k for k in range(len(self.names))]
         return {
             "seeds": len(scores_SBK),
             "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
             "by_fold": by_fold.tolist(),
-            "f1_macro_less_tfidf": interval(less["f1"][0], less["f1"][1:]),
+            "f1_macro_less_tfidf": interval(differences["f1"][0], differences["f1"][1:]),
             "recall": [float((right_SB & of_B).sum(axis=1).mean() / max(of_B.sum(), 1)) for of_B in in_class],
-            "missed_at_rate": float(own["missed_at_rate"][0]),
-            "missed_at_rate_less_tfidf": interval(less["missed_at_rate"][0], less["missed_at_rate"][1:]),
+            "missed_at_rate": float(measured["missed_at_rate"][0]),
+            "missed_at_rate_less_tfidf": interval(differences["missed_at_rate"][0], differences["missed_at_rate"][1:]),
         }
 
 
 def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tuple[int, int], Path]]:
-    """system → (fold, seed) → folder of the runs that are done."""
+    """system → (fold, seed) → directory of each finished run."""
     done: dict[str, dict[tuple[int, int], Path]] = {name: {} for name in seeds}
-    for name, its_seeds in seeds.items():
+    for name, system_seeds in seeds.items():
         for path in sorted(runs.glob(f"{name}/fold-*-seed-*/cost.json")):
             number, run_seed = map(int, path.parent.name.split("-")[1::2])
-            if run_seed in its_seeds:
+            if run_seed in system_seeds:
                 done[name][number, run_seed] = path.parent
     return done
 
 
 def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
-    """Mean seconds and the highest peak of runs, where they are known."""
+    """Mean duration and maximum peak memory of runs, if known."""
     costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
     seconds = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
     peaks = [cost["peak_mib"] for cost in costs if cost["peak_mib"] is not None]
@@ -109,13 +110,13 @@ def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
 
 
 def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> dict[str, Any]:
-    """Each system's figures over the folds that all of them have finished, and its difference to TF-IDF.
+    """Metrics of each system on the folds that all systems have finished, and their differences from TF-IDF.
 
-    `missed_at_rate` is the share of the severest class that is not flagged when, in each fold, as many documents are
-    flagged as TF-IDF rates so: those with the highest score.
+    `missed_at_rate` is the share of the most severe class that is not flagged when each fold flags as many documents,
+    those with the highest score, as TF-IDF predicts to be of that class.
 
     Args:
-        seeds: of each system, whose folder in `runs` it names.
+        seeds: system → seeds; the system is the name of its directory in `runs`.
     """
     done = finished_runs(runs, seeds)
     folds = sorted({fold for fold, _ in done[REFERENCE]})
@@ -124,49 +125,58 @@ def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> di
         return {"folds": 0, "labels": list(names), "systems": {}}
     labels: list[int] = []
     fold_of: list[int] = []
-    scores: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in its_seeds] for name, its_seeds in seeds.items()}
+    scores: dict[str, list[list[np.ndarray]]] = {
+        name: [[] for _ in system_seeds] for name, system_seeds in seeds.items()
+    }
     for fold in folds:
         reference = read_scores(done[REFERENCE][fold, seeds[REFERENCE][0]], names)
         labels += [label for label, _ in reference.values()]
         fold_of += [fold] * len(reference)
-        for name, its_seeds in seeds.items():
-            for place, seed in enumerate(its_seeds):
+        for name, system_seeds in seeds.items():
+            for index, seed in enumerate(system_seeds):
                 by_id = read_scores(done[name][fold, seed], names)
-                scores[name][place] += [by_id[id_][1] for id_ in reference]
-    scores_SBK = {name: np.array(of) for name, of in scores.items()}
-    judge = PairedComparison(np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0])
+                scores[name][index] += [by_id[id_][1] for id_ in reference]
+    scores_SBK = {name: np.array(by_seed) for name, by_seed in scores.items()}
+    comparison = PairedComparison(np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0])
     systems = {
-        name: judge.figures(of) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
-        for name, of in scores_SBK.items()
+        name: comparison.figures(system_SBK)
+        | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
+        for name, system_SBK in scores_SBK.items()
     }
     return {"folds": len(folds), "documents": len(labels), "labels": list(names), "systems": systems}
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The table, the best first."""
+    """The results as a Markdown table, best system first."""
     if not measured["systems"]:
-        return "No fold is finished by all systems yet.\n"
-    severest = measured["labels"][-1]
-    head = ["", "macro-F1, folds", "less TF-IDF [95 %]", f"recall {' / '.join(measured['labels'])}"]
-    head += [f"{severest} missed at TF-IDF's flag rate", "less TF-IDF [95 %]", "seeds", "s a run", "peak MiB"]
+        return "No fold has been finished by all systems yet.\n"
+    most_severe = measured["labels"][-1]
+    head = ["", "macro-F1 over folds", "difference from TF-IDF [95 %]", f"recall {' / '.join(measured['labels'])}"]
+    head += [
+        f"{most_severe} missed at TF-IDF's flag rate",
+        "difference from TF-IDF [95 %]",
+        "seeds",
+        "s per run",
+        "peak MiB",
+    ]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     order = sorted(measured["systems"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
-    for name, of in order:
-        f1 = of["f1_macro"]
+    for name, system in order:
+        f1 = system["f1_macro"]
         cells = [
             name,
             f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
-            "" if name == REFERENCE else format_interval(of["f1_macro_less_tfidf"]),
-            " / ".join(f"{recall:.2f}" for recall in of["recall"]),
-            f"{of['missed_at_rate']:.3f}",
-            "" if name == REFERENCE else format_interval(of["missed_at_rate_less_tfidf"]),
-            str(of["seeds"]),
-            "" if of["seconds"] is None else f"{of['seconds']:.0f}",
-            "" if of["peak_mib"] is None else f"{of['peak_mib']:.0f}",
+            "" if name == REFERENCE else format_interval(system["f1_macro_less_tfidf"]),
+            " / ".join(f"{recall:.2f}" for recall in system["recall"]),
+            f"{system['missed_at_rate']:.3f}",
+            "" if name == REFERENCE else format_interval(system["missed_at_rate_less_tfidf"]),
+            str(system["seeds"]),
+            "" if system["seconds"] is None else f"{system['seconds']:.0f}",
+            "" if system["peak_mib"] is None else f"{system['peak_mib']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    note = f"{measured['documents']} documents in {measured['folds']} folds; deviation between the folds. Where an encoder is frozen, "
-    note += "it read all documents once before; that is not in the seconds of a run."
+    note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
+    note += "Run times of frozen encoders exclude the one-off encoding of all documents."
     if measured.get("first_chunk_length"):
         note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
     return "\n".join([*lines, "", note, ""])

@@ -1,5 +1,4 @@
-"""Documents of a known number of chunks, cut from the demo's stories or from a source of texts; and how evenly such documents
-are distributed over many ranks."""
+"""Documents with a given number of chunks, cut from demo stories or a source, and their balance over ranks."""
 
 from collections.abc import Iterator
 
@@ -11,12 +10,12 @@ from data.readers import read_rows
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 from modeling.training.sampling import balance_across_ranks
 
-# 49 real chunks in 8 documents of 1 to 20: padding to 20 makes 160 of them.
+# 8 documents of 1 to 20 chunks, 49 in total; padding to 20 makes 160.
 MIX = (3.4, 19.8, 0.7, 6.5, 1.3, 9.6, 4.2, 2.1)
 
 
 def stories() -> Iterator[str]:
-    """The demo's stories without end."""
+    """An infinite stream of demo stories."""
     seed = 0
     while True:
         yield from (document["text"] for document in demo_corpus(100, seed=seed))
@@ -35,7 +34,7 @@ def cut(text: str, num_tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def documents_of(chunks: tuple[float, ...], chunk_length: int, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """A document for each number of chunks (a fraction for the last), of stories one after the other."""
+    """Concatenate stories to one document per number of chunks; a fraction makes the last chunk shorter."""
     source, documents = stories(), []
     for number in chunks:
         num_tokens = max(1, round(number * (chunk_length - 2)))
@@ -57,15 +56,15 @@ def evenness(
     hidden_size: int = 384,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Mean ÷ maximum of the ranks' costs in a step, averaged over steps: as `WeightedTrainer` deals the documents out,
-    and in a random order. 1 means that all ranks finish together.
+    """Mean ÷ maximum cost over the ranks in a step, averaged over steps, for `WeightedTrainer`'s balanced order and for
+    a random order. 1 means that all ranks finish at the same time.
 
     Args:
-        num_tokens: tokens of each document of the data set; steps draw from them (again, where there are too few).
-        documents_each: documents that a rank reads in an optimizer step.
+        num_tokens: number of tokens of each document; steps sample from them (with replacement if there are too few).
+        documents_each: documents per rank and optimizer step.
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {"dealt out": [], "random": []}
+    balance: dict[str, list[float]] = {"dealt out": [], "random": []}
     for _ in range(STEPS if ranks < 1000 else STEPS // 4):
         count = ranks * documents_each
         tokens = rng.choice(num_tokens, count, replace=count > len(num_tokens))
@@ -73,5 +72,5 @@ def evenness(
         costs = tokens * (1 + tokens / chunks / (6 * hidden_size))
         for name, order in (("dealt out", balance_across_ranks(costs.tolist(), ranks, 1)), ("random", range(count))):
             totals = costs[list(order)].reshape(documents_each, ranks).sum(axis=0)
-            found[name].append(float(totals.mean() / totals.max()))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            balance[name].append(float(totals.mean() / totals.max()))
+    return {name: float(np.mean(values)) for name, values in balance.items()}

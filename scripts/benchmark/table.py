@@ -1,4 +1,4 @@
-"""The benchmark's results as Markdown and as a picture."""
+"""Benchmark results as Markdown tables and as a figure."""
 
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,38 @@ Results = dict[str, dict[str, Any]]
 
 
 def markdown(results: Results) -> str:
-    """Tables: seconds, rates, memory, and the ratios to ours."""
+    """Tables of time, throughput and memory, with ratios to ours."""
     parts = []
     for scenario, title in (
-        ("mix", "8 documents of 1–20 chunks of 512 tokens (49 in all), one training pass"),
+        ("mix", "8 documents of 1–20 chunks of 512 tokens (49 in total), one training pass"),
         ("whole", "2 documents of 20 chunks of 512 tokens, one training pass"),
-        ("roofline 256", "The mix at 256 tokens a chunk, against the bare encoder on as many tokens"),
-        ("roofline 512", "The mix at 512 tokens a chunk, against the bare encoder on as many tokens"),
+        ("roofline 256", "The mix at 256 tokens per chunk, against the bare encoder on the same number of tokens"),
+        ("roofline 512", "The mix at 512 tokens per chunk, against the bare encoder on the same number of tokens"),
     ):
-        if found := results.get(scenario):
-            parts.append(f"**{title}**\n\n{systems_table(found)}")
+        if systems := results.get(scenario):
+            parts.append(f"**{title}**\n\n{systems_table(systems)}")
     if any(name.startswith("growth") for name in results):
-        parts.append(f"**One document, more and more chunks of 256 tokens**\n\n{growth_table(results)}")
+        parts.append(f"**One document of increasing length, in chunks of 256 tokens**\n\n{growth_table(results)}")
     if frozen := results.get("frozen", {}).get("frozen encoder"):
         parts.append(
-            f"**Frozen encoder**: first epoch {frozen['seconds']:.2f} s (every chunk is encoded), a later one "
+            f"**Frozen encoder**: first epoch {frozen['seconds']:.2f} s (encodes every chunk), later epochs "
             f"{frozen['later_seconds']:.4f} s: {frozen['seconds'] / frozen['later_seconds']:.0f} times faster."
         )
     if ranks := results.get("ranks"):
         rows = [f"| {number} | {even['dealt out']:.3f} | {even['random']:.3f} |" for number, even in ranks.items()]
-        head = "| ranks | dealt out | random order |\n|---|---|---|\n"
-        parts.append(f"**Mean ÷ maximum cost of a step over ranks (simulated)**\n\n{head}" + "\n".join(rows))
+        head = "| ranks | balanced order | random order |\n|---|---|---|\n"
+        parts.append(f"**Load balance: mean ÷ maximum cost over ranks (simulated)**\n\n{head}" + "\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
 
-def systems_table(found: dict[str, Any]) -> str:
-    ours = found["ours"]
+def systems_table(systems: dict[str, Any]) -> str:
+    ours = systems["ours"]
     lines = [
-        "| | seconds | documents/s | real tokens/s | peak MiB over the model | time ÷ ours | memory ÷ ours |",
+        "| | seconds | documents/s | real tokens/s | peak MiB above the model | time ÷ ours | memory ÷ ours |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, one in found.items():
-        seconds, peak = one["seconds"], one["peak_mib"]
+    for name, result in systems.items():
+        seconds, peak = result["seconds"], result["peak_mib"]
         lines.append(
             f"| {name} | {seconds:.2f} | {ours['documents'] / seconds:.2f} | {ours['tokens'] / seconds:,.0f} | {peak:,.0f} "
             f"| {seconds / ours['seconds']:.2f} | {peak / ours['peak_mib']:.2f} |"
@@ -53,12 +53,12 @@ def systems_table(found: dict[str, Any]) -> str:
 
 
 def growth_of(results: Results) -> dict[str, list[tuple[int, float, float]]]:
-    """Contestant → (chunks, seconds, peak MiB) of each length."""
+    """System → (chunks, seconds, peak MiB) of each length."""
     growth: dict[str, list[tuple[int, float, float]]] = {}
-    for scenario, found in results.items():
+    for scenario, systems in results.items():
         if scenario.startswith("growth"):
-            for name, one in found.items():
-                growth.setdefault(name, []).append((int(scenario.split()[1]), one["seconds"], one["peak_mib"]))
+            for name, result in systems.items():
+                growth.setdefault(name, []).append((int(scenario.split()[1]), result["seconds"], result["peak_mib"]))
     return growth
 
 
@@ -73,7 +73,7 @@ def growth_table(results: Results) -> str:
         long = np.array([(chunks, seconds) for chunks, seconds, _ in rows if 5 <= chunks <= 200])
         if len(long) > 3:
             slope = np.polyfit(np.log(long[:, 0]), np.log(long[:, 1]), 1)[0]
-            lines.append(f"\n{name}: time grows with chunks to the power {slope:.3f} (5 to 200 chunks).")
+            lines.append(f"\n{name}: time grows with the number of chunks to the power {slope:.3f} (5 to 200 chunks).")
         peaks = {chunks: peak for chunks, _, peak in rows}
         for many in (200, 2000):
             if many in peaks and 20 in peaks:
@@ -82,7 +82,7 @@ def growth_table(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Seconds and memory against the number of chunks, of a document."""
+    """Plot time and memory against the number of chunks of a document."""
     growth = growth_of(results)
     if not growth:
         return
@@ -91,8 +91,8 @@ def draw(results: Results, path: Path) -> None:
         chunks, seconds, peaks = zip(*sorted(rows), strict=True)
         axes[0].plot(chunks, seconds, marker="o", label=name)
         axes[1].plot(chunks, peaks, marker="o", label=name)
-    for axis, title in zip(axes, ("seconds a training pass", "peak MiB over the loaded model"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="chunks of a document (256 tokens each)", title=title)
+    for axis, title in zip(axes, ("seconds per training pass", "peak MiB above the loaded model"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="chunks per document (256 tokens each)", title=title)
         axis.grid(visible=True, alpha=0.3)
         for each in (axis.xaxis, axis.yaxis):
             each.set_major_formatter("{x:,g}")

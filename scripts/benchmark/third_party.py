@@ -1,9 +1,9 @@
-"""Two other projects on the same documents and weights, in an environment of their own (`make bench` makes it).
+"""Benchmark two third-party libraries on the same documents and weights, in a separate environment (see `make bench`).
 
     PYTHON -m scripts.benchmark.third_party '{"system": "BELT", …}'
 
-BELT (belt-nlp, PyPI) encodes every chunk padded to its full length and averages the chunks' logits; Simple Transformers
-(simpletransformers, PyPI) makes an example of each window. Both without overlap, in their own defaults otherwise.
+BELT (belt-nlp on PyPI) pads every chunk to full length and averages the logits of the chunks; Simple Transformers
+(simpletransformers on PyPI) treats each chunk as an example. Both without overlap, otherwise with their defaults.
 """
 
 import json
@@ -25,7 +25,7 @@ def belt(spec: dict[str, Any], texts: list[str], labels: list[int]) -> Meter:
 
     encoder = AutoModel.from_pretrained(spec["encoder"])
     network = BertNN(encoder, 3)
-    network.linear = torch.nn.Linear(encoder.config.hidden_size, 3)  # it takes 768 for granted
+    network.linear = torch.nn.Linear(encoder.config.hidden_size, 3)  # BELT hardcodes 768
     model = BertClassifierWithPooling(
         num_labels=3,
         batch_size=spec["batch"],

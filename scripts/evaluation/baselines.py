@@ -1,4 +1,4 @@
-"""What simpler models reach on the same split."""
+"""Baselines on the same split."""
 
 from typing import Any
 
@@ -11,28 +11,28 @@ from sklearn.preprocessing import StandardScaler
 
 
 def tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
-    """TF-IDF of single words over the whole text, class-balanced logistic regression: probabilities of `test`, (B, K)."""
+    """Class-balanced logistic regression on unigram TF-IDF of the full text: probabilities of `test`, (B, K)."""
     model = make_pipeline(
         TfidfVectorizer(sublinear_tf=True), LogisticRegression(class_weight="balanced", max_iter=2000, C=10.0)
     )
     model.fit(train["text"], np.asarray(train["label"]))
-    return of_all_classes(model, test["text"], train.features["label"].num_classes)
+    return predict_all_classes(model, test["text"], train.features["label"].num_classes)
 
 
 def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
-    """Always the most frequent training label, (B,)."""
+    """The most frequent training label for every document, (B,)."""
     return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
 
 
 def vector_scores(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray, num_labels: int) -> np.ndarray:
-    """Class-balanced logistic regression on standardised vectors of the documents: the test's probabilities, (B, K)."""
+    """Class-balanced logistic regression on standardized document vectors: probabilities of `test_BD`, (B, K)."""
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000, C=0.1))
     model.fit(train_BD, labels_B)
-    return of_all_classes(model, test_BD, num_labels)
+    return predict_all_classes(model, test_BD, num_labels)
 
 
-def of_all_classes(model: Any, documents: Any, num_labels: int) -> np.ndarray:
-    """Probabilities (B, K), 0 for a class of which there was no training document."""
+def predict_all_classes(model: Any, documents: Any, num_labels: int) -> np.ndarray:
+    """Probabilities (B, K), 0 for a class without training documents."""
     scores_BK = np.zeros((len(documents), num_labels))
     scores_BK[:, model.classes_] = model.predict_proba(documents)
     return scores_BK

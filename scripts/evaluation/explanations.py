@@ -1,6 +1,6 @@
-"""What the model read, and which chunks and sentences its rating stands on.
+"""Predictions with the attributions of their chunks and sentences.
 
-B documents, C chunks of a document that were read, L tokens, D hidden, K labels.
+B documents, C chunks of a document that the model read, L tokens, D hidden, K labels.
 """
 
 from collections.abc import Iterator
@@ -20,13 +20,21 @@ from modeling.hierarchical_roberta.pipeline import batches_by_tokens
 from modeling.hierarchical_roberta.precision import full_precision
 from modeling.token_attribution import token_attributions
 
-# Token attributions are made of so many chunks, those that contribute most.
+# Number of chunks per document, the strongest ones, that get token attributions.
 EXPLAINED_CHUNKS = 3
 
 
 @dataclass
 class Sentence:
-    """A sentence of an explained chunk: characters of the text, flat tokens, and what it adds to the log-odds."""
+    """A sentence of an explained chunk.
+
+    Attributes:
+        chunk: index of the chunk among those read.
+        start: first character in the text; `end` is exclusive.
+        first_token: index in the document's tokens; `end_token` is exclusive.
+        score: contribution to the log-odds of the predicted label.
+        words: `{"start", "end", "score"}` of each word.
+    """
 
     chunk: int
     start: int
@@ -39,13 +47,14 @@ class Sentence:
 
 @dataclass
 class DocumentResult:
-    """A document as the model read it.
+    """Prediction and explanation of one document.
 
     Attributes:
-        bounds: all chunks in flat tokens, read or not; `read` which of them were.
-        spans: the same in characters of the text.
-        contributions: (C,) of the predicted label.
-        sentences: of the explained chunks, strongest first.
+        read: indices of the chunks that the model read.
+        bounds: token span of every chunk in the document's tokens, including those not read.
+        spans: character span of every chunk.
+        contributions: (C,) leave-one-out contributions to the predicted label.
+        sentences: sentences of the explained chunks, strongest first.
     """
 
     index: int
@@ -67,19 +76,19 @@ class DocumentResult:
         return len(self.read) < len(self.bounds)
 
     def strongest(self, number: int = 1) -> list[int]:
-        """The chunks that contribute most, as places among those read."""
+        """The chunks that contribute most, as indices into `read`."""
         return np.argsort(-self.contributions, kind="stable")[:number].tolist()
 
-    def span_of(self, place: int) -> tuple[int, int]:
-        """Characters of a chunk that was read."""
-        return self.spans[self.read[place]]
+    def span_of(self, position: int) -> tuple[int, int]:
+        """Character span of the chunk at `position` in `read`."""
+        return self.spans[self.read[position]]
 
 
 @torch.no_grad()
 def read_documents(
     model: HierarchicalRobertaForSequenceClassification, chunked: ChunkedDocuments, collator: DocumentCollator
 ) -> Iterator[DocumentResult]:
-    """Every document of a split, in its order, in fp32."""
+    """Predict every document of a split in fp32, in order."""
     items = ({**chunked[index], "index": index} for index in range(len(chunked)))
     for batch in batches_by_tokens(items, 8 * model.encoder_batch_size()[0]):
         inputs = send_to_device(collator(batch), model.device)
@@ -87,8 +96,8 @@ def read_documents(
         with full_precision(model.device):
             output = model(**inputs)
         counts = [len(lengths) for lengths in inputs["chunk_lengths"]]
-        # On the host: a split's embeddings may be more than a device holds beside the model.
-        values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
+        # On the CPU: the embeddings of a split may not fit on the device.
+        values = [value.cpu() for value in (output.logits, output.chunk_features, output.chunk_weights)]
         parts = (values[0], values[1].split(counts), values[2].split(counts))
         for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
@@ -97,8 +106,8 @@ def read_documents(
 
 
 def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """All chunks of a document, in flat tokens and in characters (0 to 0 for an empty text, and where the characters are
-    not known, as in the older tensors)."""
+    """Token and character spans of all chunks of a document. Character spans are (0, 0) for an empty text and for
+    legacy tensors, which have no offsets."""
     row = chunked.documents.with_format("numpy", columns=["input_ids", "token_start", "token_end", "token_break"])[
         index
     ]
@@ -108,53 +117,53 @@ def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int
     return bounds, [(int(row["token_start"][a]), int(row["token_end"][b - 1])) for a, b in bounds]
 
 
-def explain_chunks(model: HierarchicalRobertaForSequenceClassification, readings: list[DocumentResult]) -> None:
-    """Fill in the contributions of each document's chunks to its predicted label."""
-    for reading in readings:
-        reading.contributions = leave_one_out_attributions(model, reading.chunk_CD, reading.predicted).cpu().numpy()
+def explain_chunks(model: HierarchicalRobertaForSequenceClassification, results: list[DocumentResult]) -> None:
+    """Set `contributions` of each result, for its predicted label."""
+    for result in results:
+        result.contributions = leave_one_out_attributions(model, result.chunk_CD, result.predicted).cpu().numpy()
 
 
 def explain_sentences(
     model: HierarchicalRobertaForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     chunked: ChunkedDocuments,
-    readings: list[DocumentResult],
+    results: list[DocumentResult],
 ) -> None:
-    """Fill in the sentences of each document's strongest chunks, by token attributions summed to words and sentences."""
-    blank = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.pad_token_id
+    """Set `sentences` of each result: token attributions of its strongest chunks, summed over words and sentences."""
+    mask_id = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.pad_token_id
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     documents = chunked.documents.with_format(
         "numpy", columns=["input_ids", "token_start", "token_end", "token_break", "text"]
     )
-    for reading in readings:
-        reading.sentences = []
-        row = documents[reading.index]
-        found: list[Sentence] = []
-        for place in reading.strongest(EXPLAINED_CHUNKS) if len(row["input_ids"]) else []:
-            first, end = reading.bounds[reading.read[place]]
+    for result in results:
+        result.sentences = []
+        row = documents[result.index]
+        candidates: list[Sentence] = []
+        for position in result.strongest(EXPLAINED_CHUNKS) if len(row["input_ids"]) else []:
+            first, end = result.bounds[result.read[position]]
             ids_L = torch.from_numpy(chunked.chunker.with_special_tokens(row["input_ids"][first:end])).to(model.device)
-            blank_L = ids_L.clone()
+            baseline_L = ids_L.clone()
             before = len(chunked.chunker.prefix)
-            blank_L[before : before + end - first] = blank
-            scores_L = token_attributions(model, ids_L, blank_L, reading.chunk_CD, place, reading.predicted)
+            baseline_L[before : before + end - first] = mask_id
+            scores_L = token_attributions(model, ids_L, baseline_L, result.chunk_CD, position, result.predicted)
             scores = scores_L[before : before + end - first].cpu().numpy()
-            found += sentences_of(row, first, end, scores, place)
-        # Chunks that overlap share sentences: each counts once, where it is strongest.
-        found.sort(key=lambda sentence: -sentence.score)
+            candidates += sentences_of(row, first, end, scores, position)
+        # Overlapping chunks share sentences: keep each once, where it is strongest.
+        candidates.sort(key=lambda sentence: -sentence.score)
         seen: set[tuple[int, int]] = set()
-        for sentence in found:
+        for sentence in candidates:
             if not any(sentence.start < end and start < sentence.end for start, end in seen):
                 seen.add((sentence.start, sentence.end))
-                reading.sentences.append(sentence)
+                result.sentences.append(sentence)
     for parameter in parameters:
         parameter.requires_grad_(True)
 
 
 def sentences_of(row: dict[str, Any], first: int, end: int, scores: np.ndarray, chunk: int) -> list[Sentence]:
-    """The sentences of a chunk, each with the sum of its tokens' scores and its words with theirs. Tokens between two
-    sentences that stand for white space belong to the one before."""
+    """Sentences of a chunk, with scores summed over their tokens and words. Whitespace tokens between two sentences
+    count towards the first."""
     breaks = np.flatnonzero(row["token_break"][first:end] > 0)
     starts = [0, *(int(start) for start in breaks if start > 0)]
     sentences: list[Sentence] = []
@@ -170,13 +179,13 @@ def sentences_of(row: dict[str, Any], first: int, end: int, scores: np.ndarray, 
 
 
 def words_of(row: dict[str, Any], first: int, end: int, scores: np.ndarray) -> list[dict[str, Any]]:
-    """Tokens joined to words: one begins after white space, whose own tokens count with the word beside them."""
+    """Merge tokens into whitespace-separated words; whitespace tokens count towards the adjacent word."""
     text = str(row["text"])
     words: list[dict[str, Any]] = []
     carried = 0.0
-    for place, score in zip(range(first, end), scores.tolist(), strict=True):
-        start, stop = int(row["token_start"][place]), int(row["token_end"][place])
-        # Some tokenizers count the space before a word as its own.
+    for position, score in zip(range(first, end), scores.tolist(), strict=True):
+        start, stop = int(row["token_start"][position]), int(row["token_end"][position])
+        # Some tokenizers include the preceding space in a word's offsets.
         start += len(text[start:stop]) - len(text[start:stop].lstrip())
         if start == stop and words:
             words[-1]["score"] += score

@@ -1,4 +1,4 @@
-"""The report's figures, as PNG."""
+"""Figures of the report, as PNG."""
 
 import io
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from sklearn.metrics import auc, precision_recall_curve, roc_curve
 from modeling.training.calibration import reliability
 
 matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # what stands between two dollars in a label is no formula
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+matplotlib.rcParams["text.parse_math"] = False  # labels may contain dollar signs
+# Okabe and Ito's palette, distinguishable by colour-blind readers.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 
@@ -35,8 +35,8 @@ def _axes(x: str, y: str, columns: int = 1) -> tuple[Figure, list[Any]]:
 
 
 def confusion_figure(confusion_KK: np.ndarray, names: Sequence[str]) -> bytes:
-    """Counts in the cells, their share of the true label as the shade."""
-    figure, [axes] = _axes("rated", "labelled")
+    """Confusion matrix: counts, shaded by their share of the label."""
+    figure, [axes] = _axes("prediction", "label")
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
     axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
     axes.grid(visible=False)
@@ -49,7 +49,7 @@ def confusion_figure(confusion_KK: np.ndarray, names: Sequence[str]) -> bytes:
 
 
 def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[str]) -> bytes:
-    """Precision against recall, and true against false positives, of each class against the rest."""
+    """Precision-recall and ROC curves, one class against the rest."""
     figure, [left, right] = _axes("", "", columns=2)
     for k, name in enumerate(names):
         is_class = labels_B == k
@@ -59,20 +59,20 @@ def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[s
         precision, recall, _ = precision_recall_curve(is_class, scores_BK[:, k])
         left.plot(recall, precision, label=name, **line)
         false, true, _ = roc_curve(is_class, scores_BK[:, k])
-        right.plot(false, true, label=f"{name} (area {auc(false, true):.2f})", **line)
+        right.plot(false, true, label=f"{name} (AUC {auc(false, true):.2f})", **line)
     right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
-    right.set(xlabel="false positives, share", ylabel="true positives, share", xlim=(-0.01, 1), ylim=(0, 1.02))
+    right.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.02))
     left.legend()
     right.legend()
     return _png(figure)
 
 
 def reliability_figure(before_BK: np.ndarray, after_BK: np.ndarray, labels_B: np.ndarray) -> bytes:
-    """Accuracy against confidence, before and after the temperature; a point's size is its share of the documents."""
+    """Reliability diagram before and after temperature scaling; the size of a point is its share of the documents."""
     figure, [axes] = _axes("confidence", "accuracy")
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for k, (name, scores_BK) in enumerate((("as trained", before_BK), ("with the temperature", after_BK))):
+    for k, (name, scores_BK) in enumerate((("before temperature scaling", before_BK), ("after", after_BK))):
         confidence, accuracy, share = zip(*reliability(scores_BK, labels_B), strict=True)
         sizes = 30 + 300 * np.array(share)
         axes.plot(confidence, accuracy, color=COLOURS[k], linestyle=STYLES[k], linewidth=1)
@@ -83,31 +83,31 @@ def reliability_figure(before_BK: np.ndarray, after_BK: np.ndarray, labels_B: np
 
 
 def abstain_figure(curve: list[dict[str, float]]) -> bytes:
-    """Accuracy on what is kept, against the share that is kept."""
-    figure, [axes] = _axes("share of documents that the model rates", "accuracy on them")
+    """Accuracy against coverage, the share of documents classified by the model."""
+    figure, [axes] = _axes("coverage (share classified by the model)", "accuracy on these documents")
     axes.plot([row["kept_share"] for row in curve], [row["accuracy"] for row in curve], color=COLOURS[0], marker=".")
     axes.set(xlim=(1.02, 0), ylim=(min(0.5, min(row["accuracy"] for row in curve)) - 0.02, 1.02))
     return _png(figure)
 
 
-def faithfulness_figure(found: dict[str, Any], unit: str) -> bytes:
-    """Probability of the predicted label while the evidence is deleted, and while it alone is there."""
-    figure, axes = _axes(f"{unit} deleted", "probability of the rating", columns=2)
-    curves = found["curves"]
+def faithfulness_figure(faithfulness: dict[str, Any], unit: str) -> bytes:
+    """Deletion and insertion curves of the predicted label's probability."""
+    figure, axes = _axes(f"{unit} deleted", "probability of the predicted label", columns=2)
+    curves = faithfulness["curves"]
     for k, kind in enumerate(("deletion", "insertion")):
         axes[k].plot(curves["at"], curves[kind], color=COLOURS[0], label="strongest first")
-        axes[k].plot(curves["at"], curves[f"{kind}_random"], color=COLOURS[2], linestyle="--", label="at random")
+        axes[k].plot(curves["at"], curves[f"{kind}_random"], color=COLOURS[2], linestyle="--", label="random order")
         axes[k].set(ylim=(0, 1.02))
         axes[k].legend()
-    axes[1].set_xlabel(f"{unit} alone left")
+    axes[1].set_xlabel(f"{unit} kept")
     return _png(figure)
 
 
-def learning_curves_figure(epochs_of: dict[str, list[dict[str, Any]]]) -> bytes:
-    """Training loss (thin), validation loss and validation macro-F1 of each run, by epoch."""
+def learning_curves_figure(histories: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Training loss (dotted), validation loss and validation macro-F1 of each run, by epoch."""
     figure, [left, right] = _axes("epoch", "loss", columns=2)
     right.set_ylabel("validation macro-F1")
-    for k, (name, epochs) in enumerate(epochs_of.items()):
+    for k, (name, epochs) in enumerate(histories.items()):
         line = {"color": COLOURS[k % len(COLOURS)], "marker": "."}
         at = [epoch["epoch"] for epoch in epochs]
         left.plot(at, [epoch["train_loss"] for epoch in epochs], linewidth=0.8, linestyle=":", **line)

@@ -1,9 +1,9 @@
-"""The evaluation report: one HTML page that opens from disk, without network, for people who look rather than read.
+"""The evaluation report: one self-contained HTML page that opens from disk, without network access.
 
     write_report(report, Path("outputs/evaluation/report.html"))
 
-The page is scripts/evaluation/report_template.html, filled by Jinja2; its styles and its script are inside it. Every document lies
-in a JSON block of its own, which the page reads only when the document is opened.
+The page is scripts/evaluation/report_template.html, rendered by Jinja2, with inline styles and script. Each document is
+a JSON block of its own, parsed only when the document is opened.
 """
 
 import base64
@@ -15,35 +15,36 @@ import jinja2
 
 from modeling.file_utils import atomic_write
 
-# What the table of documents shows; the rest of a document is read when it is opened.
+# Columns of the table of documents; the rest of a document is parsed when it is opened.
 SUMMARY = ("id", "label", "predicted", "confidence", "truncated", "num_chunks", "review")
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Write the page to `path`, under another name first, and rename it when it is whole.
+    """Render the report and write it to `path` atomically.
 
-    Numbers are Python's own (not NumPy's). An interval is `{"value", "low", "high"}`: an estimate and the ends of its
-    95 % interval. Offsets are in characters (code points) of the document's text. `report` holds:
+    Numbers are Python's, not NumPy's. An interval is `{"value", "low", "high"}`: an estimate and the bounds of its 95 %
+    interval. Offsets are in characters (code points) of the document's text. `report` holds:
 
-        title                 the page's name
-        headline              the one sentence to take away; headline_is_warning: whether it warns
-        labels                names of the labels, mildest first
+        title                 title of the page
+        headline              the main result in one sentence; headline_is_warning: whether it is a warning
+        labels                label names, mildest first
         facts                 [[name, value], …]: what was evaluated (model, data, split, versions)
-        metrics               [interval with "name" and "note", …]: the headline numbers, mostly in 0..1
-        neighbours            [{"name", "f1_macro", "accuracy", "recall_severest", "difference"}, …]: intervals; the model
-                              itself first, its difference None; difference: the model's macro-F1 minus this row's
+        metrics               [interval with "name" and "note", …]: the headline metrics, mostly in 0..1
+        baselines             [{"name", "f1_macro", "accuracy", "recall_severest", "difference"}, …]: intervals; the
+                              model itself first, with difference None; difference: the model's macro-F1 minus this row's
         figures               [{"title", "caption", "png": bytes}, …]
         tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]
         documents             [{"id", "label", "predicted", "confidence": 0..1, "scores": {label: 0..1},
                                 "truncated": bool, "num_chunks": int, "review": bool, "text": str,
                                 "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
                                 "evidence": [{"start", "end", "score"}, …]}, …]
-                              chunks: in order of their start, may overlap; contribution: above 0 speaks for the
-                              predicted label, below 0 against it; read False: past max_chunks, the model never saw it
-                              evidence: the sentences that speak most for the predicted label, strongest first
+                              chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
+                              below 0 against it; read: False beyond max_chunks, where the model did not read the chunk
+                              evidence: the sentences with the highest attribution, strongest first
 
-    Raises ValueError where a document holds a number that is not finite, jinja2.UndefinedError where a key is missing;
-    `path` is untouched then.
+    Raises:
+        ValueError: a document has a non-finite number.
+        jinja2.UndefinedError: a key is missing. `path` is untouched in both cases.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -52,7 +53,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # JSON.parse knows no NaN; scores stay in the labels' order (Jinja2 would sort the keys).
+    # JSON.parse rejects NaN. Without sort_keys, which is Jinja2's default, scores stay in label order.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {"number": readable_number, "data_uri": data_uri}
     summary = {
@@ -65,15 +66,15 @@ def write_report(report: dict[str, Any], path: Path) -> None:
 
 
 def readable_number(value: str | float | int | None, sign: bool = False) -> str:
-    """Floats with three decimals, counts with thousands separators, "–" for what is not there, text as it stands."""
+    """Floats with three decimals, integers with thousands separators, "–" for None and NaN, text unchanged."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, str | bool):
         return str(value)
-    shown = f"{value:{'+' if sign else ''},.3f}" if isinstance(value, float) else f"{value:{'+' if sign else ''},}"
-    return shown.replace("-", "−")
+    formatted = f"{value:{'+' if sign else ''},.3f}" if isinstance(value, float) else f"{value:{'+' if sign else ''},}"
+    return formatted.replace("-", "−")
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG image as the address of itself."""
+    """A PNG image as a data URI."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

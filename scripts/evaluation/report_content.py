@@ -1,4 +1,4 @@
-"""What the report says, in the layout that scripts/evaluation/report.py draws."""
+"""The content of the report, in the layout that scripts/evaluation/report.py renders."""
 
 from importlib.metadata import version
 from typing import Any
@@ -13,88 +13,93 @@ REVIEWED = 25
 
 
 def report_content(
-    model_name: str, split: str, part: datasets.Dataset, subject: Any, found: dict[str, Any], neighbours: dict[str, str]
+    model_name: str,
+    split: str,
+    split_documents: datasets.Dataset,
+    context: Any,
+    evaluation: dict[str, Any],
+    baselines: dict[str, str],
 ) -> dict[str, Any]:
-    """The `report` of `write_report` without its figures, and `evidence_lines`, the rows of evidence.jsonl."""
-    metrics, names = found["metrics"], subject.names
-    headline, is_warning = headline_of(metrics, split, len(part))
-    documents, lines = documents_of(part, found, names)
-    config = subject.model.config
+    """The `report` argument of `write_report` without figures, plus `evidence_lines`, the rows of evidence.jsonl."""
+    metrics, names = evaluation["metrics"], context.names
+    headline, is_warning = headline_of(metrics, split, len(split_documents))
+    documents, lines = documents_of(split_documents, evaluation, names)
+    config = context.model.config
     facts = [
         ["Model", model_name],
-        ["Data", ", ".join(source.get("name", "") for source in subject.manifest["sources"])],
-        ["Split", f"{split}, {len(part)} documents; thresholds from validation"
-         + (", on which they are also measured here: too good to be true" if split == "validation" else "")],
-        ["Read", f"at most {config.max_chunks} chunks of {config.chunk_length} tokens a document "
-                 f"({config.chunk_policy} past that), {config.pooling} pooling"],
-        *strongest_words(subject),
+        ["Data", ", ".join(source.get("name", "") for source in context.manifest["sources"])],
+        ["Split", f"{split}, {len(split_documents)} documents; thresholds chosen on "
+         + ("this split, so these results are optimistic" if split == "validation" else "validation")],
+        ["Input", f"up to {config.max_chunks} chunks of {config.chunk_length} tokens per document "
+                  f"(chunk_policy {config.chunk_policy} beyond that), {config.pooling} pooling"],
+        *strongest_words(context),
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
     ]  # fmt: skip
     return {
-        "title": f"How {model_name.rstrip('/').split('/')[-1]} rates {split} documents",
+        "title": f"Evaluation of {model_name.rstrip('/').split('/')[-1]} on the {split} split",
         "headline": headline,
         "headline_is_warning": is_warning,
         "labels": names,
         "facts": facts,
         "metrics": headline_numbers(metrics, names),
-        "neighbours": comparison(metrics, names, neighbours),
+        "baselines": comparison(metrics, names, baselines),
         "tables": tables_of(metrics, documents, names),
         "documents": documents,
         "evidence_lines": lines,
     }
 
 
-def strongest_words(subject: Any, number: int = 12) -> list[list[str]]:
-    """Of a lexical view, the tokens that speak most for each class against the mean of the classes; else nothing."""
-    view = subject.model.lexical
-    if view is None:
+def strongest_words(context: Any, number: int = 12) -> list[list[str]]:
+    """Per class, the lexical features whose weight is furthest above the mean over classes. Empty without any."""
+    lexical = context.model.lexical
+    if lexical is None:
         return []
-    against_mean_KM = view.weight - view.weight.mean(dim=0)
-    tokens_M = np.zeros(view.weight.shape[1], dtype=np.int64)
-    feature_V = view.feature_of_token.cpu().numpy()
+    above_mean_KM = lexical.weight - lexical.weight.mean(dim=0)
+    tokens_M = np.zeros(lexical.weight.shape[1], dtype=np.int64)
+    feature_V = lexical.feature_of_token.cpu().numpy()
     tokens_M[feature_V[feature_V < len(tokens_M)]] = np.flatnonzero(feature_V < len(tokens_M))
     rows = []
-    for name, weight_M in zip(subject.names, against_mean_KM, strict=True):
-        best = [place for place in weight_M.argsort(descending=True)[:number].tolist() if weight_M[place] > 0]
-        words = ", ".join(subject.tokenizer.decode([int(tokens_M[place])]).strip() for place in best)
+    for name, weight_M in zip(context.names, above_mean_KM, strict=True):
+        best = [index for index in weight_M.argsort(descending=True)[:number].tolist() if weight_M[index] > 0]
+        words = ", ".join(context.tokenizer.decode([int(tokens_M[index])]).strip() for index in best)
         rows.append([f"Words for {name}", words])
     return rows
 
 
 def headline_of(metrics: dict[str, Any], split: str, count: int) -> tuple[str, bool]:
-    """The report's first line, and whether it is a warning: it is where TF-IDF is not clearly beaten."""
+    """The report's headline, and whether it is a warning: the model is not significantly better than TF-IDF."""
     own, tfidf = metrics["model"]["f1_macro"], metrics["baselines"]["tfidf"]
     gap, other = tfidf["difference_f1_macro"], tfidf["f1_macro"]["value"]
-    reached = f"Macro-F1 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) on {count} {split} documents"
+    score = f"Macro-F1 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) on {count} {split} documents"
     if gap["value"] <= 0:
-        return f"This model does not beat TF-IDF + logistic regression ({other:.3f}). {reached}.", True
+        return f"This model does not beat TF-IDF + logistic regression ({other:.3f}). {score}.", True
     if gap["low"] <= 0:
-        least = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
+        margin = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
         return (
-            f"{reached}; TF-IDF reaches {other:.3f}, and on so few documents the difference may be chance ({least}).",
+            f"{score}; TF-IDF reaches {other:.3f}. With this few documents, the difference may be chance ({margin}).",
             True,
         )
-    return f"{reached}; TF-IDF + logistic regression reaches {other:.3f}.", False
+    return f"{score}; TF-IDF + logistic regression reaches {other:.3f}.", False
 
 
 def headline_numbers(metrics: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
-    """The big numbers, each with what it means."""
-    shown = [
-        ("f1_macro", "Macro-F1", "mean over the classes, each counting the same"),
-        ("accuracy", "Accuracy", "documents rated right"),
-        (f"missed_{names[-1]}", f"Missed {names[-1]}", f"{names[-1]} documents that are rated lower"),
-        ("severity_f1", "Severity-weighted F1", "the severest class counts most"),
-        ("quadratic_kappa", "Quadratic kappa", "agreement beyond chance, far errors costing more"),
+    """The headline metrics, each with a short explanation."""
+    headline = [
+        ("f1_macro", "Macro-F1", "mean F1 over the classes, equally weighted"),
+        ("accuracy", "Accuracy", "share of documents classified correctly"),
+        (f"missed_{names[-1]}", f"Missed {names[-1]}", f"share of {names[-1]} documents predicted as a milder class"),
+        ("severity_f1", "Severity-weighted F1", "the most severe class counts most"),
+        ("quadratic_kappa", "Quadratic kappa", "agreement beyond chance; larger errors cost more"),
     ]
-    return [{"name": title, "note": note, **metrics["model"][key]} for key, title, note in shown]
+    return [{"name": title, "note": note, **metrics["model"][key]} for key, title, note in headline]
 
 
-def comparison(metrics: dict[str, Any], names: list[str], neighbours: dict[str, str]) -> list[dict[str, Any]]:
-    """The model and its neighbours, a row each."""
+def comparison(metrics: dict[str, Any], names: list[str], titles: dict[str, str]) -> list[dict[str, Any]]:
+    """One row for the model and each baseline; `titles` names the baselines."""
     baselines = metrics["baselines"]
     rows = {"this model": metrics["model"]}
-    rows |= {title: baselines[key] for key, title in neighbours.items() if key in baselines}
+    rows |= {title: baselines[key] for key, title in titles.items() if key in baselines}
     return [
         {
             "name": title,
@@ -108,24 +113,28 @@ def comparison(metrics: dict[str, Any], names: list[str], neighbours: dict[str, 
 
 
 def tables_of(metrics: dict[str, Any], documents: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
-    """Classes, operating points, groups of documents, labels to review, calibration and faithfulness."""
-    severest = names[-1]
+    """Per-class metrics, operating points, subgroups, calibration, faithfulness and labels to review."""
+    most_severe = names[-1]
 
-    def shown(entry: dict[str, float]) -> str:
+    def with_interval(entry: dict[str, float]) -> str:
         return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
     model, calibration = metrics["model"], metrics["calibration"]
     tables = [
         {
-            "title": "Each class",
-            "caption": "With 95 % bootstrap intervals.",
+            "title": "Per-class metrics",
+            "caption": "Precision: share of the predictions of a class that are correct. Recall: share of its "
+            "documents that are found. With 95 % bootstrap intervals.",
             "columns": ["class", "precision", "recall", "F1"],
-            "rows": [[n, *(shown(model[f"{kind}_{n}"]) for kind in ("precision", "recall", "f1"))] for n in names],
+            "rows": [
+                [n, *(with_interval(model[f"{kind}_{n}"]) for kind in ("precision", "recall", "f1"))] for n in names
+            ],
         },
         {
-            "title": f"Thresholds on the score of {severest}",
-            "caption": "Chosen on validation for the recall in the first column; the rest is measured here.",
-            "columns": ["recall wanted", "threshold", "recall", "precision", "documents flagged"],
+            "title": f"Operating points for {most_severe}",
+            "caption": "Score thresholds chosen on validation for the target recall; documents with at least that "
+            "score are flagged. The other columns are measured on this split.",
+            "columns": ["target recall", "threshold", "recall", "precision", "flagged"],
             "rows": [
                 [f"{p['target_recall']:.0%}", f"{p['threshold']:.6g}"]
                 + [f"{p[key]:.1%}" for key in ("recall", "precision", "flagged_share")]
@@ -133,118 +142,124 @@ def tables_of(metrics: dict[str, Any], documents: list[dict[str, Any]], names: l
             ],
         },
         {
-            "title": "Which documents are hard",
-            "caption": "By length, by number of chunks, by where the strongest chunk stands, and by whether anything was cut.",
-            "columns": ["documents", "number", "accuracy", "macro-F1", f"{severest} missed"],
+            "title": "Subgroup metrics",
+            "caption": "Which documents are harder: by length, number of chunks, truncation, and position of the "
+            "strongest chunk.",
+            "columns": ["subgroup", "documents", "accuracy", "macro-F1", f"{most_severe} missed"],
             "rows": [
                 [g["group"], g["documents"], f"{g['accuracy']:.3f}", f"{g['f1_macro']:.3f}",
-                 "none there" if np.isnan(g[f"missed_{severest}"]) else f"{g[f'missed_{severest}']:.3f}"]
+                 "–" if np.isnan(g[f"missed_{most_severe}"]) else f"{g[f'missed_{most_severe}']:.3f}"]
                 for g in metrics["by_group"]
             ],
         },
         {
-            "title": "How far off",
-            "caption": f"Mean distance of rating and label: {model['mean_distance']['value']:.3f} steps.",
-            "columns": ["labels between rating and truth", "documents", "share"],
+            "title": "Error distance",
+            "caption": "How many steps the prediction is from the label: "
+            f"{model['mean_distance']['value']:.3f} on average.",
+            "columns": ["prediction", "documents", "share"],
             "rows": distances(np.array(metrics["confusion"])),
         },
         {
-            "title": "When to ask a person",
-            "caption": "A document rated with less confidence goes to a person; accuracy is that on the others.",
-            "columns": ["below this confidence", "share that the model rates", "accuracy on them"],
+            "title": "Selective prediction",
+            "caption": "The model classifies the documents with at least the threshold confidence (coverage), with this "
+            "accuracy; the others go to a human reviewer.",
+            "columns": ["threshold", "coverage", "accuracy"],
             "rows": [
                 [f"{row['confidence']:.3f}", f"{row['kept_share']:.0%}", f"{row['accuracy']:.3f}"]
                 for row in metrics["abstain"][::4]
             ],
         },
         {
-            "title": "Can the scores be believed?",
-            "caption": "Expected calibration error: mean distance of confidence and accuracy.",
+            "title": "Calibration",
+            "caption": "Whether confidence can be trusted. Expected calibration error: mean gap between confidence and "
+            "accuracy.",
             "columns": ["", "expected calibration error"],
             "rows": [
-                ["as trained", f"{calibration['ece_before']:.3f}"],
-                [f"with the temperature {calibration['temperature']:.2f}", f"{calibration['ece_after']:.3f}"],
+                ["before temperature scaling", f"{calibration['ece_before']:.3f}"],
+                [f"after, with temperature {calibration['temperature']:.2f}", f"{calibration['ece_after']:.3f}"],
             ],
         },
     ]  # fmt: skip
     rows = [
-        [unit, found["documents"]]
-        + [f"{found[name]:.3f}" for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
-        for unit, found in metrics["faithfulness"].items()
-        if found
+        [unit, curves["documents"]]
+        + [f"{curves[name]:.3f}" for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
+        for unit, curves in metrics["faithfulness"].items()
+        if curves
     ]
     if rows:
         tables.append(
             {
-                "title": "Are the explanations true?",
-                "caption": "Mean probability of the rating while evidence is deleted (lower is better), or alone left "
-                "(higher is better), beside doing it at random.",
-                "columns": ["unit", "documents", "deletion", "at random", "insertion", "at random"],
+                "title": "Faithfulness (deletion and insertion)",
+                "caption": "Whether the evidence drives the prediction: mean probability of the predicted label as the "
+                "strongest evidence is deleted (lower is better) or only it is kept (higher is better), next to a "
+                "random order.",
+                "columns": ["evidence", "documents", "deletion", "random", "insertion", "random"],
                 "rows": rows,
             }
         )
     if "pointing" in metrics:
-        found = metrics["pointing"]
+        hits = metrics["pointing"]
         tables.append(
             {
-                "title": "Does the evidence stand where it is known to stand?",
-                "caption": f"Among {found['documents']} rightly rated {severest} documents.",
-                "columns": ["", "share that hits"],
-                "rows": [
-                    [f"strongest {unit}", f"{found[unit]:.3f}"] for unit in ("chunk", "sentence") if unit in found
-                ],
+                "title": "Pointing game",
+                "caption": "How often the model's top evidence overlaps the gold evidence, on "
+                f"{hits['documents']} correctly classified {most_severe} documents.",
+                "columns": ["evidence", "hit rate"],
+                "rows": [[f"top {unit}", f"{hits[unit]:.3f}"] for unit in ("chunk", "sentence") if unit in hits],
             }
         )
-    contradicted = sorted((d for d in documents if d["review"]), key=lambda d: -d["confidence"])
-    if contradicted:
+    disagreements = sorted((d for d in documents if d["review"]), key=lambda d: -d["confidence"])
+    if disagreements:
         tables.append(
             {
-                "title": "Labels worth a second look",
-                "caption": "The documents whose label the model contradicts with most confidence.",
-                "columns": ["document", "labelled", "rated", "confidence"],
-                "rows": [[d["id"], d["label"], d["predicted"], f"{d['confidence']:.3f}"] for d in contradicted],
+                "title": "Labels to review",
+                "caption": "Possible labeling errors: documents where the model most confidently disagrees with the "
+                "label.",
+                "columns": ["document", "label", "prediction", "confidence"],
+                "rows": [[d["id"], d["label"], d["predicted"], f"{d['confidence']:.3f}"] for d in disagreements],
             }
         )
     return tables
 
 
 def distances(confusion_KK: np.ndarray) -> list[list[Any]]:
-    """Documents by how many labels lie between rating and truth, milder and stricter apart."""
+    """Documents by signed distance between prediction and label."""
     size, total = len(confusion_KK), max(int(confusion_KK.sum()), 1)
     rows = []
     for step in range(1 - size, size):
         count = int(np.trace(confusion_KK, offset=step))
-        name = "right" if step == 0 else f"{abs(step)} too {'strict' if step > 0 else 'mild'}"
+        distance = f"{abs(step)} step{'s' if abs(step) > 1 else ''} too {'strict' if step > 0 else 'mild'}"
+        name = distance if step else "correct"
         rows.append([name, count, f"{count / total:.1%}"])
     return rows
 
 
 def documents_of(
-    part: datasets.Dataset, found: dict[str, Any], names: list[str]
+    split_documents: datasets.Dataset, evaluation: dict[str, Any], names: list[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each document as the report shows it, and its row of evidence.jsonl."""
-    scores, labels = found["scores"], found["labels"]
+    """The report's entry of each document, and its row of evidence.jsonl."""
+    scores, labels = evaluation["scores"], evaluation["labels"]
     wrong = np.flatnonzero(scores.argmax(axis=1) != labels)
     review = set(wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")][:REVIEWED].tolist())
     documents, lines = [], []
-    for reading, row, score_K in zip(found["readings"], part, scores, strict=True):
+    for result, row, score_K in zip(evaluation["results"], split_documents, scores, strict=True):
         text = row["text"]
-        chunks = chunks_of(reading)
+        chunks = chunks_of(result)
         sentences = [
             {"start": s.start, "end": s.end, "score": s.score, "text": text[s.start : s.end], "words": s.words}
-            for s in reading.sentences
+            for s in result.sentences
             if s.score > 0
         ][:EVIDENCE_SENTENCES]
         evidence = sentences or [
             {
                 "start": start,
                 "end": end,
-                "score": float(reading.contributions[place]),
+                "score": float(result.contributions[position]),
                 "text": text[start:end],
                 "words": [],
             }
-            for place in reading.strongest()
-            for start, end in [reading.span_of(place)]
+            for position in result.strongest()
+            for start, end in [result.span_of(position)]
             if start < end
         ]
         common = {"id": row["id"], "label": names[row["label"]], "predicted": names[int(score_K.argmax())]}
@@ -253,9 +268,9 @@ def documents_of(
             | {
                 "confidence": float(score_K.max()),
                 "scores": dict(zip(names, score_K.tolist(), strict=True)),
-                "truncated": reading.truncated,
-                "num_chunks": len(reading.bounds),
-                "review": reading.index in review,
+                "truncated": result.truncated,
+                "num_chunks": len(result.bounds),
+                "review": result.index in review,
                 "text": text,
                 "chunks": chunks,
                 "evidence": [{key: e[key] for key in ("start", "end", "score")} for e in evidence],
@@ -265,20 +280,20 @@ def documents_of(
     return documents, lines
 
 
-def chunks_of(reading: DocumentResult) -> list[dict[str, Any]]:
-    """All chunks of a document in order; contribution and attention are 0 for those that were not read."""
-    place_of = {chunk: place for place, chunk in enumerate(reading.read)}
-    weights = reading.weights_C.tolist()
+def chunks_of(result: DocumentResult) -> list[dict[str, Any]]:
+    """All chunks of a document in order; contribution and attention are 0 for unread chunks."""
+    positions = {chunk: position for position, chunk in enumerate(result.read)}
+    weights = result.weights_C.tolist()
     chunks = []
-    for number, (start, end) in enumerate(reading.spans):
-        place = place_of.get(number)
+    for number, (start, end) in enumerate(result.spans):
+        position = positions.get(number)
         chunks.append(
             {
                 "start": start,
                 "end": end,
-                "contribution": 0.0 if place is None else float(reading.contributions[place]),
-                "attention": 0.0 if place is None else weights[place],
-                "read": place is not None,
+                "contribution": 0.0 if position is None else float(result.contributions[position]),
+                "attention": 0.0 if position is None else weights[position],
+                "read": position is not None,
             }
         )
     return chunks

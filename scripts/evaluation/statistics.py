@@ -1,6 +1,6 @@
-"""Metrics with intervals, operating points, and what abstaining buys.
+"""Metrics with bootstrap intervals, operating points and selective prediction.
 
-B documents, K labels in their order, R resamples.
+B documents, K ordered labels, R resamples.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ NUM_RESAMPLES = 2000
 
 
 def confusion(labels_B: np.ndarray, predicted_B: np.ndarray, num_labels: int) -> np.ndarray:
-    """Counts (1, K, K), labels down and predictions across."""
+    """Confusion matrix (1, K, K): rows are labels, columns are predictions."""
     cells_B = np.asarray(labels_B) * num_labels + np.asarray(predicted_B)
     return np.bincount(cells_B, minlength=num_labels**2).reshape(1, num_labels, num_labels)
 
@@ -22,8 +22,8 @@ def resampled_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confusion matrices (R, K, K) of two predictions on the same bootstrap resamples of the documents (Efron 1979).
 
-    To draw B documents with replacement is to draw from the cells (label, one, other) that hold any with their shares,
-    which takes the same memory and time for a million documents as for a hundred.
+    Drawing B documents with replacement is a multinomial draw over the non-empty cells (label, one, other), so memory
+    and time do not depend on the number of documents.
     """
     cells_B = (np.asarray(labels_B) * num_labels + np.asarray(one_B)) * num_labels + np.asarray(other_B)
     cells_X, counts_X = np.unique(cells_B, return_counts=True)
@@ -39,11 +39,13 @@ def resampled_pair(
 def metrics_of(
     confusion_RKK: np.ndarray, names: Sequence[str], severity: Sequence[float], absent: float | np.ndarray = np.nan
 ) -> dict[str, np.ndarray]:
-    """The project's metrics (see modeling/training/metrics.py) of many confusion matrices at once, each (R,); and for ordered
-    labels `missed_NAME`, the share of the severest class that is rated lower, and `mean_distance` of the predictions.
+    """The metrics of modeling/training/metrics.py for many confusion matrices at once, each (R,); and for ordered
+    labels `missed_NAME`, the share of the most severe class predicted as a milder one, and `mean_distance` of the
+    predictions.
 
-    A class without documents has `absent` (one value, or K) for recall and F1. With NaN, means are over the classes that have any: 0, as
-    scikit-learn has it, would pull an interval down by every resample that happens to lack a rare class.
+    Args:
+        absent: recall and F1 of a class without documents, a scalar or (K,). NaN excludes the class from the means:
+            scikit-learn's 0 would lower an interval by every resample that happens to lack a rare class.
     """
     counts = np.asarray(confusion_RKK, dtype=np.float64)
     total, right = counts.sum(axis=(1, 2)), np.einsum("rkk->rk", counts)
@@ -63,7 +65,7 @@ def metrics_of(
         "precision_macro": _mean(precision, counted),
         "recall_macro": _mean(recall, counted),
         "severity_f1": _mean(f1, weights * counted),
-        # Where everything is in one class, agreement is what chance explains.
+        # With a single class, all agreement is chance.
         "quadratic_kappa": np.where(expected > 0, 1 - _ratio((counts * distance**2).sum(axis=(1, 2)), expected), 0.0),
         "mean_distance": _ratio((counts * distance).sum(axis=(1, 2)), total),
         f"missed_{names[-1]}": np.where(support[:, -1] > 0, 1 - recall[:, -1], np.nan),
@@ -74,18 +76,18 @@ def metrics_of(
 
 
 def _mean(values_RK: np.ndarray, weights_RK: np.ndarray) -> np.ndarray:
-    """Weighted mean over the classes that there are, (R,)."""
+    """Weighted mean over the classes, ignoring NaN, (R,)."""
     weights = np.broadcast_to(np.asarray(weights_RK, dtype=np.float64), values_RK.shape)
     return _ratio((np.nan_to_num(values_RK) * weights).sum(axis=1), weights.sum(axis=1))
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotients, 0 where the denominator is."""
+    """Elementwise division, 0 where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
 def interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
-    """A value and the middle 95 % of what the resamples gave that could say anything of it."""
+    """A value with the central 95 % interval of its resamples, ignoring NaN."""
     defined = resampled_R[~np.isnan(resampled_R)]
     low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
     return {"value": float(value), "low": float(low), "high": float(high)}
@@ -95,53 +97,52 @@ def metrics_with_intervals(
     labels_B: np.ndarray, predicted_B: np.ndarray, names: Sequence[str], severity: Sequence[float]
 ) -> dict[str, dict[str, float]]:
     """`{metric: {"value", "low", "high"}}` with 95 % bootstrap intervals over the documents."""
-    whole = metrics_of(confusion(labels_B, predicted_B, len(names)), names, severity, absent=0.0)
+    observed = metrics_of(confusion(labels_B, predicted_B, len(names)), names, severity, absent=0.0)
     resamples = resampled_pair(labels_B, predicted_B, predicted_B, len(names))[0]
-    drawn = metrics_of(resamples, names, severity, _absent_from_resamples(labels_B, len(names)))
-    return {name: interval(value[0], drawn[name]) for name, value in whole.items()}
+    resampled = metrics_of(resamples, names, severity, _absent_from_resamples(labels_B, len(names)))
+    return {name: interval(value[0], resampled[name]) for name, value in observed.items()}
 
 
 def _absent_from_resamples(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
-    """What counts for a class that a resample lacks, (K,): nothing, unless all documents lack it, where it is 0 in the
-    value too."""
+    """`absent` for resamples, (K,): NaN, but 0 for a class that has no documents at all, as in the observed value."""
     return np.where(np.bincount(labels_B, minlength=num_labels) > 0, np.nan, 0.0)
 
 
 def difference(
     labels_B: np.ndarray, model_B: np.ndarray, other_B: np.ndarray, names: Sequence[str], metric: str = "f1_macro"
 ) -> dict[str, float]:
-    """A metric of the model less that of another one on the same documents, with its paired bootstrap interval."""
+    """Difference in a metric, model minus other, on the same documents, with its paired bootstrap interval."""
     equal = [1.0] * len(names)
-    whole_model, whole_other = (
+    observed_model, observed_other = (
         metrics_of(confusion(labels_B, predicted, len(names)), names, equal, absent=0.0)[metric]
         for predicted in (model_B, other_B)
     )
     model, other = (
-        metrics_of(drawn, names, equal, _absent_from_resamples(labels_B, len(names)))[metric]
-        for drawn in resampled_pair(labels_B, model_B, other_B, len(names))
+        metrics_of(resampled, names, equal, _absent_from_resamples(labels_B, len(names)))[metric]
+        for resampled in resampled_pair(labels_B, model_B, other_B, len(names))
     )
-    return interval(whole_model[0] - whole_other[0], model - other)
+    return interval(observed_model[0] - observed_other[0], model - other)
 
 
 def operating_points(
     validation_BK: np.ndarray, validation_labels_B: np.ndarray, scores_BK: np.ndarray, labels_B: np.ndarray
 ) -> list[dict[str, float]]:
-    """For 90, 95 and 99 % recall of the severest class: the threshold on its score that reaches it on validation, and
-    what that gives here: recall, precision and the share of documents flagged."""
-    severest = scores_BK.shape[1] - 1
-    wanted = np.sort(validation_BK[validation_labels_B == severest, severest])[::-1]
+    """For 90, 95 and 99 % recall of the most severe class: the score threshold that reaches it on validation, and the
+    recall, precision and share of flagged documents at that threshold on `scores_BK`."""
+    most_severe = scores_BK.shape[1] - 1
+    positives = np.sort(validation_BK[validation_labels_B == most_severe, most_severe])[::-1]
     points = []
     for recall in (0.90, 0.95, 0.99):
-        if len(wanted) == 0:
+        if len(positives) == 0:
             continue
-        threshold = float(wanted[int(np.ceil(recall * len(wanted))) - 1])
-        flagged = scores_BK[:, severest] >= threshold
-        hit = flagged & (labels_B == severest)
+        threshold = float(positives[int(np.ceil(recall * len(positives))) - 1])
+        flagged = scores_BK[:, most_severe] >= threshold
+        hit = flagged & (labels_B == most_severe)
         points.append(
             {
                 "target_recall": recall,
                 "threshold": threshold,
-                "recall": float(hit.sum() / max((labels_B == severest).sum(), 1)),
+                "recall": float(hit.sum() / max((labels_B == most_severe).sum(), 1)),
                 "precision": float(hit.sum() / max(flagged.sum(), 1)),
                 "flagged_share": float(flagged.mean()),
             }
@@ -150,7 +151,7 @@ def operating_points(
 
 
 def abstain_curve(scores_BK: np.ndarray, labels_B: np.ndarray) -> list[dict[str, float]]:
-    """Accuracy on the documents that the model keeps, when it hands those of least confidence to a person."""
+    """Selective prediction: accuracy on the most confident documents, by the share that is kept."""
     confidence = scores_BK.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     right = (scores_BK.argmax(axis=1) == labels_B)[order]
@@ -170,7 +171,7 @@ def abstain_curve(scores_BK: np.ndarray, labels_B: np.ndarray) -> list[dict[str,
 def by_group(
     groups: dict[str, np.ndarray], labels_B: np.ndarray, predicted_B: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Documents, accuracy, macro-F1 and the misses of the severest class in each group of documents that has any."""
+    """Number of documents, accuracy, macro-F1 and missed share of the most severe class, per non-empty group."""
     equal = [1.0] * len(names)
     rows = []
     for name, member_B in groups.items():

@@ -1,1 +1,1 @@
-"""Pushing a run to the Hugging Face hub."""
+"""Push runs to the Hugging Face Hub."""

@@ -1,7 +1,7 @@
-"""Pushes a run to the hub while it trains: nothing is lost in silence, and training never dies of it nor waits for it.
+"""Push a run to the Hub in the background while it trains. Failures are reported, and never block or end training.
 
-Each save is staged (see scripts/hub/upload.py) and pushed by a process of its own, `python -m scripts.push_to_hub`, which a hub
-that hangs cannot keep from being ended. Trainer's own pushing is off: it drops failures and the last push.
+Each save is staged (see scripts/hub/upload.py) and pushed by a separate process, `python -m scripts.push_to_hub`, which
+can be killed if the Hub hangs. Trainer's own pushing is disabled: it ignores failures and may skip the last push.
 """
 
 import logging
@@ -30,11 +30,11 @@ ATTEMPTS_AT_END = 5
 
 
 class HubPusher(TrainerCallback):
-    """Stages and pushes what `hub_strategy` says. On the first process only.
+    """Stages and pushes checkpoints according to `hub_strategy`. Rank 0 only.
 
     Args:
-        timeout: seconds that one push may take before it is ended and tried again.
-        grace_seconds: how long pushes may go on when the run was stopped.
+        timeout: seconds after which a push is killed and retried.
+        grace_seconds: how long to wait for pending pushes after an interrupt or error.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class HubPusher(TrainerCallback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Where an error ended the run, what was saved before it is still pushed, for so long as a signal would leave;
-        a second Ctrl-C waits for nothing. Either way it is said what the hub lacks."""
+        """After an error, wait up to `grace_seconds` for what was saved to be pushed; after a second Ctrl-C, do not
+        wait. Either way, log what was not pushed."""
         if not self.is_closed:
             self.finish(None, seconds=0.0 if kind is KeyboardInterrupt else self.grace_seconds, final=False)
 
@@ -75,14 +75,14 @@ class HubPusher(TrainerCallback):
         try:
             model = best if best.is_dir() else checkpoint
             stage(staged, model, self.output_dir, with_checkpoint, self.strategy == "all_checkpoints")
-        except OSError as error:  # a full disk, say: no reason to end the training
-            logger.warning(f"Step {state.global_step} is not pushed: it could not be laid out ({error}).")
+        except OSError as error:  # e.g. a full disk, which should not end training
+            logger.warning(f"Step {state.global_step} is not pushed: staging failed ({error}).")
             return
         self._submit(staged, f"Step {state.global_step}")
 
     def _submit(self, staged: Path, message: str) -> None:
         with self.changed:
-            # What a newer push holds too need not be pushed before it.
+            # A newer push includes what the pending ones contain.
             if self.strategy != "all_checkpoints":
                 for older, _ in self.waiting:
                     shutil.rmtree(older, ignore_errors=True)
@@ -115,20 +115,20 @@ class HubPusher(TrainerCallback):
                     attempts_at_end += self.is_ending
                     self.is_closed = attempts_at_end >= ATTEMPTS_AT_END
                 if reason is not None:
-                    then = f"again in {wait:.0f} s" if wait else "a newer one follows"
-                    logger.warning(f"Push to {self.repo_id} failed ({message}): {reason} Training goes on; {then}.")
+                    retry = f"retrying in {wait:.0f} s" if wait else "superseded by a newer push"
+                    logger.warning(f"Push to {self.repo_id} failed ({message}; {retry}): {reason}")
                     self.changed.notify_all()
                     if not self.is_closed:
                         self.changed.wait(timeout=wait)
 
     def _push(self, staged: Path, message: str) -> str | None:
-        """Why it failed, or None."""
+        """Push in a subprocess; the reason of the failure, or None."""
         command = [sys.executable, "-m", "scripts.push_to_hub", *self._options(), "--attempts", "1"]
         command += ["--staged", str(staged.resolve()), "--message", message]
         environment = {
             key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         }
-        # In a session of its own, so that what ends the run, a Ctrl-C say, leaves it the time that `finish` gives.
+        # In a new session: a Ctrl-C must not kill it before the grace period in `finish` is over.
         try:
             self.process = subprocess.Popen(
                 command,
@@ -139,15 +139,17 @@ class HubPusher(TrainerCallback):
                 text=True,
                 start_new_session=True,
             )
-        except OSError as error:  # no memory, no process or no file is left for it
-            return f"it could not be started ({error})."
+        except OSError as error:  # out of memory, processes or file descriptors
+            return f"the push process could not be started ({error})."
         try:
-            _, said = self.process.communicate(timeout=self.timeout)
+            _, stderr = self.process.communicate(timeout=self.timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
-            return f"no end after {self.timeout:.0f} s (--hub_timeout)."
-        return None if self.process.returncode == 0 else (said.strip().splitlines() or ["it ended without a word."])[-1]
+            return f"timed out after {self.timeout:.0f} s (--hub_timeout)."
+        if self.process.returncode == 0:
+            return None
+        return (stderr.strip().splitlines() or [f"exit status {self.process.returncode}."])[-1]
 
     def _options(self) -> list[str]:
         options = ["--output_dir", str(self.output_dir.resolve()), "--hub_model_id", self.repo_id]
@@ -156,17 +158,20 @@ class HubPusher(TrainerCallback):
 
     @property
     def command(self) -> str:
-        """What a person types to end the job."""
+        """The command to retry the push by hand."""
         extra = ["--last_checkpoint"] if self.strategy in ("checkpoint", "all_checkpoints") else []
         return shlex.join(["python", "-m", "scripts.push_to_hub", *self._options(), "--hub_allow_public", *extra])
 
     def finish(self, last_checkpoint: Path | None, seconds: float | None = None, final: bool = True) -> bool:
-        """Push the run's end state, wait for it, and say whether the hub has it.
+        """Push the final state of the run and wait for it.
 
         Args:
-            last_checkpoint: the newest checkpoint of the run.
-            seconds: how long to wait at the most (None: for three pushes that time out).
-            final: False where the run was stopped, and what its last save staged is what there is to push.
+            last_checkpoint: the latest checkpoint of the run.
+            seconds: maximum time to wait (None: long enough for three pushes to time out).
+            final: False after an interrupt or error: only wait for what was already staged.
+
+        Returns:
+            Whether everything was pushed.
         """
         if final:
             staged = self.folder / "final"
@@ -184,26 +189,26 @@ class HubPusher(TrainerCallback):
             self.process.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
         if not done:
-            ended = f"When it can be reached: {self.command}"
-            stopped = "Its last save is pushed when the run goes on: --resume_from_checkpoint auto."
-            logger.error(f"The hub does not have the end of this run. {ended if final else stopped}")
+            if final:
+                logger.error(f"Final push to {self.repo_id} failed. Retry with: {self.command}")
+            else:
+                resume = "it is pushed when the run resumes (--resume_from_checkpoint auto)"
+                logger.error(f"The latest save was not pushed to {self.repo_id}; {resume}.")
         return done
 
 
 def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
-    """What pushes the run to the hub, on the first process, once it is sure that it may; and with
-    `--resume_from_checkpoint hub` the checkpoint from there. Trainer itself is told to push nothing.
+    """Check access to the Hub, fetch the checkpoint for `--resume_from_checkpoint hub`, and start the pusher on rank 0.
+    Disables Trainer's own pushing.
 
     Raises:
-        ValueError: on every process, where the hub cannot be pushed to.
+        ValueError: on every rank, if the repo cannot be pushed to or the checkpoint cannot be fetched.
     """
     wants_push, args.push_to_hub = args.push_to_hub, False
     strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
     is_sharded = "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
     if wants_push and is_sharded and strategy in ("checkpoint", "all_checkpoints"):
-        raise ValueError(
-            "Sharded checkpoints cannot be gone on from by way of the hub: use --hub_strategy every_save or end."
-        )
+        raise ValueError(f"--hub_strategy {strategy} does not support sharded checkpoints: use every_save or end.")
     if args.dry_run or (not wants_push and args.resume_from_checkpoint != "hub"):
         return None
     repo_id, error = args.hub_model_id or Path(args.output_dir).resolve().name, None
@@ -211,20 +216,20 @@ def start_pushing(args: HierarchicalTrainingArguments) -> HubPusher | None:
         try:
             configure_client_timeout(args.hub_timeout)
             if wants_push:
-                whose = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
-                repo_id = ensure_repo(repo_id, *whose)
+                options = (args.hub_private_repo, args.hub_allow_public, args.hub_revision, args.license)
+                repo_id = ensure_repo(repo_id, *options)
             if args.resume_from_checkpoint == "hub":
                 args.resume_from_checkpoint = str(
                     fetch_last_checkpoint(repo_id, args.hub_revision, Path(args.output_dir))
                 )
         except ValueError as reason:
             error = reason
-    # The very checkpoint that was fetched: one that did not arrive whole is an error, and not a new beginning.
+    # Resume from this path, not from `auto`: an incomplete download must fail, not restart training.
     [repo_id, error, args.resume_from_checkpoint] = broadcast_object_list([repo_id, error, args.resume_from_checkpoint])
     if error is not None:
         raise error
     if not wants_push or args.process_index:
         return None
-    logger.info(f"Pushing to {repo_id} on the hub, {strategy}.")
+    logger.info(f"Pushing to {repo_id} on the Hub (hub_strategy={strategy}).")
     times = (args.hub_timeout, args.grace_seconds)
     return HubPusher(Path(args.output_dir), repo_id, strategy, args.hub_revision, *times)

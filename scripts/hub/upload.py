@@ -1,4 +1,4 @@
-"""What goes to the hub, and how: an allow-list, staged as it was saved, pushed in one commit.
+"""Upload to the Hub: allow-listed files, staged at save time and pushed in one commit.
 
 Used by train_hf.py (through scripts/hub/pusher.py) and by scripts/push_to_hub.py.
 """
@@ -15,17 +15,17 @@ import huggingface_hub
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-from huggingface_hub.utils._http import default_client_factory  # not exported, and it keeps the client offline
+from huggingface_hub.utils._http import default_client_factory  # not exported; respects offline mode
 
 from modeling import hierarchical_roberta
 from modeling.file_utils import is_disk_full
 from modeling.training.checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint
 
 LAST_CHECKPOINT = "last-checkpoint"
-# The model's own code; the last three are names of models exported earlier.
+# The model's code; the last three are module names of earlier exports.
 MODEL_MODULES = [path.stem for path in Path(hierarchical_roberta.__file__).parent.glob("[a-z]*.py")]
 MODEL_MODULES += ["contributions", "lexical", "micro_batches"]
-# Names at the top of a finished folder that travel; nothing else does.
+# Allow-list of the files that are pushed from the root of a run.
 MODEL_FILES = re.compile(
     r"(config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
@@ -40,20 +40,20 @@ CHECKPOINT_FILES = re.compile(
 
 
 def files_of(folder: Path | None, names: re.Pattern[str]) -> Iterator[Path]:
-    """The files right in a folder whose whole names are allowed."""
+    """Files directly in `folder` whose names fully match `names`."""
     for path in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
         if path.is_file() and names.fullmatch(path.name):
             yield path
 
 
 def stage(target: Path, model: Path, output_dir: Path, checkpoint: Path | None, keeps_checkpoint: bool = False) -> None:
-    """Lay out in `target` what one commit shall hold, by hard links: what is deleted or replaced afterwards stays here.
+    """Stage the files of one commit in `target` as hard links, unaffected by later deletions and replacements.
 
     Args:
-        model: the folder with the weights for the repo's root (the best checkpoint, or output_dir when the run is over).
-        output_dir: the run's, for its records and its TensorBoard files.
-        checkpoint: the newest one, for last-checkpoint/; None where the strategy pushes none.
-        keeps_checkpoint: it goes under its own name too, where the next push leaves it.
+        model: directory with the weights for the root of the repo (the best checkpoint, or output_dir at the end).
+        output_dir: the run's directory, for its records and TensorBoard files.
+        checkpoint: the latest checkpoint, for last-checkpoint/; None if the strategy pushes none.
+        keeps_checkpoint: also push the checkpoint under its own name, which later pushes keep.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -62,7 +62,7 @@ def stage(target: Path, model: Path, output_dir: Path, checkpoint: Path | None, 
     for path in files_of(output_dir / "report", re.compile(r"report\.html")):
         _link(path, target / path.name)
     for path in sorted((output_dir / "runs").glob("*/events.out.tfevents.*")):
-        # Copied, since TensorBoard goes on writing to it; and without the machine's name.
+        # Copied, as TensorBoard keeps writing to it; renamed, as the name contains the hostname.
         name = re.sub(r"^(events\.out\.tfevents\.\d+)\..*?((\.\d+)*)$", r"\1.run\2", path.name)
         copy = target / "runs" / path.parent.name / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,12 @@ def stage(target: Path, model: Path, output_dir: Path, checkpoint: Path | None, 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # no hard links on this file system
         shutil.copyfile(source, target)
 
 
 def configure_client_timeout(seconds: float) -> None:
-    """No call of the hub's client waits longer than this for an answer. (By itself it would wait without end.)"""
+    """Set the timeout of the Hub client, which has none by default."""
 
     def factory() -> httpx2.Client:
         client = default_client_factory()
@@ -94,18 +94,18 @@ def configure_client_timeout(seconds: float) -> None:
 def ensure_repo(
     repo_id: str, private: bool | None, allow_public: bool, revision: str | None, license: str | None = None
 ) -> str:
-    """See, before anything is trained, that the repo can be pushed to; it and its branch are made where they are not.
+    """Check before training that the repo can be pushed to; create it and its branch if missing.
 
     Args:
-        private: of a new repo (None: private).
-        license: the card's; the hub would refuse every push with a name that it does not know.
+        private: visibility of a new repo (None: private).
+        license: license in the model card; the Hub rejects every push with an unknown one.
 
     Returns:
-        The repo's whole id, namespace included.
+        The full repo id, including the namespace.
 
     Raises:
-        ValueError: no token, a refused one, no right to write, a public repo without `allow_public`, an unknown licence,
-            no hub in reach.
+        ValueError: missing or invalid token, no write access, a public repo without `allow_public`, an unknown license,
+            or the Hub cannot be reached.
     """
     api = HfApi()
     try:
@@ -119,8 +119,8 @@ def ensure_repo(
             api.create_repo(repo_id, private=private is not False)
         elif not info.private and not allow_public:
             raise ValueError(
-                f"The repo {repo_id} on the hub is public, and everybody would see what is pushed. If that is meant, say "
-                "--hub_allow_public; else name another --hub_model_id."
+                f"{repo_id} on the Hub is public, so anyone could see what is pushed. Pass --hub_allow_public to push "
+                "anyway, or choose another --hub_model_id."
             )
         else:
             api.auth_check(repo_id, write=True)
@@ -132,20 +132,20 @@ def ensure_repo(
         OfflineModeIsEnabled,
         huggingface_hub.errors.LocalTokenNotFoundError,
     ) as error:
-        raise ValueError(f"{repo_id} cannot be pushed to: {reason_of(error)}") from None
+        raise ValueError(f"Cannot push to {repo_id}: {reason_of(error)}") from None
     except huggingface_hub.errors.HFValidationError as error:
         raise ValueError(f"--hub_model_id {repo_id}: {error}") from None
     return repo_id
 
 
 def check_license(license: str) -> None:
-    """Raises ValueError where the hub does not take a card with this licence."""
+    """Raises ValueError if the Hub rejects a model card with this license."""
     try:
         RepoCard(f"---\n{yaml.safe_dump({'license': license})}---\n").validate(repo_type="model")
     except ValueError as error:
         raise ValueError(
-            f"The hub does not take --license {license}: {' '.join(str(error).split())} Give one of its identifiers, "
-            "apache-2.0 or other for example."
+            f"The Hub rejects --license {license}: {' '.join(str(error).split())} Use one of its identifiers, e.g. "
+            "apache-2.0 or other."
         ) from None
 
 
@@ -157,36 +157,33 @@ def _info_of(api: HfApi, repo_id: str) -> ModelInfo | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why the hub could not be used, and what to do, without anything secret in it."""
+    """Why a Hub request failed and how to fix it, without secrets."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if isinstance(error, huggingface_hub.errors.LocalTokenNotFoundError):
-        return "there is no token. Log in (hf auth login), or put one that may write into HF_TOKEN."
+        return "no token found. Log in (hf auth login), or set HF_TOKEN to a token with write access."
     if is_disk_full(error):
-        return "the disk is full: make room, and do it again."
+        return "the disk is full. Free some space and retry."
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set: unset it, or leave --push_to_hub out."
+        return "HF_HUB_OFFLINE is set. Unset it, or remove --push_to_hub."
     if status == 401:
-        return "the hub refuses the token (401). Log in again (hf auth login), or put a valid one into HF_TOKEN."
+        return "the Hub rejected the token (401). Log in again (hf auth login), or set HF_TOKEN to a valid one."
     if status == 403:
-        return "the token has no right to write there (403). Name a namespace of yours, or take a token that may write."
+        return "the token has no write access (403). Use a namespace that you own, or a token with write access."
     if status is not None:
-        said = getattr(error, "server_message", None)
-        return f"the hub answered {status}{f' ({said})' if said else ''}."
-    return f"the hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})."
+        message = getattr(error, "server_message", None)
+        return f"the Hub returned status {status}{f' ({message})' if message else ''}."
+    return f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})."
 
 
 def push_staged(staged: Path, repo_id: str, revision: str | None, message: str) -> None:
-    """One commit with everything in `staged`; files of an earlier checkpoint that are not in it go.
-
-    A reader of the repo sees the state before or the state after, and nothing between.
-    """
+    """Push `staged` in one atomic commit, which also deletes stale files of an earlier last-checkpoint/."""
     api = HfApi()
     paths = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
     if not paths:
-        raise ValueError(f"There is nothing in {staged} to push.")
-    there = set(api.list_repo_files(repo_id, revision=revision))
-    old = {name for name in there - set(paths) if name.startswith(f"{LAST_CHECKPOINT}/")}
+        raise ValueError(f"Nothing to push: {staged} is empty.")
+    existing = set(api.list_repo_files(repo_id, revision=revision))
+    old = {name for name in existing - set(paths) if name.startswith(f"{LAST_CHECKPOINT}/")}
     if not any(name.startswith(f"{LAST_CHECKPOINT}/") for name in paths):
         old = set()
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -197,11 +194,11 @@ def push_staged(staged: Path, repo_id: str, revision: str | None, message: str) 
 
 
 def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) -> Path:
-    """The repo's last-checkpoint/ as `output_dir/checkpoint-N`, and the best model so far (the repo's root) as the
-    checkpoint that it was, so that a run goes on as if it had never left its machine.
+    """Download the repo's last-checkpoint/ to `output_dir/checkpoint-N`, and the best model so far (the root of the
+    repo) to its own checkpoint directory, so that the run resumes as on the original machine.
 
     Raises:
-        ValueError: the repo cannot be read, or has no checkpoint.
+        ValueError: the repo cannot be read or has no checkpoint.
     """
     download = output_dir / ".hub" / "download"
     patterns = [f"{LAST_CHECKPOINT}/*", "*.json", "*.safetensors"]
@@ -214,18 +211,19 @@ def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) 
             ignore_patterns=["checkpoint-*/*", "runs/*"],
         )
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        raise ValueError(f"{repo_id} cannot be gone on from: {reason_of(error)}") from None
-    found = download / LAST_CHECKPOINT
-    if not (found / "trainer_state.json").is_file():
+        raise ValueError(f"Cannot resume from {repo_id}: {reason_of(error)}") from None
+    downloaded = download / LAST_CHECKPOINT
+    if not (downloaded / "trainer_state.json").is_file():
         raise ValueError(
-            f"{repo_id} has no {LAST_CHECKPOINT}/: only --hub_strategy checkpoint (or all_checkpoints) leaves one there."
+            f"Cannot resume from {repo_id}: it has no {LAST_CHECKPOINT}/, which requires --hub_strategy checkpoint or "
+            "all_checkpoints."
         )
-    state = json.loads((found / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((downloaded / "trainer_state.json").read_text(encoding="utf-8"))
     checkpoint = output_dir / f"checkpoint-{state['global_step']}"
     shutil.rmtree(checkpoint, ignore_errors=True)
-    found.rename(checkpoint)
+    downloaded.rename(checkpoint)
     best = output_dir / Path(state.get("best_model_checkpoint") or checkpoint.name).name
-    if checkpoint_problem(best):  # a whole one of this machine's stays
+    if checkpoint_problem(best):  # keep a valid local one
         partial = output_dir / STAGING_DIR / best.name
         partial.mkdir(parents=True, exist_ok=True)
         for path in files_of(download, MODEL_FILES):
