@@ -37,7 +37,7 @@ faults: .venv/.installed
 bench: .venv/.installed .venv-bench/.neighbours
 	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark --encoder outputs/minilm --output_dir outputs/bench \
-	  --neighbours .venv-bench/bin/python
+	  --third_party .venv-bench/bin/python
 
 # What is claimed of GPUs, measured on one in nine minutes: outputs/gpu/gpu.md. Needs a GPU and a torch that can use it.
 gpu: .venv/.installed

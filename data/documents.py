@@ -46,6 +46,15 @@ class Columns:
     evidence: str = "evidence"
 
 
+def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
+    """Raise ValueError if a problem is unknown or occurs in both."""
+    for option, problems, allowed in (("drop", drop, PROBLEMS), ("keep", keep, KEEPABLE)):
+        if unknown := [problem for problem in problems if problem not in allowed]:
+            raise ValueError(f"--{option} accepts {', '.join(allowed)}; got {', '.join(unknown)}.")
+    if both := set(drop) & set(keep):
+        raise ValueError(f"{', '.join(sorted(both))} is in both --drop and --keep: choose one.")
+
+
 @dataclass
 class DataIssues:
     """Problem → affected rows (`row 17 (id b-3)`), and the decision for each problem."""

@@ -11,7 +11,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from data.deduplication import near_duplicates
-from data.documents import KEEPABLE, PROBLEMS, SPLITS, Columns, DataIssues, read_documents, shorten
+from data.documents import PROBLEMS, SPLITS, Columns, DataIssues, check_decisions, read_documents, shorten
 from data.legacy_tensors import LEGACY_FILES, read_legacy
 from data.prepared_dataset import (
     MANIFEST,
@@ -107,15 +107,6 @@ def prepare_dataset(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return manifest
-
-
-def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
-    """Raise ValueError if a problem is unknown or occurs in both."""
-    for option, problems, allowed in (("drop", drop, PROBLEMS), ("keep", keep, KEEPABLE)):
-        if unknown := [problem for problem in problems if problem not in allowed]:
-            raise ValueError(f"--{option} accepts {', '.join(allowed)}; got {', '.join(unknown)}.")
-    if both := set(drop) & set(keep):
-        raise ValueError(f"{', '.join(sorted(both))} is in both --drop and --keep: choose one.")
 
 
 def sorted_labels(labels: Sequence[str]) -> list[str]:

@@ -6,17 +6,20 @@ python -m scripts.baselines --dataset_dir outputs/stories
 import argparse
 import sys
 
-from data.prepared_dataset import load_prepared
-from modeling.training.metrics import classification_metrics
-from modeling.training.training_args import parse_severity_weights
 from scripts.common.cli import UserParser, run_main
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores
 
 
 def main() -> None:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_dir", required=True, help="directory written by scripts.prepare_dataset")
-    splits, _ = load_prepared(parser.parse_args().dataset_dir)
+    arguments = parser.parse_args()
+    # Imported here, so that --help is answered at once.
+    from data.prepared_dataset import load_prepared
+    from modeling.training.metrics import classification_metrics
+    from modeling.training.training_args import parse_severity_weights
+    from scripts.evaluation.baselines import majority_predictions, tfidf_scores
+
+    splits, _ = load_prepared(arguments.dataset_dir)
     names = splits["train"].features["label"].names
     weights = parse_severity_weights(None, len(names))
     for split in [name for name in ("validation", "test") if name in splits]:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.documents import KEEPABLE, PROBLEMS, Columns
-from data.preparation import check_decisions, preparation_summary, prepare_dataset
+from data.documents import KEEPABLE, PROBLEMS, Columns, check_decisions
 from scripts.common.cli import UserParser, comma_list, run_main
 
 COLUMN_KINDS = ("text", "label", "id", "split", "group", "evidence")
@@ -84,6 +83,8 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
 
 def main() -> None:
     options = parse_arguments()
+    from data.preparation import preparation_summary, prepare_dataset  # once the options are known to be right
+
     manifest = prepare_dataset(**options)
     print(preparation_summary(manifest))
     print(f"Saved the dataset to {options['output_dir']}")

@@ -268,7 +268,7 @@ def _plain_predict(settings: Settings, folder: Path, name: str) -> dict[str, Any
 
 def predict_with_device(arguments: list[str]) -> dict[str, Any]:
     """Run scripts.predict; returns its duration and the device of its pipeline."""
-    module = import_module("scripts.predict")
+    module = import_module("scripts.common.prediction")
     devices = []
     pipeline_class = module.HierarchicalClassificationPipeline
     init = pipeline_class.__init__
