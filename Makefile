@@ -12,6 +12,8 @@ demo: .venv/.installed
 
 # One's own documents, from a file to a model and its report (outputs/run/report/report.html):
 #   make run SOURCE=stories.csv [LABELS=General,Teen,Mature] [OUTPUT=outputs/run] [OPTIONS="--num_train_epochs 5"]
+# The Hub may be used (RoBERTa-base on a GPU, a source on the Hub), unless HF_HUB_OFFLINE is set.
+run: HF_HUB_OFFLINE := $(if $(filter environment%,$(origin HF_HUB_OFFLINE)),$(HF_HUB_OFFLINE),0)
 run: .venv/.installed
 	$(if $(SOURCE),,$(error make run needs documents with labels: SOURCE=stories.csv [LABELS=General,Teen,Mature]))
 	$(BIN)/python -m scripts.run --source "$(SOURCE)" $(if $(LABELS),--labels "$(LABELS)") \

@@ -22,6 +22,8 @@ from scripts.common.cli import UserParser, comma_list, run_main
 
 MOST_TOKENS_TO_TRAIN_ON_A_CPU = 1_000_000
 MOST_CHUNKS_ON_A_GPU = 64
+# The recipe for shorter documents has three epochs of batches of 16; fewer steps than these learn nothing.
+FEWEST_STEPS = 100
 RECIPES = Path("scripts/recipes")
 
 
@@ -137,9 +139,12 @@ def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any],
         if long > 510 * MOST_CHUNKS_ON_A_GPU:
             reason = f"GPU; {size}; at most {max_chunks} chunks of a document are read"
         return str(RECIPES / "roberta_base.yaml"), {"max_chunks": max_chunks}, reason
-    short = num_tokens.sum() <= MOST_TOKENS_TO_TRAIN_ON_A_CPU
-    name = "upper_layers_cpu.yaml" if short else "films_cpu.yaml"
-    return str(RECIPES / name), {}, f"CPU; {size}"
+    if num_tokens.sum() > MOST_TOKENS_TO_TRAIN_ON_A_CPU:
+        return str(RECIPES / "films_cpu.yaml"), {}, f"CPU; {size}"
+    epochs = -(-FEWEST_STEPS // -(-len(num_tokens) // 16))
+    options = {"num_train_epochs": epochs, "early_stopping_patience": epochs // 3} if epochs > 3 else {}
+    reason = f"CPU; {size}" + (f"; {epochs} epochs, since they are few" if options else "")
+    return str(RECIPES / "upper_layers_cpu.yaml"), options, reason
 
 
 if __name__ == "__main__":

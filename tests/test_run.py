@@ -32,7 +32,7 @@ def test_run_goes_from_a_file_to_a_report_and_reuses_what_is_done(csv_file, robe
 @pytest.mark.parametrize(
     ("on_gpu", "most_tokens", "name", "options"),
     [
-        (False, 10**6, "upper_layers_cpu.yaml", {}),
+        (False, 10**6, "upper_layers_cpu.yaml", {"num_train_epochs": 34, "early_stopping_patience": 11}),
         (False, 10, "films_cpu.yaml", {}),
         (True, 10**6, "roberta_base.yaml", {"max_chunks": 1}),
     ],
