@@ -12,8 +12,10 @@ from types import FrameType
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 from ..file_utils import write_json
 from .runtime import format_duration, peak_memory
@@ -244,7 +246,28 @@ def _epoch_has_ended(state: TrainerState) -> bool:
 
 
 class ProgressLogCallback(ProgressCallback):
-    """The progress bar, and what is logged as lines that training.log has too."""
+    """The progress bar, on terminals only, and what is logged as lines that training.log has too."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not has_length(eval_dataloader):
+            return
+        if self.prediction_bar is None:
+            # In the training bar's own line, which rests meanwhile: a second line would need the cursor to be moved.
+            total = len(eval_dataloader)
+            self.prediction_bar = tqdm(total=total, position=0, leave=False, dynamic_ncols=True, disable=None)
+        self.prediction_bar.update(1)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any

@@ -211,7 +211,8 @@ def choose_live_chunks(
         model.live_chunks = need.live_chunks_within(room, largest) or model.live_chunks
     logger.info(
         f"Planned memory of a process: at most {_size(need.peak(largest, model.live_chunks))} over the weights, of "
-        f"{_size(room)}."
+        f"{_size(room)}.",
+        extra={"detail": True},
     )
     return model.live_chunks
 
