@@ -28,5 +28,9 @@ def test_the_terminal_shows_messages_and_the_file_their_origin(tmp_path):
     assert "a detail" not in done.stderr
     assert "\x1b" not in done.stderr
     log = (tmp_path / "training.log").read_text()
-    for said in ("INFO some.module: epoch 1 of 2", "INFO some.module: a detail", "WARNING some.module: the loss is NaN"):
+    for said in (
+        "INFO some.module: epoch 1 of 2",
+        "INFO some.module: a detail",
+        "WARNING some.module: the loss is NaN",
+    ):
         assert re.search(rf"^\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d {said}$", log, re.MULTILINE)
