@@ -1,55 +1,60 @@
-"""The demo: the embedded stories and the packaged encoder, prepared, trained and compared, in minutes on two cores.
+"""The demo: embedded stories and the packaged encoder, prepared, trained, evaluated and explained on two CPU cores.
 
-make demo
+    make demo
+    python -m scripts.demo --seed 1 --bf16 false
+
+Options are those of train_hf.py.
 """
 
+import argparse
 import json
-import subprocess
+import os
 import sys
 import time
 from pathlib import Path
 
+import datasets
+
 from data.demo_corpus import LABELS, demo_corpus
-from data.preparation import preparation_summary, prepare_dataset
-from scripts.common.cli import run_main
+from data.preparation import prepare_dataset
+from data.prepared_dataset import load_prepared
+from modeling.training.metrics import classification_metrics
+from modeling.training.training_args import parse_severity_weights
+from scripts.common.cli import UserParser, run_main
+from scripts.common.launch import launch_evaluation, launch_training
 from scripts.common.packaged_encoder import copy_packaged_encoder
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores
 
 FOLDER = Path("outputs/demo")
+NUM_LAYERS = 2
+CHUNK_LENGTH, MAX_CHUNKS = 40, 26
+TFIDF, MAJORITY = "TF-IDF + logistic regression", "always the most frequent label"
 
 
 def main() -> None:
     started = time.monotonic()
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    _, options = parser.parse_known_args()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, in the commands below
+    datasets.disable_progress_bars()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    step("1/5  Writing stories")
-    source = FOLDER / "stories.jsonl"
-    documents = demo_corpus()
-    with open(source, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    encoder = copy_packaged_encoder(FOLDER / "encoder")
-    step("2/5  Cutting them into chunks")
-    dataset_dir = FOLDER / "dataset"
-    manifest = prepare_dataset(
-        str(source),
-        str(encoder),
-        dataset_dir,
-        labels=LABELS,
-        split_fractions=(0.7, 0.1, 0.2),
-        chunk_length=64,
-        max_chunks=25,
-        overwrite=True,
-    )
-    print(preparation_summary(manifest), flush=True)
-    step("3/5  Training the hierarchical model on whole stories")
-    run_dir = FOLDER / "run"
-    train(run_dir, dataset_dir, encoder)
-    step("4/5  The same model on the first chunk alone")
-    first_dir = FOLDER / "first_chunk"
-    train(first_dir, dataset_dir, encoder, "--max_chunks", "1", "--chunk_policy", "head")
-    step("5/5  Side by side, on the stories held back for the test")
-    compare(dataset_dir, run_dir, first_dir)
+    print("== 1/4  Stories: written, tokenized, split", flush=True)
+    dataset_dir, run_dir = FOLDER / "dataset", FOLDER / "run"
+    encoder = copy_packaged_encoder(FOLDER / "encoder", NUM_LAYERS)
+    prepare_stories(dataset_dir, encoder)
+    step("2/4  Baselines on the test stories")
+    print_metrics(baselines(dataset_dir))
+    step("3/4  Training on whole stories")
+    directories = {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": run_dir}
+    launch_training("scripts/recipes/demo.yaml", "--overwrite_output_dir", *options, **directories)
+    step("4/4  Evaluation and explanations on the test stories")
+    report_dir = FOLDER / "report"
+    launch_evaluation(model=run_dir, dataset_dir=dataset_dir, output_dir=report_dir)
+    print()
+    print_metrics(comparison(report_dir))
     print(f"\nThat took {(time.monotonic() - started) / 60:.1f} minutes. Where to look:")
-    print(f"  {FOLDER}/report/report.html       open it in a browser: figures, and every story with its evidence")
-    print(f"  {run_dir}/training_history.json   each epoch's numbers;  {run_dir}/training.log  all that was said")
+    print(f"  {report_dir}/report.html          open it in a browser: figures, and every story with its evidence")
+    print(f"  {run_dir}/training_history.json   each epoch's numbers;  {run_dir}/training.log  the complete log")
     print(f"  {run_dir}/README.md               the model card;  {run_dir}/predictions_test.csv  every test story")
     print(f"  {run_dir}                         the model: AutoModelForSequenceClassification.from_pretrained(…)")
     print(f"  .venv/bin/tensorboard --logdir {run_dir}/runs    curves and confusion matrices in a browser")
@@ -59,49 +64,55 @@ def step(title: str) -> None:
     print(f"\n== {title}", flush=True)
 
 
-def train(output_dir: Path, dataset_dir: Path, encoder: Path, *extra: str) -> None:
-    """`accelerate launch train_hf.py` with the demo's recipe. Raises ValueError where it fails."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        "accelerate_config.yaml",
-        "train_hf.py",
-        "--config",
-        "scripts/recipes/demo.yaml",
-        "--encoder",
+def prepare_stories(dataset_dir: Path, encoder: Path) -> None:
+    """Write the stories, prepare them, and print their counts and lengths."""
+    source = FOLDER / "stories.jsonl"
+    with open(source, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in demo_corpus())
+    manifest = prepare_dataset(
+        str(source),
         str(encoder),
-        "--dataset_dir",
-        str(dataset_dir),
-        "--output_dir",
-        str(output_dir),
-        "--overwrite_output_dir",
-        *extra,
-    ]
-    if status := subprocess.run(command, check=False).returncode:
-        raise ValueError(
-            f"Training ended with exit status {status}; what it said is above and in {output_dir}/training.log."
-        )
+        dataset_dir,
+        labels=LABELS,
+        split_fractions=(0.82, 0.08, 0.1),
+        chunk_length=CHUNK_LENGTH,
+        max_chunks=MAX_CHUNKS,
+        overwrite=True,
+    )
+    print(f"{'':12}{'stories':>9}{''.join(f'{label:>9}' for label in LABELS)}{'tokens: median':>17}{'most':>7}")
+    for split, about in manifest["splits"].items():
+        counts, tokens = "".join(f"{about['labels'][label]:9}" for label in LABELS), about["tokens"]
+        print(f"{split:12}{about['documents']:9}{counts}{tokens['median']:17.0f}{tokens['max']:7.0f}", flush=True)
 
 
-def compare(dataset_dir: Path, run_dir: Path, first_dir: Path) -> None:
-    """Print the test metrics of the model and of its neighbours, and what its evidence is worth."""
-    arguments = ["--model", str(run_dir), "--dataset_dir", str(dataset_dir), "--output_dir", str(FOLDER / "report")]
-    command = [sys.executable, "-m", "scripts.evaluate_and_explain", *arguments]
-    if status := subprocess.run(command, check=False).returncode:
-        raise ValueError(f"The evaluation ended with exit status {status}.")
-    found = json.loads((FOLDER / "report" / "metrics.json").read_text(encoding="utf-8"))
-    values = {name: {metric: entry["value"] for metric, entry in metrics.items()} for name, metrics in (
-        ("whole stories, this project", found["model"]),
-        ("TF-IDF + logistic regression", found["baselines"]["tfidf"]),
-        ("always the most frequent label", found["baselines"]["majority"]),
-    )}  # fmt: skip
-    first = json.loads((first_dir / "metrics.json").read_text(encoding="utf-8"))["test"]
-    values["trained on the first chunk only"] = first
-    print(f"\n{'':32}{'macro-F1':>10}{'accuracy':>10}{'recall of Mature':>18}")
-    for name, metrics in values.items():
-        print(f"{name:32}{metrics['f1_macro']:10.3f}{metrics['accuracy']:10.3f}{metrics['recall_Mature']:18.3f}")
+def baselines(dataset_dir: Path) -> dict[str, dict[str, float]]:
+    """Test metrics of TF-IDF and of the majority class."""
+    splits, _ = load_prepared(str(dataset_dir))
+    train, test = splits["train"], splits["test"]
+    weights = parse_severity_weights(None, len(LABELS))
+    predictions = {TFIDF: tfidf_scores(train, test).argmax(axis=1), MAJORITY: majority_predictions(train, test)}
+    return {
+        name: classification_metrics(predicted.tolist(), list(test["label"]), list(LABELS), weights)
+        for name, predicted in predictions.items()
+    }
+
+
+def comparison(report_dir: Path) -> dict[str, dict[str, float]]:
+    """Test metrics of the model and of the baselines, from the evaluation's metrics.json."""
+    metrics = json.loads((report_dir / "metrics.json").read_text(encoding="utf-8"))
+    entries = {
+        "whole stories, this project": metrics["model"],
+        TFIDF: metrics["baselines"]["tfidf"],
+        "first chunk's embedding + logistic regression": metrics["baselines"]["first_chunk"],
+        MAJORITY: metrics["baselines"]["majority"],
+    }
+    return {name: {metric: entry["value"] for metric, entry in row.items()} for name, row in entries.items()}
+
+
+def print_metrics(rows: dict[str, dict[str, float]]) -> None:
+    print(f"{'':46}{'macro-F1':>10}{'accuracy':>10}{'recall of Mature':>18}")
+    for name, metrics in rows.items():
+        print(f"{name:46}{metrics['f1_macro']:10.3f}{metrics['accuracy']:10.3f}{metrics['recall_Mature']:18.3f}")
 
 
 if __name__ == "__main__":

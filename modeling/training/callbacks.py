@@ -14,8 +14,10 @@ from types import FrameType
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import has_length
 
 from ..file_utils import write_json
 from .runtime import format_duration, peak_memory
@@ -251,7 +253,30 @@ def _epoch_has_ended(state: TrainerState) -> bool:
 
 
 class ProgressLogCallback(ProgressCallback):
-    """Progress bar that writes logged values as lines, also to training.log."""
+    """Progress bar, on terminals only; logged values become lines, also in training.log."""
+
+    prediction_bar: Any
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.current_step = 0
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not has_length(eval_dataloader):
+            return
+        if self.prediction_bar is None:
+            # On the line of the training bar: a second line would need cursor movements, which leave escape codes.
+            total = len(eval_dataloader)
+            self.prediction_bar = tqdm(total=total, position=0, leave=False, dynamic_ncols=True, disable=None)
+        self.prediction_bar.update(1)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any

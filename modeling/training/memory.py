@@ -214,7 +214,8 @@ def choose_live_chunks(
         model.live_chunks = estimate.live_chunks_within(available, largest) or model.live_chunks
     logger.info(
         f"Planned memory per process: at most {_size(estimate.peak(largest, model.live_chunks))} in addition to the "
-        f"weights, of {_size(available)} available."
+        f"weights, of {_size(available)} available.",
+        extra={"detail": True},
     )
     return model.live_chunks
 

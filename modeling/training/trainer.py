@@ -308,7 +308,8 @@ class WeightedTrainer(ResumableTrainer):
                 count = sum(parameter.numel() for parameter in group["params"])
                 logger.info(
                     f"Optimizer group {group['name']}: {count:,} parameters, learning rate {group['lr']:g}, "
-                    f"weight decay {group['weight_decay']:g}"
+                    f"weight decay {group['weight_decay']:g}",
+                    extra={"detail": True},
                 )
         return self.optimizer
 

@@ -123,10 +123,8 @@ def encode_files(
     if chunked.chunk_policy == "random":
         chunked.max_chunks = 2**31  # every epoch draws among all of a document's chunks
     model = model.eval().to(accelerator.device)
-    progress = tqdm(
-        total=sum(map(len, files)), desc=f"Encoding {name}", unit=" documents", disable=not accelerator.is_main_process
-    )
-
+    hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
+    progress = tqdm(total=sum(map(len, files)), desc=f"Encoding {name}", unit=" documents", disable=hidden)
     on_cuda = accelerator.device.type == "cuda"
     at_once = DOCUMENTS_AT_ONCE.get(accelerator.device.type, 4)
     # Batches do not cross files: with other rounding beside it, an interrupted run would not end with the same bits.

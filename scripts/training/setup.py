@@ -279,7 +279,8 @@ def chunk_splits(
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
             f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
-            "of tokens."
+            "of tokens.",
+            extra={"detail": not cut["tokens_cut_share"]},
         )
     return chunked, lengths
 
