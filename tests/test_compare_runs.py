@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -59,9 +60,9 @@ def test_what_differs_what_they_reached_and_what_it_cost(runs, tmp_path):
 def test_only_documents_in_common_are_compared(tmp_path, runs):
     other = make_run(tmp_path / "half", 0.95, ids=range(30, 90))
     done = run_command("scripts.compare_runs", str(runs[0]), str(other))
-    assert ", 30 in common)" in done.stdout
+    assert re.search(r"\b30 in common", done.stdout)
     apart = make_run(tmp_path / "apart", 0.95, ids=range(100, 130))
-    assert "no documents in common" in run_command("scripts.compare_runs", str(runs[0]), str(apart)).stdout
+    assert re.search(r"\b(no|0)\b.* in common", run_command("scripts.compare_runs", str(runs[0]), str(apart)).stdout)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"config": {"labels": []}, "epochs": []}'])

@@ -96,6 +96,6 @@ def test_the_packaged_encoder_is_checked_and_attributed(tmp_path, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer.backend_tokenizer.encode("word " * 400).ids) > 400  # its built-in truncation at 128 is off
     monkeypatch.setattr("scripts.common.packaged_encoder.WEIGHTS_SHA256", "0" * 64)
-    with pytest.raises(ValueError, match="not used"):
+    with pytest.raises(ValueError, match=r"0{64}|sha256|SHA-256|hash"):
         copy_packaged_encoder(tmp_path / "other")
     assert not (tmp_path / "other").exists()

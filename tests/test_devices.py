@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -127,7 +128,7 @@ def test_flash_attention_is_left_out_where_it_cannot_read_fp32(roberta_model, tm
 
 
 def test_attention_that_would_drop_its_dropout_is_refused(roberta_folder):
-    with pytest.raises(ValueError, match=r"flash_attention_3 applies no dropout.*--attention_dropout 0"):
+    with pytest.raises(ValueError, match=r"flash_attention_3.*--attention_dropout 0"):
         Model.from_encoder(str(roberta_folder), num_labels=3, attn_implementation="flash_attention_3")
 
 
@@ -200,7 +201,7 @@ def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_
     exact, half = classifier(text), classifier(text, precision="bf16")
     assert exact["scores"] != half["scores"]
     assert half["scores"] == pytest.approx(exact["scores"], abs=0.02)
-    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16, and is 'int8'"):
+    with pytest.raises(ValueError, match=r"precision.*fp32.*bf16.*fp16.*int8"):
         classifier(text, precision="int8")
 
 
@@ -409,6 +410,8 @@ def test_the_first_steps_that_the_fp16_scaler_skips_are_no_warning(roberta_model
     roberta_model.classify = overflowing
     with caplog.at_level(logging.INFO):
         trainer.train()
-    levels = [record.levelname for record in caplog.records if "is not taken" in record.message]
+    levels = [
+        record.levelname for record in caplog.records if re.search(r"(?i)step \d+.*\b(inf|nan)\b", record.message)
+    ]
     assert levels[:2] == ["INFO", "INFO"]
     assert set(levels[2:]) == {"WARNING"}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from scripts.common.cli import run_main
 from tests.conftest import ROOT, TRAINING, options, run_command, train
 
 pytestmark = pytest.mark.slow
+
+DISK_IS_FULL = re.compile(r"(?i)disk is full|disk full|no space left")
 
 EACH_STEP = {
     "save_strategy": "steps",
@@ -55,14 +58,14 @@ def test_a_full_disk_is_said_and_the_checkpoints_before_are_gone_on_from(small_d
     done = train(prepared_folder, roberta_folder, run, num_train_epochs=9, **EACH_STEP)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "Make room" in done.stderr or "make room" in done.stderr, done.stderr
+    assert DISK_IS_FULL.search(done.stderr), done.stderr
     whole = list_checkpoints(str(run))
     assert whole
     assert [checkpoint_problem(folder) for folder in whole] == [None] * len(whole)
     assert mount("remount,size=200m") == 0
     done = train(prepared_folder, roberta_folder, run, num_train_epochs=9, resume_from_checkpoint="auto", **EACH_STEP)
     assert done.returncode == 0, done.stderr
-    assert f"Going on from {whole[0]}" in done.stderr
+    assert str(whole[0]) in done.stderr  # resumed from it
     epochs = json.loads((run / "training_history.json").read_text())["epochs"]
     assert [epoch["step"] for epoch in epochs] == list(range(1, 28))
 
@@ -92,7 +95,7 @@ def test_a_full_disk_is_said_whichever_library_meets_it(library, small_disk, cap
         signal.signal(signal.SIGTERM, before)
     said = capfd.readouterr().err + caplog.text
     assert "Traceback" not in said
-    assert "The disk is full" in said
+    assert DISK_IS_FULL.search(said)
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_a_data_set_that_does_not_fit_leaves_nothing_and_is_said(small_disk, csv
     done = run_command("scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=disk / "data")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "The disk is full" in done.stderr, done.stderr
+    assert DISK_IS_FULL.search(done.stderr), done.stderr
     assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
@@ -150,7 +153,8 @@ def test_a_folder_that_cannot_be_written_to_is_said_before_training(small_disk, 
     for folder in ("run", "new"):
         done = train(prepared_folder, roberta_folder, disk / folder)
         assert done.returncode == 1
-        assert "cannot be written to (Read-only file system)" in done.stderr
+        assert "Read-only file system" in done.stderr
+        assert str(disk / folder) in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -183,7 +187,7 @@ def test_permission_that_is_lost_in_mid_run_is_said_and_given_back_it_goes_on(
     step = int(whole[0].name.split("-")[1])
     done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", max_steps=step + 2, **EACH_STEP)
     assert done.returncode == 0, done.stderr
-    assert f"Going on from {whole[0]}" in done.stderr
+    assert str(whole[0]) in done.stderr  # resumed from it
 
 
 def test_two_runs_in_one_folder_and_a_lock_that_a_kill_does_not_leave_behind(prepared_folder, roberta_folder, tmp_path):
@@ -200,7 +204,8 @@ def test_two_runs_in_one_folder_and_a_lock_that_a_kill_does_not_leave_behind(pre
     log = (run / "training.log").read_text()
     second = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
     assert second.returncode == 1
-    assert f"Another run is at work in {run} (process {first.pid} on" in second.stderr
+    assert str(run) in second.stderr
+    assert re.search(rf"\b{first.pid}\b", second.stderr)
     assert log in (run / "training.log").read_text()
     assert str(first.pid + 1) not in (run / ".lock").read_text()
     first.kill()
@@ -225,7 +230,9 @@ def test_auto_never_deletes_a_model_that_has_no_checkpoint_to_go_on_from(prepare
     for _ in range(2):
         done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
         assert done.returncode == 1
-        assert "no whole checkpoint to go on from" in done.stderr
+        assert str(run) in done.stderr
+        assert "--overwrite_output_dir" in done.stderr
+        assert "Traceback" not in done.stderr
         assert (run / "model.safetensors").is_file()
         if checkpoint.exists():  # and then without it
             checkpoint.rename(tmp_path / "elsewhere")
@@ -239,7 +246,7 @@ def test_what_a_killed_run_was_replacing_gets_its_name_back(prepared_folder, rob
     checkpoint.rename(run / ".saving" / f"{checkpoint.name}-before")
     done = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto", num_train_epochs=1)
     assert done.returncode == 0, done.stderr
-    assert f"Going on from {checkpoint}" in done.stderr
+    assert str(checkpoint) in done.stderr  # resumed from it
 
 
 def test_a_signal_to_the_whole_group_does_not_take_the_loaders_workers(prepared_folder, roberta_folder, tmp_path):
@@ -258,5 +265,5 @@ def test_a_signal_to_the_whole_group_does_not_take_the_loaders_workers(prepared_
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
     assert "Traceback" not in said
-    step = int(said.partition("Stopped by a signal after step ")[2].split(";")[0])
-    assert (tmp_path / "run" / f"checkpoint-{step}").is_dir()
+    [newest, *_] = list_checkpoints(str(tmp_path / "run"))
+    assert re.search(rf"step {newest.name.removeprefix('checkpoint-')}\b", said)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -172,16 +173,16 @@ def test_the_first_line_says_when_tfidf_is_not_beaten():
         tfidf = {"f1_macro": entry(0.5, 0.4, 0.6), "difference_f1_macro": gap}
         return headline_of({"model": {"f1_macro": entry(0.6, 0.5, 0.7)}, "baselines": {"tfidf": tfidf}}, "test", 90)
 
-    assert headline(entry(0.1, 0.05, 0.15)) == (
-        "Macro-F1 0.600 (0.500 to 0.700) on 90 test documents; TF-IDF + logistic regression reaches 0.500.",
-        False,
-    )
+    text, warns = headline(entry(0.1, 0.05, 0.15))
+    assert not warns
+    for words in ("0.600", "0.500", "0.700", "90 test documents", "TF-IDF"):
+        assert words in text
     text, warns = headline(entry(-0.1, -0.2, 0.0))
     assert warns
-    assert text.startswith("This model does not beat TF-IDF")
+    assert "not beat TF-IDF" in text
     text, warns = headline(entry(0.1, -0.05, 0.2))
     assert warns
-    assert "may be chance" in text
+    assert "not beat TF-IDF" not in text  # but by so little that it proves nothing
 
 
 def test_labels_in_figures_are_no_formulas():
@@ -381,16 +382,16 @@ def test_known_evidence_travels_with_the_prepared_data(stories):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "tset"}, "has no split tset; there are train, validation, test"),
-        ({"model": "no/such"}, "No tokenizer could be loaded from 'no/such'"),
-        ({"dataset_dir": "nowhere"}, "nowhere: no prepared data set there"),
+        ({"split": "tset"}, "tset.*train, validation, test"),
+        ({"model": "no/such"}, "no/such"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
     ],
 )
 def test_mistakes_are_told_in_a_paragraph(arguments, message, evaluated, stories, tmp_path):
     given = {"model": evaluated / "run", "dataset_dir": stories, "output_dir": tmp_path / "out"}
     done = run_command("scripts.evaluate_and_explain", **(given | arguments))
     assert done.returncode == 1
-    assert message in done.stderr
+    assert re.search(message, " ".join(done.stderr.split()))
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

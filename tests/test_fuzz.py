@@ -67,7 +67,7 @@ def test_any_text_is_rated_or_refused(rate, text):
     try:
         result = rate(text)
     except ValueError as error:
-        assert "half a surrogate pair" in str(error)
+        assert "surrogate" in str(error)
         assert any("\ud800" <= character <= "\udfff" for character in text)
     else:
         check_rating(result, text)

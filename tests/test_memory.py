@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -54,9 +55,9 @@ def small_device(model, **room) -> SmallDevice:
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        ({"room_for_live": 3}, ["live chunks"]),
-        ({"room_at_once": 4}, ["live chunks"]),
-        ({"room_for_documents": 1}, ["live chunks 2 → 1", "accumulated as before"]),
+        ({"room_for_live": 3}, "live.chunks"),
+        ({"room_at_once": 4}, "live.chunks"),
+        ({"room_for_documents": 1}, r"live.chunks.*\b1\b"),
     ],
 )
 def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
@@ -76,9 +77,8 @@ def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
             assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
     for name, value in weights.items():
         torch.testing.assert_close(other_weights[name], value, atol=1e-5, rtol=0)
-    for words in said:
-        assert words in caplog.text
-    assert "Out of memory in step 1" in caplog.text
+    assert re.search(said, caplog.text)
+    assert re.search(r"(?i)(out of memory|OOM)\b.*step 1\b", caplog.text)
 
 
 def test_a_step_begun_again_draws_the_random_numbers_that_it_had_drawn(roberta_folder, tmp_path):
@@ -103,7 +103,7 @@ def test_out_of_memory_in_evaluation_alone(roberta_model, tmp_path, caplog):
     trainer = trainer_for(small, tmp_path, per_device_eval_batch_size=16)
     with caplog.at_level(logging.WARNING):
         found = trainer.evaluate()
-    assert "Out of memory in evaluation" in caplog.text
+    assert re.search(r"(?i)(out of memory|OOM)\b.*evaluat", caplog.text)
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert found["eval_f1_macro"] == expected["eval_f1_macro"]
     assert small.live_chunks == 0  # what training may keep alive is another matter
@@ -111,7 +111,7 @@ def test_out_of_memory_in_evaluation_alone(roberta_model, tmp_path, caplog):
 
 def test_when_not_even_one_chunk_fits_it_says_what_to_do(roberta_model, tmp_path):
     small = small_device(roberta_model, room_at_once=0)
-    with pytest.raises(ValueError, match=r"Out of memory with one chunk of one document.*--freeze_layers"):
+    with pytest.raises(ValueError, match=r"(?i)(out of memory|OOM)\b.*--freeze_layers"):
         trainer_for(small, tmp_path).train()
 
 
@@ -196,24 +196,26 @@ def test_a_frozen_encoder_keeps_nothing():
 def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
     assert done.returncode == 0, done.stderr
-    for words in ("Memory of a process", "a chunk of 16 tokens", "8 live chunks at most", "an epoch (3 steps)"):
-        assert words in done.stdout
+    for words in (r"\b16 tokens", r"\b8 live chunks", r"\b3 steps", r"\d (MiB|GiB)\b"):
+        assert re.search(words, done.stdout), words
     assert not (tmp_path / "run").exists()
     frozen = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", "--freeze_encoder")
-    assert "encoding every chunk once" in frozen.stdout, frozen.stderr
+    assert frozen.returncode == 0, frozen.stderr
+    assert re.search(r"(?i)encod", frozen.stdout)
+    assert not re.search(r"(?i)encod\w* every", done.stdout)
 
 
 def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
     for live_chunks in ("many", "-1"):
-        with pytest.raises(ValueError, match="live_chunks must be auto or a number"):
+        with pytest.raises(ValueError, match=rf"live_chunks.*{live_chunks}"):
             HierarchicalTrainingArguments(live_chunks=live_chunks)
-    with pytest.raises(ValueError, match="leave freeze_layers out"):
+    with pytest.raises(ValueError, match="freeze_layers"):
         HierarchicalTrainingArguments(freeze_layers=1, freeze_encoder=True)
-    with pytest.raises(ValueError, match="use --compile_layers"):
+    with pytest.raises(ValueError, match="--compile_layers"):
         HierarchicalTrainingArguments(torch_compile=True)
     done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)
     assert done.returncode == 1
-    assert "freeze_layers must be from 0 to the encoder's 2 layers, and is 3" in done.stderr
+    assert re.search(r"freeze_layers.*\b2\b.*\b3\b", " ".join(done.stderr.split()))
     assert "Traceback" not in done.stderr
 
 

@@ -102,21 +102,22 @@ def test_a_pickle_that_would_run_code_is_refused(roberta_folder, tmp_path):
     )
     assert done.returncode == 1
     assert "code was run" not in done.stdout + done.stderr
-    assert "not a file of tensors" in done.stderr
+    assert "train_dataset.pt" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": "General,Teen"}, "a label that is not in --labels [unknown_label]"),
-        ({"text_column": "body"}, "there is no column for --text_column body"),
-        ({"group_column": "author"}, "there is no column for --group_column author"),
-        ({"tokenizer": "no/such"}, "No tokenizer could be loaded from 'no/such'"),
-        ({"drop": "typos"}, "--drop takes missing_text"),
-        ({"chunk_overlap": 600}, "chunk_overlap (600) must be below"),
-        ({"max_chunks": 0}, "max_chunks must be at least 1"),
-        ({"split_fractions": "0.5,0.4"}, "split fractions must be three shares"),
-        ({"seed": "x"}, "invalid int value: 'x'"),
+        ({"labels": "General,Teen"}, "[unknown_label]"),
+        ({"text_column": "body"}, "--text_column body"),
+        ({"group_column": "author"}, "--group_column author"),
+        ({"tokenizer": "no/such"}, "no/such"),
+        ({"drop": "typos"}, "--drop"),
+        ({"chunk_overlap": 600}, "chunk_overlap"),
+        ({"max_chunks": 0}, "max_chunks"),
+        ({"split_fractions": "0.5,0.4"}, "fractions"),
+        ({"seed": "x"}, "--seed"),
     ],
 )
 def test_mistakes_are_told_in_a_paragraph_and_leave_nothing(arguments, message, csv_file, roberta_folder, tmp_path):
@@ -152,7 +153,7 @@ def test_a_folder_that_is_there_is_not_overwritten_unasked(prepared_folder, csv_
     given = {"source": csv_file, "tokenizer": roberta_folder, "output_dir": prepared_folder, "labels": ",".join(LABELS)}
     done = run_command("scripts.prepare_dataset", **given)
     assert done.returncode == 1
-    assert "replace it with --overwrite" in done.stderr
+    assert "--overwrite" in done.stderr
     other = prepared_folder.parent / "other"
     other.mkdir()
     (other / "precious.txt").write_text("mine")
@@ -171,18 +172,18 @@ def test_a_folder_that_is_there_is_not_overwritten_unasked(prepared_folder, csv_
 def test_an_unknown_tokenizer_or_a_changed_file_is_named_before_training(prepared_folder, bert_folder, tmp_path):
     import shutil
 
-    with pytest.raises(ValueError, match="prepare the data with --tokenizer"):
+    with pytest.raises(ValueError, match="--tokenizer"):
         load_prepared(str(prepared_folder), AutoTokenizer.from_pretrained(bert_folder))
     copied = shutil.copytree(prepared_folder, tmp_path / "copy")
     arrow = next(copied.rglob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"\.arrow is not what it was"):
+    with pytest.raises(ValueError, match=arrow.name.replace(".", r"\.")):
         load_prepared(str(copied))
-    for content, lacks in (("{", "it is not JSON"), ("{}", "lacks files, tokenizer, sources, data_fingerprint")):
+    for content, lacks in (("{", "JSON"), ("{}", "files, tokenizer, sources, data_fingerprint")):
         (copied / "manifest.json").write_text(content)
         with pytest.raises(ValueError, match=lacks):
             load_prepared(str(copied))
-    with pytest.raises(ValueError, match="no prepared data set there"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         load_prepared(str(tmp_path))
 
 
@@ -191,7 +192,7 @@ def test_label_order_is_the_one_given_or_that_of_the_names(roberta_folder, tmp_p
     source = write_csv(tmp_path / "numbers.csv", rows)
     done = run_command("scripts.prepare_dataset", source=source, tokenizer=roberta_folder, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "give it with --labels" in " ".join(done.stdout.split())
+    assert "--labels" in done.stdout
     part = datasets.load_from_disk(str(tmp_path / "out"))["train"]
     assert part.features["label"].names == ["2", "9", "10"]
     assert np.bincount(part["label"]).tolist() == [8, 16, 24]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -76,7 +77,7 @@ def test_a_loss_that_is_no_number_ends_all_with_the_same_status(prepared_folder,
     broken |= {"gradient_accumulation_steps": 1}
     statuses, said = Ranks(prepared_folder, roberta_folder, tmp_path / "run", **broken).wait()
     assert statuses == [1, 1], said
-    assert "3 steps in a row could not be taken" in said[0]
+    assert re.search(r"\b3\b.*\bsteps?\b", said[0])
     assert "Traceback" not in said[0] + said[1]
 
 
@@ -87,8 +88,8 @@ def test_a_signal_to_one_stops_all_after_the_same_step(which, prepared_folder, r
     ranks.processes[which].send_signal(signal.SIGINT)
     statuses, said = ranks.wait()
     assert statuses == [130, 130], said
-    step = int(said[0].partition("Stopped by a signal after step ")[2].split(";")[0])
-    assert find_checkpoint(str(tmp_path / "run"), "auto") == str(tmp_path / "run" / f"checkpoint-{step}")
+    step = find_checkpoint(str(tmp_path / "run"), "auto").rpartition("checkpoint-")[2]
+    assert re.search(rf"step {step}\b.*--resume_from_checkpoint auto", said[0])
 
 
 # train_hf.py, and the names of the threads that are there when Python ends.
@@ -116,7 +117,8 @@ def test_one_that_dies_ends_the_other_with_a_message(which, prepared_folder, rob
     ranks.processes[which].kill()
     statuses, said = ranks.wait(timeout=60)
     assert statuses == ([-9, 1] if which == 0 else [1, -9]), said
-    assert f"Process {1 - which} has lost the others" in said[1 - which]
+    assert re.search(rf"(?i)(process|rank) {1 - which}\b", said[1 - which])
+    assert "--resume_from_checkpoint auto" in said[1 - which]
     assert "Traceback" not in said[1 - which]
     assert find_checkpoint(str(tmp_path / "run"), "auto")
 

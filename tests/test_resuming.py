@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -149,9 +150,7 @@ def test_a_run_whose_best_was_left_behind_says_so_before_it_trains(roberta_folde
     shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "cut" / "checkpoint-8")
     shutil.rmtree(tmp_path / "whole")
     config = HierarchicalRobertaConfig.from_pretrained(tmp_path / "cut" / "checkpoint-8")
-    with pytest.raises(
-        ValueError, match=r"The best checkpoint so far .*, checkpoint-4, is not beside it: copy it there"
-    ):
+    with pytest.raises(ValueError, match=r"\bcheckpoint-4\b"):
         check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=True)
     check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=False)
 
@@ -195,13 +194,11 @@ def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta
     for name in ("mine", "other"):
         stoppable(roberta_folder, tmp_path / name)
     mine, others = str(tmp_path / "mine"), str(tmp_path / "other" / "checkpoint-8")
-    with pytest.raises(
-        ValueError, match=r"mine holds an earlier run \(checkpoint-8, checkpoint-4\), and .* is another's"
-    ):
+    with pytest.raises(ValueError, match=r"mine\b.*checkpoint-8, checkpoint-4"):
         resolve_output_dir(mine, others, overwrite=False)
     assert resolve_output_dir(mine, others, overwrite=True) == others
     assert resolve_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
-    with pytest.raises(ValueError, match="newer than"):
+    with pytest.raises(ValueError, match="checkpoint-8"):
         resolve_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
     # A folder that was moved to another disk is still this run's.
     (tmp_path / "mine" / "checkpoint-8").rename(tmp_path / "disk")
@@ -222,15 +219,15 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_p
     check_checkpoint(folder, config, "this", needs_best=True)
     assert not caplog.records
     check_checkpoint(folder, config, "that", needs_best=True)
-    assert "The data are not those" in caplog.text
+    assert "data" in caplog.text
     for name, value in (("pooling_size", 16), ("chunk_transformer_layers", 1), ("id2label", {0: "b", 1: "a", 2: "c"})):
         other = copy.deepcopy(config)
         setattr(other, name, value)
-        with pytest.raises(ValueError, match=rf"another model \({name} .* there, .* here\)"):
+        with pytest.raises(ValueError, match=rf"\b{name}\b"):
             check_checkpoint(folder, other, "this", needs_best=True)
     other = copy.deepcopy(config)
     other.encoder_config.hidden_size = 64
-    with pytest.raises(ValueError, match="hidden_size 32 there, 64 here"):
+    with pytest.raises(ValueError, match=r"hidden_size\D*32\b.*\b64\b"):
         check_checkpoint(folder, other, "this", needs_best=True)
 
 
@@ -271,7 +268,7 @@ def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(robert
     assert all(torch.equal(before[1][name], before[2][name]) for name in before[1])
     assert not all(torch.equal(before[2][name], before[3][name]) for name in before[2])
     # Of the micro-batch in which it stands, and no other.
-    assert "Step 2 is not taken: its loss is nan" in caplog.text
+    assert re.search(r"(?i)step 2\b.*\bnan\b", caplog.text)
     assert ", ".join(f"d{index}" for index in second_step[4:8]) in caplog.text
     assert f"d{second_step[0]}," not in caplog.text
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
@@ -288,9 +285,9 @@ def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tm
     trainer.add_callback(health)
     trainer.train()
     assert trainer.state.global_step == 3
-    assert "3 steps in a row could not be taken, the last of them step 3" in health.failure
+    assert re.search(r"\b3\b.*\bstep 3\b", health.failure)
     assert "d0" in health.failure
-    assert "Lower --learning_rate" in health.failure
+    assert "--learning_rate" in health.failure
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
 
@@ -304,5 +301,5 @@ def test_a_step_whose_loss_leaps_is_not_taken_where_that_is_wanted(roberta_model
     roberta_model.register_forward_hook(forward, with_kwargs=True)
     trainer = trainer_for(roberta_model, tmp_path, num_train_epochs=3, max_loss_spike=2.0)
     trainer.train()
-    assert "Step 9 is not taken: its loss is" in caplog.text
-    assert caplog.text.count("is not taken") == 1
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(r"(?i)step 9\b.*loss", warning)
