@@ -11,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed audit
 	$(BIN)/ruff format --check .

@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from scripts.common.cli import USER_ERRORS
+from scripts.compare_runs import main as compare_main
 from tests.conftest import LABELS, run_command
 
 
@@ -66,12 +68,10 @@ def test_only_documents_in_common_are_compared(tmp_path, runs):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"config": {"labels": []}, "epochs": []}'])
-def test_what_is_no_run_is_told(tmp_path, runs, content):
+def test_what_is_no_run_is_told(tmp_path, runs, content, call_command):
     folder = tmp_path / "no"
     folder.mkdir()
     if content is not None:
         (folder / "training_history.json").write_text(content)
-    done = run_command("scripts.compare_runs", str(runs[0]), str(folder))
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "training_history.json" in done.stderr
+    with pytest.raises(USER_ERRORS, match=r"training_history\.json"):
+        call_command(compare_main, *map(str, runs), folder)

@@ -1,4 +1,4 @@
-"""Two processes compute what one does."""
+"""Two processes compute what one does; torch's own launcher starts some of them."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import train
+from tests.conftest import launched, train, training_command
+from tests.processes import ROOT, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -21,16 +22,10 @@ def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepare
     ways = {"one": (1, 20, 1), "accumulated": (1, 1, 20), "two": (2, 5, 2)}
     weights, histories, predictions = {}, {}, {}
     for name, (processes, batch, accumulation) in ways.items():
-        done = train(
-            prepared_folder,
-            roberta_folder,
-            tmp_path / name,
-            processes=processes,
-            **EXACT,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-            per_device_eval_batch_size=4,
-        )
+        given = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        given |= {"per_device_eval_batch_size": 4, **EXACT}
+        command = training_command(prepared_folder, roberta_folder, tmp_path / name, **given)
+        done = run(command if processes == 1 else launched(command, processes), cwd=ROOT, cold=processes > 1)
         assert done.returncode == 0, done.stderr
         weights[name] = load_file(tmp_path / name / "model.safetensors")
         histories[name] = json.loads((tmp_path / name / "training_history.json").read_text())

@@ -14,7 +14,7 @@ import pytest
 from scripts.benchmark import gpu
 from scripts.benchmark.gpu_runner import Check, Runner, Settings, begin, finish
 from scripts.benchmark.gpu_table import is_met, markdown, read_lines
-from tests.conftest import ROOT
+from tests.processes import ROOT, run, start
 
 NAMES = [check.name for check in gpu.CHECKS]
 
@@ -154,25 +154,24 @@ def test_an_aim_is_met_or_not(value, aim, expected):
 # ---- the command ----
 
 
-def run(*arguments, timeout=100) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.benchmark.gpu", *map(str, arguments)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+def benchmark(*arguments, timeout=100) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "scripts.benchmark.gpu", *arguments]
+    return run(command, cwd=ROOT, timeout=timeout, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_without_a_gpu_or_with_an_unknown_check_it_says_so(tmp_path):
-    done = run("--output_dir", tmp_path)
+    done = benchmark("--output_dir", tmp_path)
     assert done.returncode == 1
     assert "GPU" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = run("--output_dir", tmp_path, "--only", "speed,sped")
+    done = benchmark("--output_dir", tmp_path, "--only", "speed,sped")
     assert done.returncode == 1
     assert re.search(r"--only.*\bsped\b.*environment, exactness", done.stderr)
 
 
 @pytest.mark.slow
 def test_every_check_runs_on_a_cpu_with_tiny_models(tmp_path):
-    done = run("--output_dir", tmp_path, "--device", "cpu", "--tiny", timeout=540)
+    done = benchmark("--output_dir", tmp_path, "--device", "cpu", "--tiny", timeout=540)
     assert done.returncode == 0, done.stderr
     found = {line["check"]: line for line in read_lines(tmp_path / "checks.jsonl")}
     assert list(found) == NAMES
@@ -193,17 +192,8 @@ def test_every_check_runs_on_a_cpu_with_tiny_models(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_it_still_writes_its_tables(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.benchmark.gpu",
-        "--output_dir",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--tiny",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "scripts.benchmark.gpu", "--output_dir", tmp_path, "--device", "cpu", "--tiny"]
+    process = start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     path = tmp_path / "checks.jsonl"
     for _ in range(600):
         if path.is_file() and path.read_text():

@@ -13,7 +13,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from scripts.evaluation.report import readable_number, write_report
-from tests.conftest import start_browser
 
 LABELS = ["General", "Teen", "Mature"]
 HOSTILE = (
@@ -185,19 +184,12 @@ def test_numbers_are_readable():
 
 
 @pytest.fixture
-def browser(tmp_path):
-    # A page that scrolls smoothly cannot be clicked meanwhile.
-    driver = start_browser(tmp_path / "profile", "--force-prefers-reduced-motion")
-    yield driver
-    said = driver.get_log("browser")
-    driver.quit()
-    assert said == []  # no test of this file may leave an error in the console
-
-
-@pytest.fixture
 def page(browser, path):
+    """The report in a fresh window, where no test may leave an error in the console."""
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get(path.as_uri())
-    return browser
+    yield browser
+    assert browser.get_log("browser") == []
 
 
 def ids(page) -> list[str]:
@@ -367,14 +359,14 @@ class TestInABrowser:
         assert widths[0] <= widths[1] + 1
         assert detail.find_element(By.CLASS_NAME, "detail-body").size["width"] <= 390
 
-    def test_a_long_list_comes_in_slices(self, report, browser, tmp_path):
+    def test_a_long_list_comes_in_slices(self, report, page, tmp_path):
         few = [copy.deepcopy(report["documents"][0]) | {"id": f"copy-{i}"} for i in range(250)]
         write_report(report | {"documents": few}, tmp_path / "long.html")
-        browser.get((tmp_path / "long.html").as_uri())
-        assert counts(browser) == [250, 250, 100]
-        assert len(ids(browser)) == 100
-        more = browser.find_element(By.ID, "more")
+        page.get((tmp_path / "long.html").as_uri())
+        assert counts(page) == [250, 250, 100]
+        assert len(ids(page)) == 100
+        more = page.find_element(By.ID, "more")
         more.send_keys(Keys.ENTER)
         more.send_keys(Keys.ENTER)
-        assert len(ids(browser)) == 250
+        assert len(ids(page)) == 250
         assert not more.is_displayed()

@@ -1,7 +1,7 @@
 """Training on a stream: each document once a pass, on one process; resumed at the right document."""
 
 import json
-import re
+import shutil
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from data.chunk_dataset import ChunkedDocuments
 from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
 from scripts.common.cli import one_paragraph
-from tests.conftest import LABELS, tiny_rows, train, write_csv
+from tests.conftest import LABELS, assert_refused, tiny_rows, train, write_csv
 
 STREAM = {"streaming": True, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}
 STREAM |= {"save_steps": 4, "dropout": 0.0, "attention_dropout": 0.0, "shuffle_buffer": 10, "max_grad_norm": 0}
@@ -74,9 +74,7 @@ def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
         if how == "cut":  # stopped in the second pass over the 60 documents, after step 4 of 8
             done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
             assert done.returncode == 0, done.stderr
-            for path in (tmp_path / name / "checkpoint-8").iterdir():
-                path.unlink()
-            (tmp_path / name / "checkpoint-8").rmdir()
+            shutil.rmtree(tmp_path / name / "checkpoint-8")
             given["resume_from_checkpoint"] = "auto"
         done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
         assert done.returncode == 0, done.stderr
@@ -104,10 +102,7 @@ def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folde
         ({**STREAM, "max_steps": 0}, "--max_steps"),
         ({"train_source": wrong}, "--streaming"),
     ):
-        done = train(prepared_folder, roberta_folder, tmp_path / "other", **given)
-        assert done.returncode == 1
-        assert re.search(said, " ".join(done.stderr.split()))
-        assert "Traceback" not in done.stderr
+        assert_refused(train(prepared_folder, roberta_folder, tmp_path / "other", **given), said)
 
 
 def _bad_row(row: int) -> dict:
