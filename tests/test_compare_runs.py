@@ -43,7 +43,7 @@ def runs(tmp_path):
     return make_run(tmp_path / "plain", 0.5, pooling="mean"), make_run(tmp_path / "better", 0.95, pooling="attention")
 
 
-def test_what_differs_what_they_reached_and_what_it_cost(runs, tmp_path):
+def test_comparison_has_differences_metrics_and_cost(runs, tmp_path):
     done = run_command("scripts.compare_runs", *map(str, runs), "--output_dir", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     text = done.stdout
@@ -59,7 +59,7 @@ def test_what_differs_what_they_reached_and_what_it_cost(runs, tmp_path):
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_only_documents_in_common_are_compared(tmp_path, runs):
+def test_comparison_is_of_documents_in_common(tmp_path, runs):
     other = make_run(tmp_path / "half", 0.95, ids=range(30, 90))
     done = run_command("scripts.compare_runs", str(runs[0]), str(other))
     assert re.search(r"\b30 in common", done.stdout)
@@ -68,7 +68,7 @@ def test_only_documents_in_common_are_compared(tmp_path, runs):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"config": {"labels": []}, "epochs": []}'])
-def test_what_is_no_run_is_told(tmp_path, runs, content, call_command):
+def test_folder_without_a_run_is_named(tmp_path, runs, content, call_command):
     folder = tmp_path / "no"
     folder.mkdir()
     if content is not None:

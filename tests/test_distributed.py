@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2, "max_grad_norm": 0}
 
 
-def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepared_folder, roberta_folder, tmp_path):
+def test_weights_do_not_depend_on_batching_and_number_of_processes(prepared_folder, roberta_folder, tmp_path):
     # 48 training documents: two processes of 5 x 2 leave a last step that does not divide.
     ways = {"one": (1, 20, 1), "accumulated": (1, 1, 20), "two": (2, 5, 2)}
     weights, histories, predictions = {}, {}, {}
@@ -43,7 +43,7 @@ def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepare
             assert sum(ours[f"eval_support_{label}"] for label in ("General", "Teen", "Mature")) == 6
 
 
-def test_two_processes_go_on_from_a_checkpoint_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
+def test_two_processes_resume_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
     given = {"dropout": 0.2, "chunk_policy": "random", "max_chunks": 2, "per_device_train_batch_size": 4}
     whole = train(prepared_folder, roberta_folder, tmp_path / "whole", processes=2, **given)
     assert whole.returncode == 0, whole.stderr

@@ -51,7 +51,7 @@ def rate(_models, roberta_folder):
     )
 
 
-def check_rating(result: dict, text: str) -> None:
+def check_result(result: dict, text: str) -> None:
     assert math.isclose(sum(result["scores"].values()), 1, abs_tol=1e-6)
     assert result["label"] in result["scores"]
     assert 1 <= result["num_chunks"] <= 4
@@ -62,20 +62,20 @@ def check_rating(result: dict, text: str) -> None:
 
 @any_case
 @given(text=TEXTS)
-def test_any_text_is_rated_or_refused(rate, text):
+def test_any_text_is_classified_or_refused(rate, text):
     try:
         result = rate(text)
     except ValueError as error:
         assert "surrogate" in str(error)
         assert any("\ud800" <= character <= "\udfff" for character in text)
     else:
-        check_rating(result, text)
+        check_result(result, text)
 
 
 @pytest.mark.parametrize("part", ["a", "\u0301", "\x00", " ", "\n", "👩‍👩‍👧", "가", "ﷺ"])
-def test_one_token_a_million_times(rate, part):
-    text = part * 1_000_000
-    check_rating(rate(text), text)
+def test_a_million_characters_are_classified(rate, part):
+    text = (part * 1_000_000)[:1_000_000]
+    check_result(rate(text), text)
 
 
 @any_case

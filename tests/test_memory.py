@@ -82,7 +82,7 @@ def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
     assert re.search(r"(?i)(out of memory|OOM)\b.*step 1\b", caplog.text)
 
 
-def test_a_step_begun_again_draws_the_random_numbers_that_it_had_drawn(roberta_folder, tmp_path):
+def test_repeated_step_draws_the_same_random_numbers(roberta_folder, tmp_path):
     """With dropout on: half the live chunks, but still a whole micro-batch, gives the same bits."""
     ends = []
     for room in ({}, {"room_for_live": 8}):
@@ -110,13 +110,13 @@ def test_out_of_memory_in_evaluation_alone(roberta_model, tmp_path, caplog):
     assert small.live_chunks == 0  # what training may keep alive is another matter
 
 
-def test_when_not_even_one_chunk_fits_it_says_what_to_do(roberta_model, tmp_path):
+def test_out_of_memory_with_one_chunk_names_what_to_do(roberta_model, tmp_path):
     small = small_device(roberta_model, room_at_once=0)
     with pytest.raises(ValueError, match=r"(?i)(out of memory|OOM)\b.*--freeze_layers"):
         trainer_for(small, tmp_path).train()
 
 
-def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch):
+def test_other_errors_are_not_taken_for_out_of_memory(roberta_model, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
@@ -125,7 +125,7 @@ def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch)
         trainer_for(roberta_model, tmp_path).train()
 
 
-def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
+def test_split_documents_keeps_the_batch(roberta_model, tmp_path):
     trainer = trainer_for(roberta_model, tmp_path)
     batch = trainer.data_collator([SplitLengths()[i] for i in range(5)])
     parts = split_documents(batch, 2)
@@ -138,7 +138,7 @@ def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
+def test_estimate_memory_is_what_autograd_keeps(roberta_folder, bf16):
     model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=64, dropout=0.1)
 
     def autocast():
@@ -174,7 +174,7 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
     assert need.state == 12 * trained
 
 
-def test_live_chunks_are_what_memory_holds():
+def test_live_chunks_within_is_what_memory_holds():
     need = MemoryEstimate(state=100, per_chunk=round(100 / FRAGMENTATION), once=0, working=50, chunks_at_once=8)
     assert need.live_chunks_within(100 + 50 + 4000, num_chunks=40) == 0  # all of them
     assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 36
@@ -188,13 +188,13 @@ def test_live_chunks_are_what_memory_holds():
     assert free_memory(torch.device("cpu")) > 2**20
 
 
-def test_a_frozen_encoder_keeps_nothing():
+def test_estimate_memory_of_a_frozen_encoder_keeps_nothing():
     model = Model(tiny_config())
     model.freeze_encoder()
     assert estimate_memory(model).per_chunk == 0
 
 
-def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
+def test_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
     assert done.returncode == 0, done.stderr
     for words in (r"\b16 tokens", r"\b8 live chunks", r"\b3 steps", r"\d (MiB|GiB)\b"):

@@ -17,7 +17,7 @@ NAMES = ["mild", "severe"]
 
 
 @pytest.mark.slow
-def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_path):
+def test_protocol_classifies_every_document_once_and_resumes(roberta_folder, tmp_path):
     rows = tiny_rows(48)
     for row in rows:
         del row["id"]
@@ -88,7 +88,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["systems"].keys() == names
 
 
-def test_of_two_rows_with_one_id_the_first_tells_the_fold(tmp_path):
+def test_columns_of_takes_the_first_of_two_rows_with_one_id(tmp_path):
     rows = [
         {"id": "x", "text": "a", "label": "mild", "fold": "0"},
         {"id": "x", "text": "b", "label": "mild", "fold": "1"},
@@ -111,7 +111,7 @@ def lay_out(runs, name: str, seed: int, scores: list[list[float]], labels: list[
         (folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "peak_mib": None}))
 
 
-def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
+def test_summary_is_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     labels = [0, 0, 1, 1] * 20
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     half = [row if number % 8 < 4 else row[::-1] for number, row in enumerate(right)]
@@ -131,7 +131,7 @@ def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     assert markdown(measured).index("| good |") < markdown(measured).index("| tfidf |")
 
 
-def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
+def test_summary_leaves_out_unfinished_folds(tmp_path):
     labels = [0, 1] * 8
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     lay_out(tmp_path, "tfidf", 0, right, labels)
@@ -142,7 +142,7 @@ def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
     assert measured["documents"] == 8
 
 
-def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
+def test_flagged_takes_the_asked_number_of_each_fold():
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
     assert flagged(scores, np.array([0, 0, 1, 1]), {0: 1, 1: 2}).tolist() == [0, 1, 1, 1]
 
@@ -157,6 +157,6 @@ def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
         ("x=README.md", "README.md"),
     ],
 )
-def test_a_candidate_that_cannot_be_is_named(text, said):
+def test_impossible_candidate_is_named(text, said):
     with pytest.raises(ValueError, match=said):
         parse_candidate(text)

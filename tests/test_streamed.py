@@ -44,14 +44,14 @@ def test_every_pass_has_each_document_once_on_one_process(num_processes):
     assert take(alone, 150) == order
 
 
-def test_a_buffer_of_one_keeps_the_order_and_an_empty_stream_is_an_error():
+def test_shuffled_with_a_buffer_of_one_keeps_the_order_and_an_empty_stream_is_an_error():
     assert list(shuffled(range(9), 1, "0")) == list(range(9))
     assert sorted(shuffled(range(100), 30, "0")) == list(range(100)) != list(shuffled(range(100), 30, "0"))
     with pytest.raises(ValueError, match=r"(?i)empty|no documents"):
         take(StreamedDocuments(lambda number: [], lambda row: row, seed=0), 1)
 
 
-def test_a_source_gives_the_items_that_its_prepared_form_gives(splits, csv_file, roberta_folder):
+def test_source_stream_gives_the_items_of_the_prepared_stream(splits, csv_file, roberta_folder):
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     chunked = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=4)
     prepared = {item["id"]: item for item in take(prepared_stream(chunked, seed=0), len(chunked))}
@@ -64,7 +64,7 @@ def test_a_source_gives_the_items_that_its_prepared_form_gives(splits, csv_file,
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
+def test_streaming_gives_the_same_weights_in_one_process_in_two_and_after_resume(
     prepared_folder, roberta_folder, csv_file, tmp_path
 ):
     ways = {"one": (1, 8, "whole"), "two": (2, 4, "whole"), "resumed": (1, 8, "cut")}
@@ -88,7 +88,7 @@ def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
 
 
 @pytest.mark.slow
-def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folder, roberta_folder, tmp_path):
+def test_prepared_split_can_be_streamed_and_mistakes_are_named(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", **STREAM)
     assert done.returncode == 0, done.stderr
     rows = tiny_rows()
@@ -109,7 +109,7 @@ def _bad_row(row: int) -> dict:
     raise ValueError("big.jsonl: row 4 has no text.")
 
 
-def test_what_a_loaders_worker_says_is_one_sentence():
+def test_error_of_a_loaders_worker_is_one_sentence():
     loader = DataLoader(StreamedDocuments(lambda number: range(9), _bad_row, seed=0), 2, num_workers=1)
     with pytest.raises(ValueError, match="DataLoader worker process 0") as caught:
         next(iter(loader))
