@@ -28,7 +28,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Roberta
 from data.prepared_dataset import load_prepared
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from tests.processes import ROOT, run, start_ranks
+from tests.processes import ROOT, close_servers, run, start_ranks
 
 torch.set_num_threads(1)  # tiny models are slower on two
 # Examples of each property: HYPOTHESIS_PROFILE=nightly tries 10,000.
@@ -99,6 +99,12 @@ def make_roberta(folder: Path) -> Path:
         folder, processors.RobertaProcessing(("</s>", 2), ("<s>", 0)), ["<s>", "<pad>", "</s>", "<unk>"], [0, 1, 2, 3]
     )
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    yield
+    close_servers()
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:

@@ -6,7 +6,6 @@ tests/fork_server.py, unless `cold` says otherwise or its environment differs in
 is imported. The process that results has its own argv, environment, folder, streams, exit status and signals.
 """
 
-import atexit
 import json
 import os
 import select
@@ -27,7 +26,7 @@ NOT_AT_IMPORT = ("HF_TOKEN",)
 
 
 class Server:
-    """The server of one environment, started when it is first needed; it ends with this process."""
+    """The server of one environment, started when it is first needed; it ends at the latest with this process."""
 
     def __init__(self, environment: dict[str, str]):
         self.socket, theirs = socket.socketpair()
@@ -37,7 +36,6 @@ class Server:
             command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True
         )
         theirs.close()
-        atexit.register(self.close)
 
     def fork(self, request: dict[str, Any], streams: list[int]) -> tuple[int, int]:
         """The process id, and a pipe that tells the exit status."""
@@ -57,6 +55,11 @@ class Server:
 
 _servers: dict[tuple[tuple[str, str], ...], Server] = {}
 _lock = threading.Lock()
+
+
+def close_servers() -> None:
+    while _servers:
+        _servers.popitem()[1].close()
 
 
 def server_for(environment: dict[str, str]) -> Server:

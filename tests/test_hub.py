@@ -124,8 +124,11 @@ def test_hub_holds_the_best_model_and_the_last_checkpoint(server, push, on_hub, 
     (run_dir / ".env").write_text("PASSWORD=1")
     (run_dir / ".cache").mkdir()
     (run_dir / ".cache" / "junk").write_text("junk")
-    given = {"hub_strategy": "checkpoint", "save_total_limit": 1, "num_train_epochs": 3, "hub_token": TOKEN}
-    done = push(run_dir, xet=xet, token=None, **given)
+    given = {"hub_strategy": "checkpoint", "save_total_limit": 1, "num_train_epochs": 3}
+    if xet:
+        done = push(run_dir, xet=True, **given)
+    else:  # a token on the command line starts the command anew, cold
+        done = push(run_dir, token=None, hub_token=TOKEN, **given)
     assert done.returncode == 0, done.stdout
     commit = last(server)
     holds_the_end_of(commit, run_dir)
@@ -151,11 +154,10 @@ def test_hub_holds_the_best_model_and_the_last_checkpoint(server, push, on_hub, 
         "print(json.dumps(rate(sys.argv[1])['scores']))\n"
     )
     text = tiny_rows()[0]["text"]
-    environment = {**on_hub("other", xet=xet), "PYTHONPATH": ""}
-    scores = []
-    for model, offline in (("org/model", "0"), ("org/model", "1"), (str(run_dir), "1")):
+    environment, scores = on_hub("other", xet=xet), []
+    for model, more in (("org/model", {}), ("org/model", {"HF_HUB_OFFLINE": "1"}), (str(run_dir), {})):
         command = [sys.executable, "-c", code.replace("org/model", model), text]
-        loaded = run(command, cwd=tmp_path, env={**environment, "HF_HUB_OFFLINE": offline}, cold=True)
+        loaded = run(command, cwd=tmp_path, env={**environment, **more}, cold=bool(more))
         assert loaded.returncode == 0, loaded.stderr
         scores.append(json.loads(loaded.stdout))
     assert scores[0] == scores[1] == scores[2]
@@ -183,7 +185,10 @@ def test_resume_from_the_hub_on_another_machine(server, push, tmp_path):
     whole = push(tmp_path / "whole", machine="first", **{**given, "hub_model_id": "org/a"})
     assert whole.returncode == 0, whole.stdout
     process = push(tmp_path / "first", machine="second", wait=False, **given)
-    server.wait_for("commit", count=len(server.requests_of("commit")) + 1, timeout=120)
+    deadline = time.monotonic() + 120
+    while "org/model" not in server.repos or len(server.repos["org/model"].commits("main")) == 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     shutil.rmtree(tmp_path / "first")

@@ -104,26 +104,30 @@ def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, 
     assert len({params["learning_rate"] for params in drawn}) == len(drawn)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_path, number, status):
+def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_path):
     space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
     given = prepared_folder, roberta_folder, tmp_path / "s", space
     long = {"num_train_epochs": 60, "early_stopping_patience": 0}
     command = [sys.executable, "-m", "scripts.search", *options(**arguments_of(*given, num_trials=3, **long))]
-    with start(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        study = tmp_path / "s" / "study.log"
-        while process.poll() is None and not (study.exists() and '"intermediate_value"' in study.read_text()):
-            time.sleep(0.05)  # until the trial has told of an epoch
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == status, said
-    [first, *_] = trials_of(tmp_path / "s")
-    assert first.state.name == "FAIL"
+    study = tmp_path / "s" / "study.log"
+
+    def epochs_told() -> int:
+        return study.read_text().count('"intermediate_value"') if study.exists() else 0
+
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = epochs_told()
+        with start(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and epochs_told() == before:
+                time.sleep(0.02)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == status, said
+        assert trials_of(tmp_path / "s")[-1].state.name == "FAIL"
     done = search(*given, num_trials=3, **long)
     assert done.returncode == 0, done.stderr
     trials = trials_of(tmp_path / "s")
-    assert [trial.state.name for trial in trials][:2] == ["FAIL", "COMPLETE"]
-    assert trials[1].params == first.params
+    assert [trial.state.name for trial in trials][:3] == ["FAIL", "FAIL", "COMPLETE"]
+    assert trials[0].params == trials[1].params == trials[2].params
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
     assert "3 trials" in (tmp_path / "s" / "search.md").read_text()
 

@@ -272,7 +272,7 @@ def test_mistaken_option_is_named(arguments, message, prepared_folder, roberta_f
 def test_mistake_ends_the_command_with_a_paragraph_and_status_1(prepared_folder, roberta_folder, tmp_path):
     command = training_command(prepared_folder, roberta_folder, tmp_path / "out", pooling="median")
     assert_refused(run(command, cwd=ROOT, cold=True), "pooling.*attention, mean, max")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_recipe_gives_defaults_and_the_command_line_overrides_them(prepared_folder, roberta_folder, tmp_path):
