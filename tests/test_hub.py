@@ -125,10 +125,9 @@ def test_hub_holds_the_best_model_and_the_last_checkpoint(server, push, on_hub, 
     (run_dir / ".cache").mkdir()
     (run_dir / ".cache" / "junk").write_text("junk")
     given = {"hub_strategy": "checkpoint", "save_total_limit": 1, "num_train_epochs": 3}
-    if xet:
-        done = push(run_dir, xet=True, **given)
-    else:  # a token on the command line starts the command anew, cold
-        done = push(run_dir, token=None, hub_token=TOKEN, **given)
+    # A token on the command line starts the command anew, cold.
+    way = {} if xet else {"token": None, "hub_token": TOKEN}
+    done = push(run_dir, xet=xet, **given, **way)
     assert done.returncode == 0, done.stdout
     commit = last(server)
     holds_the_end_of(commit, run_dir)
