@@ -20,7 +20,7 @@ run: .venv/.installed
 	  $(if $(OUTPUT),--output_dir "$(OUTPUT)") $(OPTIONS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.installed audit
 	$(BIN)/ruff format --check .

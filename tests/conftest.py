@@ -4,17 +4,23 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # several processes share the cores
 
 import copy
 import csv
+import logging
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from selenium import webdriver
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
@@ -22,10 +28,14 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Roberta
 from data.prepared_dataset import load_prepared
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from tests.processes import ROOT, close_servers, run, start_ranks
 
 torch.set_num_threads(1)  # tiny models are slower on two
+# Examples of each property: HYPOTHESIS_PROFILE=nightly tries 10,000.
+hypothesis.settings.register_profile("ci", max_examples=300, deadline=None)
+hypothesis.settings.register_profile("nightly", max_examples=10_000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-ROOT = Path(__file__).parent.parent
 LABELS = ["General", "Teen", "Mature"]
 # A word that gives the label away: what is tested is the machinery, not the reading.
 CUES = {"General": "garden", "Teen": "quarrel", "Mature": "murder"}
@@ -91,9 +101,29 @@ def make_roberta(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _servers() -> Iterator[None]:
+    yield
+    close_servers()
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """A folder that one of pytest-xdist's workers builds and all of them read."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, built = base / "shared" / name, base / "shared" / f"{name}.built"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{built}.lock"):
+        if not built.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            build(folder)
+            built.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_roberta(tmp_path_factory.mktemp("roberta"))
+    return shared_folder(tmp_path_factory, "roberta", make_roberta)
 
 
 @pytest.fixture(scope="session")
@@ -147,19 +177,44 @@ def tiny_config(**fields) -> HierarchicalRobertaConfig:
 
 
 @pytest.fixture(scope="session")
-def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_csv(tmp_path_factory.mktemp("source") / "stories.csv", tiny_rows())
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory, roberta_folder: Path) -> Path:
+    """60 short documents, tokenized and split, by the command itself. To be read only."""
+
+    def build(folder: Path) -> None:
+        source = write_csv(folder.parent / "stories.csv", tiny_rows())
+        done = run_command(
+            "scripts.prepare_dataset",
+            source=source,
+            tokenizer=roberta_folder,
+            output_dir=folder,
+            labels=",".join(LABELS),
+        )
+        assert done.returncode == 0, done.stderr
+
+    return shared_folder(tmp_path_factory, "prepared", build)
 
 
 @pytest.fixture(scope="session")
-def prepared_folder(tmp_path_factory: pytest.TempPathFactory, csv_file: Path, roberta_folder: Path) -> Path:
-    """60 short documents, tokenized and split, by the command itself."""
-    folder = tmp_path_factory.mktemp("prepared") / "stories"
-    done = run_command(
-        "scripts.prepare_dataset", source=csv_file, tokenizer=roberta_folder, output_dir=folder, labels=",".join(LABELS)
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
+def csv_file(prepared_folder: Path) -> Path:
+    """Where `prepared_folder` comes from."""
+    return prepared_folder.parent / "stories.csv"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, prepared_folder: Path, roberta_folder: Path) -> Path:
+    """A training of three epochs, each with its checkpoint. To be read only."""
+
+    def build(folder: Path) -> None:
+        done = train(prepared_folder, roberta_folder, folder, num_train_epochs=3)
+        assert done.returncode == 0, done.stderr
+
+    return shared_folder(tmp_path_factory, "run", build)
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """`finished_run` for a test that changes it."""
+    return shutil.copytree(finished_run, tmp_path / "copied" / "run")
 
 
 @pytest.fixture
@@ -173,8 +228,16 @@ def options(**arguments) -> list[str]:
 
 def run_command(module: str, *extra: str, timeout: int = 300, **arguments) -> subprocess.CompletedProcess:
     """Run `python -m module --name value …` in the project's root."""
-    command = [sys.executable, "-m", module, *options(**arguments), *extra]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return run([sys.executable, "-m", module, *options(**arguments), *extra], cwd=ROOT, timeout=timeout)
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """A mistake is told in a paragraph that has these words (regular expressions), without a traceback."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    for each in words:
+        assert re.search(each, said), (each, said)
 
 
 TRAINING = {
@@ -189,33 +252,64 @@ TRAINING = {
 }
 
 
-def launcher(processes: int) -> list[str]:
-    """What starts a program in so many processes."""
-    if processes == 1:
-        return [sys.executable]
+@pytest.fixture
+def call_command(monkeypatch) -> Iterator[Callable]:
+    """Calls a command's function in this process, with a command line, and leaves logging and threads as they were."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+
+    def call(function: Callable[[], object], *words: object, **arguments) -> object:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, words), *options(**arguments)])
+        return function()
+
+    yield call
+    logging.captureWarnings(False)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    torch.set_num_threads(1)
+
+
+def training_command(data: Path, encoder: Path, output_dir: Path, /, *extra: str, **arguments) -> list[str]:
+    """train_hf.py on a tiny encoder, in fp32; `extra` and `arguments` override."""
+    given = {"dataset_dir": data, "encoder": encoder, "output_dir": output_dir, **TRAINING, **arguments}
+    return [sys.executable, "train_hf.py", *options(**given), *extra]
+
+
+def launched(command: list[str], processes: int) -> list[str]:
+    """The command in so many processes, by torch's launcher."""
     meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "nproc_per_node": processes}
-    return [sys.executable, "-m", "torch.distributed.run", *options(**meeting)]
+    return [command[0], "-m", "torch.distributed.run", *options(**meeting), *command[1:]]
 
 
 def train(
-    _folder: Path,
-    _encoder: Path,
-    _output_dir: Path,
+    data: Path,
+    encoder: Path,
+    output_dir: Path,
     /,
     *extra: str,
     processes: int = 1,
-    timeout: int = 300,
+    timeout: float = 300,
     **arguments,
-):
-    """Run train_hf.py on a tiny encoder, in fp32; `extra` and `arguments` override."""
-    given = {"dataset_dir": _folder, "encoder": _encoder, "output_dir": _output_dir, **TRAINING, **arguments}
-    command = [*launcher(processes), "train_hf.py", *options(**given), *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+) -> subprocess.CompletedProcess:
+    """Run `training_command`; in several processes without a launcher, which would start them cold."""
+    command = training_command(data, encoder, output_dir, *extra, **arguments)
+    if processes == 1:
+        return run(command, cwd=ROOT, timeout=timeout)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ranks = start_ranks([command] * processes, cwd=ROOT, **pipes)
+    out, err = zip(*(rank.communicate(timeout=timeout) for rank in ranks), strict=True)
+    status = next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return subprocess.CompletedProcess(command, status, "".join(out), "".join(err))
 
 
-def start_browser(profile: Path, *flags: str) -> webdriver.Chrome:
-    """Headless Chromium that keeps its console and asks nothing of any network."""
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    """Headless Chromium that keeps its console and asks nothing of any network; one for all tests of a module."""
+    driver = start_browser(tmp_path_factory.mktemp("profile"))
+    yield driver
+    driver.quit()
+
+
+def start_browser(profile: Path) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -230,7 +324,7 @@ def start_browser(profile: Path, *flags: str) -> webdriver.Chrome:
         "--disable-component-update",
         "--window-size=1400,1000",
         f"--user-data-dir={profile}",
-        *flags,
+        "--force-prefers-reduced-motion",  # a page that scrolls smoothly cannot be clicked meanwhile
     ):
         options.add_argument(flag)
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))

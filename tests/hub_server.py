@@ -121,9 +121,9 @@ class Dropped(Exception):
 
 
 class HubServer:
-    """Serves from its making until close(). LFS uploads above `multipart_above` bytes go in parts of `part_size`."""
+    """Serves from its making until close(), on this port (0: any). LFS uploads above `multipart_above` bytes go in parts of `part_size`."""
 
-    def __init__(self, multipart_above: int = 64 * 2**20, part_size: int = 16 * 2**20):
+    def __init__(self, port: int = 0, multipart_above: int = 64 * 2**20, part_size: int = 16 * 2**20):
         self.multipart_above, self.part_size = multipart_above, part_size
         self.users: dict[str, User] = {}  # by token
         self.repos: dict[str, Repo] = {}
@@ -137,7 +137,7 @@ class HubServer:
         self.changed = threading.Condition()  # a request came, hanging ones were released, or we close
         self.releases, self.closed = 0, False
         self._secret = secrets.token_hex()
-        self._origins = {name: _Origin(self, name) for name in ("hub", "storage")}
+        self._origins = {name: _Origin(self, name, number) for name, number in (("hub", port), ("storage", 0))}
         self.endpoint, self.storage = (origin.url for origin in self._origins.values())
         for origin in self._origins.values():
             threading.Thread(target=origin.serve_forever, args=(0.05,), daemon=True).start()
@@ -319,8 +319,8 @@ class _Origin(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, hub: HubServer, name: str):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, hub: HubServer, name: str, port: int):
+        super().__init__(("127.0.0.1", port), _Handler)
         self.hub, self.name = hub, name
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.connections: set[socket.socket] = set()

@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.conftest import start_browser, train
+from tests.conftest import options
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,33 +24,11 @@ pytestmark = [
 
 
 @pytest.fixture
-def browser(tmp_path):
-    driver = start_browser(tmp_path / "profile")
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def tensorboard(prepared_folder, roberta_folder, tmp_path):
-    """The address of a TensorBoard that shows a fresh run."""
-    done = train(prepared_folder, roberta_folder, tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+def tensorboard(finished_run, tmp_path):
+    """The address of a TensorBoard that shows a run."""
     log = open(tmp_path / "tensorboard.log", "w+")  # noqa: SIM115 (closed below, when the server has ended)
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tensorboard.main",
-            "--logdir",
-            str(tmp_path / "run" / "runs"),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-        ],
-        stdout=log,
-        stderr=log,
-    )
+    given = options(logdir=finished_run / "runs", host="127.0.0.1", port=0)
+    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *given], stdout=log, stderr=log)
     address = None
     deadline = time.monotonic() + 60
     while address is None and time.monotonic() < deadline:

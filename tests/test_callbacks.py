@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -69,7 +70,8 @@ def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
 )
 def test_monitor_warns_of_unhealthy_training(train, evaluated, warnings, caplog):
     assert watch(train, evaluated).warnings == warnings
-    assert [record.message.split(": ")[0] for record in caplog.records] == warnings
+    assert len(caplog.records) == len(warnings)
+    assert all(name in record.message for name, record in zip(warnings, caplog.records, strict=True))
 
 
 def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
@@ -84,16 +86,26 @@ def test_an_epoch_is_told_in_one_line_with_what_is_left(caplog):
     state = TrainerState(global_step=20, max_steps=100, is_world_process_zero=True)
     with caplog.at_level("INFO"):
         EvaluationLogCallback(history, ["Mild", "Severe"]).on_evaluate(args, state, TrainerControl())
-    assert caplog.messages == [
-        "epoch 2 of 10; train loss 0.500, validation loss 0.600; f1_macro 0.650 (best 0.700 in epoch 1); recall Mild 0.90, "
-        "Severe 0.25; 60 s, at most 8 min left"
-    ]
+    [line] = caplog.messages
+    for words in (
+        "epoch 2",
+        "10",
+        "0.500",
+        "0.600",
+        "f1_macro 0.650",
+        "0.700",
+        "Mild 0.90",
+        "Severe 0.25",
+        "60 s",
+        "8 min",
+    ):
+        assert words in line
 
 
 def test_extreme_class_weights_and_a_frozen_model(roberta_model):
     assert extreme_weights_message({"General": 0.4, "Mature": 9.0}, {"General": 90, "Mature": 4}) is None
     message = extreme_weights_message({"General": 0.4, "Mature": 12.0}, {"General": 90, "Mature": 3})
-    assert "General 0.4 (90 documents), Mature 12.0 (3 documents)" in (message or "")
+    assert re.search(r"extreme_class_weights.*General.*0\.4\b.*\b90\b.*Mature.*12\.0\b.*\b3\b", message or "")
     assert frozen_model_message(roberta_model) is None
     assert "frozen_model" in (frozen_model_message(roberta_model.requires_grad_(False)) or "")
 
@@ -122,13 +134,13 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, caplog):
     (fourth / "checkpoint_manifest.json").unlink()
     (third / "model.safetensors").write_bytes(b"Weights" * 11)
     assert find_checkpoint(str(tmp_path), "auto") == str(second)
-    assert "incomplete" in caplog.text
-    assert "checksum" in caplog.text
+    assert re.search(r"checkpoint-12\b.*manifest", caplog.text)
+    assert re.search(r"checkpoint-11\b.*model\.safetensors", caplog.text)
     (first / "model.safetensors").unlink()
-    assert checkpoint_problem(first) == "model.safetensors is missing"
-    with pytest.raises(ValueError, match=r"checkpoint-2: model\.safetensors is missing"):
+    assert "model.safetensors" in checkpoint_problem(first)
+    with pytest.raises(ValueError, match=r"checkpoint-2\b.*model\.safetensors"):
         find_checkpoint(str(tmp_path), str(first))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match=str(tmp_path / "no")):
         find_checkpoint(str(tmp_path), str(tmp_path / "no"))
 
 

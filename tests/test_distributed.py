@@ -1,4 +1,4 @@
-"""Two processes compute what one does."""
+"""Two processes compute what one does; torch's own launcher starts some of them."""
 
 import csv
 import json
@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import train
+from tests.conftest import launched, train, training_command
+from tests.processes import ROOT, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -16,21 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 EXACT = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2, "max_grad_norm": 0}
 
 
-def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepared_folder, roberta_folder, tmp_path):
+def test_weights_do_not_depend_on_batching_and_number_of_processes(prepared_folder, roberta_folder, tmp_path):
     # 48 training documents: two processes of 5 x 2 leave a last step that does not divide.
     ways = {"one": (1, 20, 1), "accumulated": (1, 1, 20), "two": (2, 5, 2)}
     weights, histories, predictions = {}, {}, {}
     for name, (processes, batch, accumulation) in ways.items():
-        done = train(
-            prepared_folder,
-            roberta_folder,
-            tmp_path / name,
-            processes=processes,
-            **EXACT,
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=accumulation,
-            per_device_eval_batch_size=4,
-        )
+        given = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        given |= {"per_device_eval_batch_size": 4, **EXACT}
+        command = training_command(prepared_folder, roberta_folder, tmp_path / name, **given)
+        done = run(command if processes == 1 else launched(command, processes), cwd=ROOT, cold=processes > 1)
         assert done.returncode == 0, done.stderr
         weights[name] = load_file(tmp_path / name / "model.safetensors")
         histories[name] = json.loads((tmp_path / name / "training_history.json").read_text())
@@ -48,7 +43,7 @@ def test_one_process_and_two_and_other_batches_end_with_the_same_weights(prepare
             assert sum(ours[f"eval_support_{label}"] for label in ("General", "Teen", "Mature")) == 6
 
 
-def test_two_processes_go_on_from_a_checkpoint_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
+def test_two_processes_resume_to_the_same_bits(prepared_folder, roberta_folder, tmp_path):
     given = {"dropout": 0.2, "chunk_policy": "random", "max_chunks": 2, "per_device_train_batch_size": 4}
     whole = train(prepared_folder, roberta_folder, tmp_path / "whole", processes=2, **given)
     assert whole.returncode == 0, whole.stderr

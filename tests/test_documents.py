@@ -58,7 +58,7 @@ def read(tmp_path, rows: list[dict], **arguments):
 )
 def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
     rows = [*ROWS[:4], {**ROWS[4], **change}, ROWS[5]]
-    with pytest.raises(ValueError, match=rf"1 with .*\[{problem}\]: row 5 \(id \w\)\. .*--drop {problem}"):
+    with pytest.raises(ValueError, match=rf"\[{problem}\].*row 5 \(id \w\).*--drop {problem}"):
         read(tmp_path, rows)
     documents, issues = read(tmp_path, rows, drop=[problem])
     assert len(documents) == 5
@@ -69,7 +69,7 @@ def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
 def test_a_key_that_a_later_line_leaves_out_is_a_value_that_is_missing(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, {"id": "x", "text": "No label."}]))
-    with pytest.raises(ValueError, match=r"1 with no label \[missing_label\]: row 7"):
+    with pytest.raises(ValueError, match=r"\[missing_label\].*row 7"):
         read_documents(str(source), Columns())
     assert len(read_documents(str(source), Columns(), drop=["missing_label"])[0]) == 6
 
@@ -88,12 +88,12 @@ def test_an_empty_document_can_be_kept(tmp_path):
 def test_bytes_that_are_not_utf8_name_file_and_row(tmp_path):
     path = tmp_path / "latin.csv"
     path.write_bytes('id,text,label\n1,"two\nlines",Teen\n2,na\u00efve,Teen\n'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.csv: row 2 \(line 4\) is not UTF-8: byte 0xef"):
+    with pytest.raises(ValueError, match=r"latin\.csv.*row 2 \(line 4\).*UTF-8.*0xef"):
         list(read_rows(str(path)))
     assert [row["text"] for row in read_rows(str(path), "replace")] == ["two\nlines", "na\ufffdve"]
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xe9"}\n')
-    with pytest.raises(ValueError, match=r"latin\.jsonl: row 2 \(line 2\)"):
+    with pytest.raises(ValueError, match=r"latin\.jsonl.*row 2 \(line 2\)"):
         list(read_rows(str(path)))
 
 
@@ -101,7 +101,7 @@ def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
     documents, _ = read(tmp_path, [{**row, "text": "e\u0301 " + row["text"]} for row in ROWS])
     assert documents[0]["text"].startswith("\u00e9 ")
     broken = [{**ROWS[0], "text": "a \ud800 b"}]
-    with pytest.raises(ValueError, match=r"row 1.*surrogate"):
+    with pytest.raises(ValueError, match=r"row 1 .*surrogate"):
         read(tmp_path, broken)
     assert read(tmp_path, broken, encoding_errors="replace")[0][0]["text"] == "a \ufffd b"
 
@@ -109,15 +109,15 @@ def test_text_is_normalised_and_half_surrogates_are_errors(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "id,text,label\n1,a,b,Teen\n", r"row 1 \(line 2\) does not have the 3 fields"),
-        ("a.csv", "id,text,text\n1,a,b\n", r"duplicate column.*text"),
-        ("a.csv", "id,body,label\n1,a,Teen\n", r"no column for --text_column text.* id, body, label"),
-        ("a.csv", "id,text,label\n", "no documents"),
-        ("a.jsonl", '{"text": "a"\n', "row 1 is not JSON"),
-        ("a.jsonl", "[1]\n", "row 1 is list, expected an object"),
-        ("a.jsonl", '{"id": 1, "text": 5, "label": "Teen"}\n', "column 'text', got int"),
-        ("a.docx", "", r"expected a \.csv, \.tsv, \.jsonl, \.parquet or \.txt file, got \.docx"),
-        ("a.parquet", "PAR", "not a readable Parquet file"),
+        ("a.csv", "id,text,label\n1,a,b,Teen\n", r"row 1 \(line 2\).*\b3 "),
+        ("a.csv", "id,text,text\n1,a,b\n", r"a\.csv.*\btext\b"),
+        ("a.csv", "id,body,label\n1,a,Teen\n", "--text_column text.*id, body, label"),
+        ("a.csv", "id,text,label\n", r"a\.csv.*\bdocuments?\b"),
+        ("a.jsonl", '{"text": "a"\n', "row 1.*JSON"),
+        ("a.jsonl", "[1]\n", "row 1.*list"),
+        ("a.jsonl", '{"id": 1, "text": 5, "label": "Teen"}\n', "text.*int"),
+        ("a.docx", "", r"\.csv, \.tsv, \.jsonl, \.parquet.*\.txt.*\.docx"),
+        ("a.parquet", "PAR", r"a\.parquet.*Parquet"),
     ],
 )
 def test_a_source_that_cannot_be_read_says_why(name, content, message, tmp_path):
@@ -127,10 +127,10 @@ def test_a_source_that_cannot_be_read_says_why(name, content, message, tmp_path)
 
 
 def test_a_source_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="no such file or folder"):
+    with pytest.raises(ValueError, match=r"nothing.*\bhub\b"):
         list(read_rows(str(tmp_path / "nothing")))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="folders named after the labels"):
+    with pytest.raises(ValueError, match=r"folder.*labels"):
         list(read_rows(str(tmp_path / "folder")))
 
 
@@ -168,7 +168,7 @@ def test_made_splits_are_stratified_seeded_and_keep_groups_and_duplicates_togeth
     assert splits == split_documents(documents, issues, seed=1)
     assert splits != split_documents(documents, issues, seed=2)
     assert splits[0] == splits[150]
-    assert issues.decisions["duplicate"] == "assigned to the same split"
+    assert "same split" in issues.decisions["duplicate"]
     for group in range(50):
         assert len(set(splits[4 * group : 4 * group + 4])) == 1
     sizes = Counter(splits)
@@ -202,7 +202,7 @@ def test_a_leak_across_given_splits_is_an_error_or_a_decision(tmp_path):
     documents, issues = with_splits(tmp_path, r2={"text": LONG, "group": "g"}, r9={"text": LONG.upper(), "group": "g"})
     with pytest.raises(
         ValueError,
-        match=r"\[duplicate\]: 2 \(train\) ~ 9 \(validation\); .*\[group_leak\].*--drop duplicate,group_leak or --keep",
+        match=r"\[duplicate\].*2 \(train\) ~ 9 \(validation\).*\[group_leak\].*--drop duplicate,group_leak.*--keep",
     ):
         split_documents(documents, issues)
     issues.decisions = {"duplicate": "dropped", "group_leak": "dropped"}
@@ -224,7 +224,7 @@ def test_a_text_in_three_splits_stays_in_the_last_only(tmp_path):
 def test_parquet_that_is_not_utf8_names_the_row(tmp_path):
     column = pa.array([b"one", b"na\xefve"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": column, "label": ["Teen", "Teen"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet: row 2: the column 'text' is not UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.parquet.*row 2.*text.*UTF-8"):
         list(read_rows(str(tmp_path / "a.parquet")))
     assert [row["text"] for row in read_rows(str(tmp_path / "a.parquet"), "replace")] == ["one", "na\ufffdve"]
 
@@ -240,13 +240,13 @@ def test_the_label_order_of_the_source_is_that_of_the_label_column(tmp_path):
 
 def test_splits_that_cannot_be(tmp_path):
     documents, issues = with_splits(tmp_path, r2={"split": None})
-    with pytest.raises(ValueError, match="1 documents have no split: 2"):
+    with pytest.raises(ValueError, match=r"\b1\b.*split.*\b2\b"):
         split_documents(documents, issues)
     documents, issues = read(tmp_path, [{**row, "split": "train"} for row in ROWS])
-    with pytest.raises(ValueError, match="no validation documents"):
+    with pytest.raises(ValueError, match="validation"):
         split_documents(documents, issues)
     documents, issues = read(tmp_path, ROWS)
-    with pytest.raises(ValueError, match=r"class 'General' has too few documents to split \(2\)"):
+    with pytest.raises(ValueError, match=r"General.*\b2\b"):
         split_documents(documents, issues)
-    with pytest.raises(ValueError, match="split fractions"):
+    with pytest.raises(ValueError, match=r"(?i)fractions"):
         split_documents(documents, issues, fractions=(0.5, 0.1))

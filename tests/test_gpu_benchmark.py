@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from scripts.benchmark import gpu
 from scripts.benchmark.gpu_runner import Check, Runner, Settings, begin, finish
 from scripts.benchmark.gpu_table import is_met, markdown, read_lines
-from tests.conftest import ROOT
+from tests.processes import ROOT, run, start
 
 NAMES = [check.name for check in gpu.CHECKS]
 
@@ -77,7 +78,7 @@ def test_a_check_that_fails_or_hangs_or_dies_does_not_stop_the_others(tmp_path):
 
 def test_checks_that_get_no_turn_are_not_run(tmp_path):
     found = lines_of(tmp_path, [check(slow, 60.0), check(quick)], seconds=7.0)
-    assert found[0]["error"].startswith("stopped after")
+    assert found[0]["error"]
     assert found[1]["error"] == "not run"
 
 
@@ -86,7 +87,7 @@ def test_a_process_of_its_own_gives_its_result_or_its_error(tmp_path):
     assert finish(begin(settings, os.getenv, "OF_ITS_OWN", OF_ITS_OWN="yes")) == "yes"
     with pytest.raises(RuntimeError, match="ValueError"):
         finish(begin(settings, int, "x"))
-    with pytest.raises(RuntimeError, match="no result after"):
+    with pytest.raises(RuntimeError, match=r"0\.2|0 s"):
         finish(begin(settings, time.sleep, 30), seconds=0.2)
 
 
@@ -153,25 +154,24 @@ def test_an_aim_is_met_or_not(value, aim, expected):
 # ---- the command ----
 
 
-def run(*arguments, timeout=100) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.benchmark.gpu", *map(str, arguments)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
+def benchmark(*arguments, timeout=100) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "scripts.benchmark.gpu", *arguments]
+    return run(command, cwd=ROOT, timeout=timeout, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_without_a_gpu_or_with_an_unknown_check_it_says_so(tmp_path):
-    done = run("--output_dir", tmp_path)
+    done = benchmark("--output_dir", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: There is no GPU")
+    assert "GPU" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = run("--output_dir", tmp_path, "--only", "speed,sped")
+    done = benchmark("--output_dir", tmp_path, "--only", "speed,sped")
     assert done.returncode == 1
-    assert "--only" in done.stderr
+    assert re.search(r"--only.*\bsped\b.*environment, exactness", done.stderr)
 
 
 @pytest.mark.slow
 def test_every_check_runs_on_a_cpu_with_tiny_models(tmp_path):
-    done = run("--output_dir", tmp_path, "--device", "cpu", "--tiny", timeout=540)
+    done = benchmark("--output_dir", tmp_path, "--device", "cpu", "--tiny", timeout=540)
     assert done.returncode == 0, done.stderr
     found = {line["check"]: line for line in read_lines(tmp_path / "checks.jsonl")}
     assert list(found) == NAMES
@@ -192,17 +192,8 @@ def test_every_check_runs_on_a_cpu_with_tiny_models(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_it_still_writes_its_tables(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.benchmark.gpu",
-        "--output_dir",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--tiny",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "scripts.benchmark.gpu", "--output_dir", tmp_path, "--device", "cpu", "--tiny"]
+    process = start(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     path = tmp_path / "checks.jsonl"
     for _ in range(600):
         if path.is_file() and path.read_text():

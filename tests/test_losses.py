@@ -20,9 +20,9 @@ def test_labels_counts_and_mappings_agree_with_scikit_learn():
 
 
 def test_an_absent_class_is_an_error():
-    with pytest.raises(ValueError, match="No training document of class 2"):
+    with pytest.raises(ValueError, match=r"class\b.*\b2\b"):
         balanced_class_weights([0, 0, 1], num_labels=3)
-    with pytest.raises(ValueError, match="No training document of class Teen"):
+    with pytest.raises(ValueError, match="Teen"):
         balanced_class_weights({"General": 3, "Teen": 0})
 
 

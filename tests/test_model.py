@@ -206,7 +206,7 @@ def test_frozen_layers_keep_nothing_and_move_nothing(roberta_folder, kind):
     trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert any("layer.1." in name for name in trained)
     assert not any("layer.0." in name or "embeddings" in name for name in trained)
-    with pytest.raises(ValueError, match=r"`freeze_layers` must be from 0 to 2 .*3"):
+    with pytest.raises(ValueError, match=r"freeze_layers.*\b2\b.*\b3\b"):
         model.freeze_layers(3)
 
 
@@ -240,7 +240,7 @@ def test_chunk_vectors_stand_for_their_tokens(model):
     whole = model(**batch)
     again = model(chunk_vectors=whole.chunk_features, num_chunks=batch["num_chunks"])
     assert torch.equal(whole.logits, again.logits)
-    with pytest.raises(ValueError, match="either `input_ids` or `chunk_vectors`"):
+    with pytest.raises(ValueError, match=r"input_ids.*chunk_vectors"):
         model(num_chunks=batch["num_chunks"])
 
 
@@ -280,7 +280,7 @@ def test_a_checkpoint_whose_encoder_weights_are_named_otherwise_is_refused(rober
     weights = load_file(tmp_path / "renamed" / "model.safetensors")
     renamed = {f"backbone.{name}": value for name, value in weights.items()}
     save_file(renamed, tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks \d+ of the encoder.s weights"):
+    with pytest.raises(ValueError, match=r"renamed.*\d+.*weights"):
         Model.from_encoder(str(tmp_path / "renamed"), num_labels=3, chunk_length=16)
 
 
@@ -300,17 +300,17 @@ def test_an_encoder_without_a_pooler(tmp_path):
 
 def test_an_encoder_that_is_none_is_refused(tmp_path):
     T5Config(d_model=32, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="expected an encoder"):
+    with pytest.raises(ValueError, match=r"(?i)encoder"):
         Model.from_encoder(str(tmp_path), num_labels=2)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"chunk_overlap": 600, "chunk_length": 512}, r"`chunk_overlap` \(600\).*\(510\)"),
-        ({"max_chunks": 0}, "`max_chunks` must be at least 1"),
-        ({"chunk_length": 2}, "`chunk_length` must be at least 3"),
-        ({"classifier_dropout": 1.0}, "`classifier_dropout` must be in"),
+        ({"chunk_overlap": 600, "chunk_length": 512}, r"chunk_overlap.*600.*chunk_length.*510"),
+        ({"max_chunks": 0}, "max_chunks.*1"),
+        ({"chunk_length": 2}, "chunk_length.*3"),
+        ({"classifier_dropout": 1.0}, "classifier_dropout"),
     ],
 )
 def test_a_config_that_cannot_be(fields, message):
@@ -319,5 +319,5 @@ def test_a_config_that_cannot_be(fields, message):
 
 
 def test_a_chunk_longer_than_the_encoders_positions_is_refused(roberta_folder):
-    with pytest.raises(ValueError, match=r"`chunk_length` \(65\).*64 positions"):
+    with pytest.raises(ValueError, match=r"chunk_length.*65.*\b64\b"):
         Model.from_encoder(str(roberta_folder), num_labels=2, chunk_length=65)

@@ -1,6 +1,7 @@
 """The quality protocol: no document is judged by a model that saw it, and nothing is run twice."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,13 +12,13 @@ from scripts.benchmark.candidates import parse_candidate
 from scripts.benchmark.folds import columns_of
 from scripts.benchmark.quality_table import flagged, markdown, summary
 from scripts.common.predictions_io import write_predictions
-from tests.conftest import LABELS, TRAINING, run_command, tiny_rows, write_csv
+from tests.conftest import LABELS, TRAINING, assert_refused, run_command, tiny_rows, write_csv
 
 NAMES = ["mild", "severe"]
 
 
 @pytest.mark.slow
-def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_path):
+def test_protocol_classifies_every_document_once_and_resumes(roberta_folder, tmp_path):
     rows = tiny_rows(48)
     for row in rows:
         del row["id"]
@@ -35,15 +36,14 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
         "candidate": f"words={recipe}",
     }
     wrong = run_command("scripts.benchmark.quality", **{**given, "labels": "General,Teen"})
-    assert wrong.returncode == 1
-    assert "Traceback" not in wrong.stderr
+    assert_refused(wrong)
     # Documents that no run has read are prepared again when they are mended.
     cut = [*rows[:40], {**rows[40], "text": "Another text.", "fold": ""}, *rows[41:]]
     source = given["source"].read_bytes()
     write_csv(given["source"], cut)
     wrong = run_command("scripts.benchmark.quality", **given)
     assert wrong.returncode == 1
-    assert "row-41" in wrong.stderr
+    assert re.search(r"\bfold\b.*row-41\b", " ".join(wrong.stderr.split()))
     given["source"].write_bytes(source)
     # A candidate that never ran is mended under its name.
     for refused in ("lexical_featurs=9", "pooling=median"):
@@ -55,7 +55,7 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     measured = json.loads((tmp_path / "quality" / "quality.json").read_text())
     assert measured["folds"] == 2
     assert measured["documents"] == 48
-    assert "first_chunk and head_tail see chunks of 16 tokens" in (tmp_path / "quality" / "quality.md").read_text()
+    assert re.search(r"first_chunk.*head_tail.*\b16 tokens", (tmp_path / "quality" / "quality.md").read_text())
     names = {"words", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
     assert set(measured["systems"]) == names
     assert measured["systems"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
@@ -78,18 +78,18 @@ def test_the_protocol_rates_every_document_once_and_goes_on(roberta_folder, tmp_
     assert again.returncode == 0, again.stderr
     changed = [path for path, time in costs.items() if path.stat().st_mtime_ns != time]
     assert changed == [lost]
-    assert "fold 0, words, seed 7: there already" in again.stdout
-    assert again.stdout.count("there already") == 1
+    assert [line for line in again.stdout.splitlines() if re.search(r"fold 0, words, seed 7\b.*already", line)]
+    assert again.stdout.count("already") == 1
     other = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_features=9"})
     assert other.returncode == 1
-    assert "runs of words with other options" in other.stderr
+    assert re.search(r"\bwords\b.*options|options.*\bwords\b", " ".join(other.stderr.split()))
     other = run_command("scripts.benchmark.quality", **{**given, "labels": "Teen,General,Mature"})
     assert other.returncode == 1
-    assert "figures of another labels" in other.stderr
+    assert "labels" in other.stderr
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["systems"].keys() == names
 
 
-def test_of_two_rows_with_one_id_the_first_tells_the_fold(tmp_path):
+def test_columns_of_takes_the_first_of_two_rows_with_one_id(tmp_path):
     rows = [
         {"id": "x", "text": "a", "label": "mild", "fold": "0"},
         {"id": "x", "text": "b", "label": "mild", "fold": "1"},
@@ -112,7 +112,7 @@ def lay_out(runs, name: str, seed: int, scores: list[list[float]], labels: list[
         (folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "peak_mib": None}))
 
 
-def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
+def test_summary_is_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     labels = [0, 0, 1, 1] * 20
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     half = [row if number % 8 < 4 else row[::-1] for number, row in enumerate(right)]
@@ -132,7 +132,7 @@ def test_figures_are_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
     assert markdown(measured).index("| good |") < markdown(measured).index("| tfidf |")
 
 
-def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
+def test_summary_leaves_out_unfinished_folds(tmp_path):
     labels = [0, 1] * 8
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     lay_out(tmp_path, "tfidf", 0, right, labels)
@@ -143,7 +143,7 @@ def test_folds_that_someone_has_not_finished_do_not_count(tmp_path):
     assert measured["documents"] == 8
 
 
-def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
+def test_flagged_takes_the_asked_number_of_each_fold():
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
     assert flagged(scores, np.array([0, 0, 1, 1]), {0: 1, 1: 2}).tolist() == [0, 1, 1, 1]
 
@@ -152,12 +152,12 @@ def test_as_many_documents_are_flagged_in_each_fold_as_was_asked():
     ("text", "said"),
     [
         ("films", "NAME=RECIPE"),
-        ("films=none.yaml", "no recipe 'none.yaml'"),
+        ("films=none.yaml", "none.yaml"),
         ("a b=x.yaml", "NAME=RECIPE"),
-        ("tfidf=x.yaml", "another name"),
-        ("x=README.md", "no recipe"),
+        ("tfidf=x.yaml", "tfidf"),
+        ("x=README.md", "README.md"),
     ],
 )
-def test_a_candidate_that_cannot_be_is_named(text, said):
+def test_impossible_candidate_is_named(text, said):
     with pytest.raises(ValueError, match=said):
         parse_candidate(text)

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -83,7 +84,7 @@ def ends_alike(whole, cut, last: str) -> None:
 # In mid-epoch, in an epoch's last step, in an epoch's first step, in the last step of all.
 @pytest.mark.parametrize("grace_seconds", [30.0, 0.0])
 @pytest.mark.parametrize("step", [3, 4, 5, 8])
-def test_a_signal_in_any_step_changes_nothing_once_resumed(step, grace_seconds, roberta_folder, tmp_path):
+def test_resume_after_a_signal_in_any_step_changes_nothing(step, grace_seconds, roberta_folder, tmp_path):
     assert stoppable(roberta_folder, tmp_path / "whole")[0].exit_status is None
     cut = tmp_path / "cut"
     stop, trainer = stoppable(roberta_folder, cut, SignalAt(step, "step"), grace_seconds=grace_seconds)
@@ -97,7 +98,7 @@ def test_a_signal_in_any_step_changes_nothing_once_resumed(step, grace_seconds, 
 
 @pytest.mark.parametrize("strategy", ["epoch", "steps"])
 @pytest.mark.parametrize("step", [4, 8])
-def test_an_evaluation_that_is_given_up_is_made_good_once_resumed(step, strategy, roberta_folder, tmp_path):
+def test_resume_repeats_an_interrupted_evaluation(step, strategy, roberta_folder, tmp_path):
     given = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 2, "save_steps": 2}
     stoppable(roberta_folder, tmp_path / "whole", **given)
     cut = tmp_path / "cut"
@@ -108,14 +109,14 @@ def test_an_evaluation_that_is_given_up_is_made_good_once_resumed(step, strategy
     ends_alike(tmp_path / "whole", cut, "checkpoint-8")
 
 
-def test_the_last_checkpoint_stays_though_only_one_may_and_another_is_the_best(roberta_model, tmp_path):
+def test_rotation_keeps_the_last_checkpoint_beside_the_best(roberta_model, tmp_path):
     given = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
     given |= {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
     trainer_for(roberta_model, tmp_path, **given).train()  # the loss falls: the first is the "best"
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4"]
 
 
-def test_a_run_that_has_moved_and_has_nothing_left_to_train_still_ends_with_its_best(roberta_folder, tmp_path):
+def test_resume_of_a_moved_finished_run_ends_with_its_best_model(roberta_folder, tmp_path):
     _, first = stoppable(roberta_folder, tmp_path / "there", greater_is_better=True)  # the loss falls
     assert first.state.best_model_checkpoint == str(tmp_path / "there" / "checkpoint-4")
     (tmp_path / "there").rename(tmp_path / "here")
@@ -125,7 +126,7 @@ def test_a_run_that_has_moved_and_has_nothing_left_to_train_still_ends_with_its_
         assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_the_best_is_kept_though_its_step_was_not_one_to_save(roberta_folder, tmp_path):
+def test_best_model_is_kept_though_its_step_was_not_one_to_save(roberta_folder, tmp_path):
     given = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 8}
     _, trainer = stoppable(roberta_folder, tmp_path, greater_is_better=True, **given)  # the loss falls: step 1
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
@@ -133,7 +134,7 @@ def test_the_best_is_kept_though_its_step_was_not_one_to_save(roberta_folder, tm
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_a_run_goes_on_in_another_folder_with_the_best_that_stands_beside_its_checkpoint(roberta_folder, tmp_path):
+def test_resume_in_another_folder_finds_the_best_beside_the_checkpoint(roberta_folder, tmp_path):
     stoppable(roberta_folder, tmp_path / "whole", greater_is_better=True)
     moved = (tmp_path / "whole").rename(tmp_path / "moved")
     _, trainer = stoppable(
@@ -144,19 +145,17 @@ def test_a_run_goes_on_in_another_folder_with_the_best_that_stands_beside_its_ch
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
 
 
-def test_a_run_whose_best_was_left_behind_says_so_before_it_trains(roberta_folder, tmp_path):
+def test_check_checkpoint_names_a_missing_best_checkpoint(roberta_folder, tmp_path):
     stoppable(roberta_folder, tmp_path / "whole", greater_is_better=True)
     shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "cut" / "checkpoint-8")
     shutil.rmtree(tmp_path / "whole")
     config = HierarchicalRobertaConfig.from_pretrained(tmp_path / "cut" / "checkpoint-8")
-    with pytest.raises(
-        ValueError, match=r"The best checkpoint so far .*, checkpoint-4, is not beside it: copy it there"
-    ):
+    with pytest.raises(ValueError, match=r"\bcheckpoint-4\b"):
         check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=True)
     check_checkpoint(tmp_path / "cut" / "checkpoint-8", config, "", needs_best=False)
 
 
-def test_saving_the_best_only_does_not_lose_where_a_run_was_stopped(roberta_folder, tmp_path):
+def test_save_strategy_best_keeps_the_interrupted_step(roberta_folder, tmp_path):
     given = {"save_strategy": "best", "greater_is_better": True, "num_train_epochs": 3}  # only the first is the best
     stoppable(roberta_folder, tmp_path / "whole", **given)
     cut = tmp_path / "cut"
@@ -168,7 +167,7 @@ def test_saving_the_best_only_does_not_lose_where_a_run_was_stopped(roberta_fold
     assert [epoch["eval_loss"] for epoch in ours["epochs"]] == [epoch["eval_loss"] for epoch in theirs["epochs"]]
 
 
-def test_a_rate_that_is_given_anew_counts(roberta_folder, tmp_path):
+def test_resume_applies_new_learning_rate_and_weight_decay(roberta_folder, tmp_path):
     stoppable(roberta_folder, tmp_path / "cut", SignalAt(3, "step"), weight_decay=0.01)
     rates, decays = {}, {}
     for rate in (1e-3, 1e-4):
@@ -191,17 +190,15 @@ def test_a_rate_that_is_given_anew_counts(roberta_folder, tmp_path):
     assert decays == {1e-3: {0.0, 0.01}, 1e-4: {0.0, 0.001}}
 
 
-def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta_folder, tmp_path):
+def test_resolve_output_dir_does_not_mix_two_runs(roberta_folder, tmp_path):
     for name in ("mine", "other"):
         stoppable(roberta_folder, tmp_path / name)
     mine, others = str(tmp_path / "mine"), str(tmp_path / "other" / "checkpoint-8")
-    with pytest.raises(
-        ValueError, match=r"mine holds an earlier run \(checkpoint-8, checkpoint-4\), and .* is another's"
-    ):
+    with pytest.raises(ValueError, match=r"mine\b.*checkpoint-8, checkpoint-4"):
         resolve_output_dir(mine, others, overwrite=False)
     assert resolve_output_dir(mine, others, overwrite=True) == others
     assert resolve_output_dir(str(tmp_path / "new"), others, overwrite=False) == others
-    with pytest.raises(ValueError, match="newer than"):
+    with pytest.raises(ValueError, match="checkpoint-8"):
         resolve_output_dir(mine, str(tmp_path / "mine" / "checkpoint-4"), overwrite=False)
     # A folder that was moved to another disk is still this run's.
     (tmp_path / "mine" / "checkpoint-8").rename(tmp_path / "disk")
@@ -212,7 +209,7 @@ def test_another_runs_checkpoint_does_not_mix_with_the_run_that_is_there(roberta
     assert resolve_output_dir(str(tmp_path / "by_hand"), str(named), overwrite=False) == str(named)
 
 
-def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_path, caplog):
+def test_check_checkpoint_refuses_another_model(roberta_folder, tmp_path, caplog):
     _, trainer = stoppable(roberta_folder, tmp_path)
     folder, config = tmp_path / "checkpoint-8", trainer.model.config
     (tmp_path / "training_history.json").write_text('{"config": {"data_fingerprint": "this"}}')
@@ -222,15 +219,15 @@ def test_a_checkpoint_of_another_model_is_not_gone_on_from(roberta_folder, tmp_p
     check_checkpoint(folder, config, "this", needs_best=True)
     assert not caplog.records
     check_checkpoint(folder, config, "that", needs_best=True)
-    assert "The data are not those" in caplog.text
+    assert "data" in caplog.text
     for name, value in (("pooling_size", 16), ("chunk_transformer_layers", 1), ("id2label", {0: "b", 1: "a", 2: "c"})):
         other = copy.deepcopy(config)
         setattr(other, name, value)
-        with pytest.raises(ValueError, match=rf"another model \({name} .* there, .* here\)"):
+        with pytest.raises(ValueError, match=rf"\b{name}\b"):
             check_checkpoint(folder, other, "this", needs_best=True)
     other = copy.deepcopy(config)
     other.encoder_config.hidden_size = 64
-    with pytest.raises(ValueError, match="hidden_size 32 there, 64 here"):
+    with pytest.raises(ValueError, match=r"hidden_size\D*32\b.*\b64\b"):
         check_checkpoint(folder, other, "this", needs_best=True)
 
 
@@ -254,7 +251,7 @@ def poison(model) -> None:
     model.register_forward_hook(forward, with_kwargs=True)
 
 
-def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(roberta_model, tmp_path, caplog):
+def test_non_finite_step_is_skipped_and_its_documents_are_named(roberta_model, tmp_path, caplog):
     poison(roberta_model)
     second_step = list(EpochSampler(50, 42))[16:32]
     trainer = trainer_for(roberta_model, tmp_path, Poisoned({second_step[5]}), logging_steps=1)
@@ -271,7 +268,7 @@ def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(robert
     assert all(torch.equal(before[1][name], before[2][name]) for name in before[1])
     assert not all(torch.equal(before[2][name], before[3][name]) for name in before[2])
     # Of the micro-batch in which it stands, and no other.
-    assert "Skipping step 2: non-finite loss (nan)" in caplog.text
+    assert re.search(r"(?i)step 2\b.*\bnan\b", caplog.text)
     assert ", ".join(f"d{index}" for index in second_step[4:8]) in caplog.text
     assert f"d{second_step[0]}," not in caplog.text
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
@@ -279,7 +276,7 @@ def test_a_step_without_a_number_is_not_taken_and_its_documents_are_named(robert
     assert trainer.stats.totals["documents"] == 34
 
 
-def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tmp_path):
+def test_three_non_finite_steps_in_a_row_end_the_run(roberta_model, tmp_path):
     poison(roberta_model)
     trainer = trainer_for(
         roberta_model, tmp_path, Poisoned(set(range(50))), num_train_epochs=2, save_strategy="steps", save_steps=1
@@ -288,13 +285,13 @@ def test_three_such_steps_in_a_row_end_the_run_with_what_to_do(roberta_model, tm
     trainer.add_callback(health)
     trainer.train()
     assert trainer.state.global_step == 3
-    assert "3 consecutive steps were skipped, most recently step 3" in health.failure
+    assert re.search(r"\b3\b.*\bstep 3\b", health.failure)
     assert "d0" in health.failure
-    assert "Lower --learning_rate" in health.failure
+    assert "--learning_rate" in health.failure
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_a_step_whose_loss_leaps_is_not_taken_where_that_is_wanted(roberta_model, tmp_path, caplog):
+def test_max_loss_spike_skips_a_step_whose_loss_leaps(roberta_model, tmp_path, caplog):
     spiked = iter([1.0] * 26 + [40.0] * 4 + [1.0] * 100)  # 13 micro-batches an epoch of four steps
 
     def forward(module, args, kwargs, output):
@@ -304,5 +301,5 @@ def test_a_step_whose_loss_leaps_is_not_taken_where_that_is_wanted(roberta_model
     roberta_model.register_forward_hook(forward, with_kwargs=True)
     trainer = trainer_for(roberta_model, tmp_path, num_train_epochs=3, max_loss_spike=2.0)
     trainer.train()
-    assert "Skipping step 9: loss" in caplog.text
-    assert caplog.text.count("Skipping step") == 1
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(r"(?i)step 9\b.*loss", warning)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from scripts.hpo.space import read_space
-from tests.conftest import ROOT, TRAINING, options, run_command, train
+from tests.conftest import TRAINING, assert_refused, options, run_command, train
+from tests.processes import ROOT, start
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +45,7 @@ def trials_of(output_dir) -> list[optuna.trial.FrozenTrial]:
     return optuna.load_study(study_name="search", storage=storage).trials
 
 
-def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_folder, tmp_path):
+def test_search_resumes_prunes_and_writes_the_best_recipe(prepared_folder, roberta_folder, tmp_path):
     # One choice learns, the other cannot: after the first trials those that drew it fall behind.
     space = {"learning_rate": [1e-9, 3e-2], "lexical_features": [0, 20], "max_grad_norm": {"low": 0.5, "high": 2.0}}
     first = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=3)
@@ -67,8 +69,8 @@ def test_a_search_goes_on_prunes_and_leaves_a_recipe(prepared_folder, roberta_fo
     assert all(t.value < 1.0 for t in trials if t.value is not None and t.params["lexical_features"] == 0)
     assert not {"dataset_dir", "output_dir", "encoder", "save_strategy", "num_trials"} & set(recipe)
     told = (tmp_path / "s" / "search.md").read_text()
-    assert f"12 trials ({states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned)" in told
-    assert "test split was not read" in told
+    assert re.search(rf"12 trials.*\b{states.count('COMPLETE')} complete.*\b{states.count('PRUNED')} pruned", told)
+    assert "test split" in told
     # The recipe, run, is as good on validation as the trial was (without dropout, whose draws differ).
     done = train(
         prepared_folder,
@@ -102,29 +104,30 @@ def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, 
     assert len({params["learning_rate"] for params in drawn}) == len(drawn)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_trial_that_is_interrupted_begins_anew(prepared_folder, roberta_folder, tmp_path, number, status):
+def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_path):
     space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
     given = prepared_folder, roberta_folder, tmp_path / "s", space
     long = {"num_train_epochs": 60, "early_stopping_patience": 0}
     command = [sys.executable, "-m", "scripts.search", *options(**arguments_of(*given, num_trials=3, **long))]
-    # A shell's background job, as this test may be part of one, hands Ctrl-C on as ignored.
-    given_back = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, **pipes, **given_back) as process:
-        study = tmp_path / "s" / "study.log"
-        while process.poll() is None and not (study.exists() and '"intermediate_value"' in study.read_text()):
-            time.sleep(0.05)  # until the trial has told of an epoch
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == status, said
-    [first, *_] = trials_of(tmp_path / "s")
-    assert first.state.name == "FAIL"
+    study = tmp_path / "s" / "study.log"
+
+    def epochs_told() -> int:
+        return study.read_text().count('"intermediate_value"') if study.exists() else 0
+
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = epochs_told()
+        with start(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and epochs_told() == before:
+                time.sleep(0.02)
+            process.send_signal(number)
+            said = process.communicate(timeout=60)[1]
+        assert process.returncode == status, said
+        assert trials_of(tmp_path / "s")[-1].state.name == "FAIL"
     done = search(*given, num_trials=3, **long)
     assert done.returncode == 0, done.stderr
     trials = trials_of(tmp_path / "s")
-    assert [trial.state.name for trial in trials][:2] == ["FAIL", "COMPLETE"]
-    assert trials[1].params == first.params
+    assert [trial.state.name for trial in trials][:3] == ["FAIL", "FAIL", "COMPLETE"]
+    assert trials[0].params == trials[1].params == trials[2].params
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
     assert "3 trials" in (tmp_path / "s" / "search.md").read_text()
 
@@ -132,37 +135,35 @@ def test_a_trial_that_is_interrupted_begins_anew(prepared_folder, roberta_folder
 @pytest.mark.parametrize(
     ("space", "said"),
     [
-        ({"chunk_length": [16, 32]}, "chunk_length cannot be searched for"),
-        ({"learning_rate": {"low": 1.0, "high": 0.1}}, "learning_rate must be a list of choices"),
-        ({"learning_rate": 3}, "learning_rate must be a list of choices"),
-        ([1, 2], "expected a mapping"),
+        ({"chunk_length": [16, 32]}, "chunk_length"),
+        ({"learning_rate": {"low": 1.0, "high": 0.1}}, "learning_rate"),
+        ({"learning_rate": 3}, "learning_rate"),
+        ([1, 2], "space.yaml"),
     ],
 )
-def test_a_space_that_cannot_be_is_named(tmp_path, space, said):
+def test_impossible_space_is_named(tmp_path, space, said):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.raises(ValueError, match=said):
         read_space(str(tmp_path / "space.yaml"))
 
 
-def test_numbers_may_be_spelled_as_in_a_recipe(tmp_path):
+def test_space_takes_numbers_spelled_as_in_a_recipe(tmp_path):
     (tmp_path / "space.yaml").write_text("learning_rate: {low: 1e-5, high: 1e-3, log: true}\nweight_decay: [0, 1e-2]\n")
     space = read_space(str(tmp_path / "space.yaml"))
     trial = optuna.trial.FixedTrial({"learning_rate": 1e-4, "weight_decay": 0.01})
     assert {name: draw(trial) for name, draw in space.items()} == {"learning_rate": 1e-4, "weight_decay": 0.01}
 
 
-def test_a_study_is_not_gone_on_with_on_other_terms(prepared_folder, roberta_folder, tmp_path):
+def test_study_is_not_resumed_with_other_options(prepared_folder, roberta_folder, tmp_path):
     space = {"max_grad_norm": [1.0, 2.0]}
     done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, num_train_epochs=1)
     assert done.returncode == 0, done.stderr
     for other in ({"num_train_epochs": 2}, {"num_train_epochs": 1, "per_device_train_batch_size": 2}):
         done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, **other)
-        assert done.returncode == 1
-        assert "name another folder" in done.stderr
-        assert "Traceback" not in done.stderr
+        assert_refused(done, str(tmp_path / "s"))
 
 
-def test_the_best_recipe_has_what_the_given_one_and_the_options_say(prepared_folder, roberta_folder, tmp_path):
+def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta_folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TRAINING, "freeze_encoder": True, "lexical_features": 7}))
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"learning_rate": [1e-3]}))
     words = [f"--config={tmp_path / 'recipe.yaml'}", "--max-grad-norm", "0.5", "--num_trials", "1"]
@@ -174,10 +175,8 @@ def test_the_best_recipe_has_what_the_given_one_and_the_options_say(prepared_fol
     assert [best[name] for name in told] == [7, True, 0.5, 1e-3]
 
 
-def test_a_missing_space_is_told_in_a_paragraph(prepared_folder, roberta_folder, tmp_path):
+def test_missing_space_is_named(prepared_folder, roberta_folder, tmp_path):
     done = run_command(
         "scripts.search", dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path, space="none.yaml"
     )
-    assert done.returncode == 1
-    assert "none.yaml" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(done, "none.yaml")

@@ -1,6 +1,7 @@
 """Training on a stream: each document once a pass, on one process; resumed at the right document."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoTokenizer
 from data.chunk_dataset import ChunkedDocuments
 from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
 from scripts.common.cli import one_paragraph
-from tests.conftest import LABELS, tiny_rows, train, write_csv
+from tests.conftest import LABELS, assert_refused, tiny_rows, train, write_csv
 
 STREAM = {"streaming": True, "max_steps": 8, "eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps"}
 STREAM |= {"save_steps": 4, "dropout": 0.0, "attention_dropout": 0.0, "shuffle_buffer": 10, "max_grad_norm": 0}
@@ -43,14 +44,14 @@ def test_every_pass_has_each_document_once_on_one_process(num_processes):
     assert take(alone, 150) == order
 
 
-def test_a_buffer_of_one_keeps_the_order_and_an_empty_stream_is_an_error():
+def test_shuffled_with_a_buffer_of_one_keeps_the_order_and_an_empty_stream_is_an_error():
     assert list(shuffled(range(9), 1, "0")) == list(range(9))
     assert sorted(shuffled(range(100), 30, "0")) == list(range(100)) != list(shuffled(range(100), 30, "0"))
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(ValueError, match=r"(?i)empty|no documents"):
         take(StreamedDocuments(lambda number: [], lambda row: row, seed=0), 1)
 
 
-def test_a_source_gives_the_items_that_its_prepared_form_gives(splits, csv_file, roberta_folder):
+def test_source_stream_gives_the_items_of_the_prepared_stream(splits, csv_file, roberta_folder):
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     chunked = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=4)
     prepared = {item["id"]: item for item in take(prepared_stream(chunked, seed=0), len(chunked))}
@@ -63,7 +64,7 @@ def test_a_source_gives_the_items_that_its_prepared_form_gives(splits, csv_file,
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
+def test_streaming_gives_the_same_weights_in_one_process_in_two_and_after_resume(
     prepared_folder, roberta_folder, csv_file, tmp_path
 ):
     ways = {"one": (1, 8, "whole"), "two": (2, 4, "whole"), "resumed": (1, 8, "cut")}
@@ -73,9 +74,7 @@ def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
         if how == "cut":  # stopped in the second pass over the 60 documents, after step 4 of 8
             done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
             assert done.returncode == 0, done.stderr
-            for path in (tmp_path / name / "checkpoint-8").iterdir():
-                path.unlink()
-            (tmp_path / name / "checkpoint-8").rmdir()
+            shutil.rmtree(tmp_path / name / "checkpoint-8")
             given["resume_from_checkpoint"] = "auto"
         done = train(prepared_folder, roberta_folder, tmp_path / name, processes=processes, **given)
         assert done.returncode == 0, done.stderr
@@ -89,7 +88,7 @@ def test_a_stream_is_trained_on_alike_by_one_process_and_two_and_after_a_resume(
 
 
 @pytest.mark.slow
-def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folder, roberta_folder, tmp_path):
+def test_prepared_split_can_be_streamed_and_mistakes_are_named(prepared_folder, roberta_folder, tmp_path):
     done = train(prepared_folder, roberta_folder, tmp_path / "run", **STREAM)
     assert done.returncode == 0, done.stderr
     rows = tiny_rows()
@@ -98,22 +97,19 @@ def test_the_prepared_split_can_be_streamed_and_mistakes_are_told(prepared_folde
     for given, said in (
         (
             {**STREAM, "train_source": wrong},
-            "wrong.csv: row 4 has label 'Teens', expected one of General, Teen, Mature",
+            r"wrong\.csv.*row 4.*Teens.*General, Teen, Mature",
         ),
-        ({**STREAM, "max_steps": 0}, "--streaming needs --max_steps"),
-        ({"train_source": wrong}, "say --streaming too"),
+        ({**STREAM, "max_steps": 0}, "--max_steps"),
+        ({"train_source": wrong}, "--streaming"),
     ):
-        done = train(prepared_folder, roberta_folder, tmp_path / "other", **given)
-        assert done.returncode == 1
-        assert said in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+        assert_refused(train(prepared_folder, roberta_folder, tmp_path / "other", **given), said)
 
 
 def _bad_row(row: int) -> dict:
     raise ValueError("big.jsonl: row 4 has no text.")
 
 
-def test_what_a_loaders_worker_says_is_one_sentence():
+def test_error_of_a_loaders_worker_is_one_sentence():
     loader = DataLoader(StreamedDocuments(lambda number: range(9), _bad_row, seed=0), 2, num_workers=1)
     with pytest.raises(ValueError, match="DataLoader worker process 0") as caught:
         next(iter(loader))

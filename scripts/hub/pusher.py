@@ -25,7 +25,7 @@ from scripts.hub.upload import configure_client_timeout, ensure_repo, fetch_last
 logger = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parents[2]
-LONGEST_WAIT = 60.0
+FIRST_WAIT, LONGEST_WAIT = 2.0, 60.0  # seconds between two attempts
 ATTEMPTS_AT_END = 5
 
 
@@ -111,7 +111,7 @@ class HubPusher(TrainerCallback):
                     shutil.rmtree(staged, ignore_errors=True)
                 else:
                     self.waiting.appendleft((staged, message))
-                    wait = min(max(2.0, 2 * wait), LONGEST_WAIT)
+                    wait = min(max(FIRST_WAIT, 2 * wait), LONGEST_WAIT)
                     attempts_at_end += self.is_ending
                     self.is_closed = attempts_at_end >= ATTEMPTS_AT_END
                 if reason is not None:
