@@ -246,10 +246,10 @@ def write_story(
     for gap, item in sorted(zip(gaps.tolist(), paragraphs, strict=True), key=lambda pair: -pair[0]):
         shuffled.insert(gap, item)
     text, evidence = "", []
-    for paragraph, scene in shuffled:
+    for paragraph, part in shuffled:
         start = len(text)
         text += paragraph
-        if label != "General" and scene is not None and scene.content == label and not scene.framed:
+        if label != "General" and part is not None and part.content == label and not part.framed:
             evidence.append({"start": start, "end": len(text)})
         text += "\n\n"
     return text.rstrip("\n"), evidence
