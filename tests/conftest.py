@@ -255,7 +255,8 @@ TRAINING = {
 @pytest.fixture
 def call_command(monkeypatch) -> Iterator[Callable]:
     """Calls a command's function in this process, with a command line, and leaves logging and threads as they were."""
-    handlers, level = list(logging.root.handlers), logging.root.level
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
 
     def call(function: Callable[[], object], *words: object, **arguments) -> object:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, words), *options(**arguments)])
@@ -263,8 +264,9 @@ def call_command(monkeypatch) -> Iterator[Callable]:
 
     yield call
     logging.captureWarnings(False)
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
+    for logger, level, propagate, handlers in before:
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
     torch.set_num_threads(1)
 
 

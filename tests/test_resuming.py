@@ -227,7 +227,7 @@ def test_check_checkpoint_refuses_another_model(roberta_folder, tmp_path, caplog
             check_checkpoint(folder, other, "this", needs_best=True)
     other = copy.deepcopy(config)
     other.encoder_config.hidden_size = 64
-    with pytest.raises(ValueError, match=r"hidden_size\D*32\b.*\b64\b"):
+    with pytest.raises(ValueError, match=r"hidden_size.*\b64\b"):
         check_checkpoint(folder, other, "this", needs_best=True)
 
 
