@@ -2,8 +2,8 @@
 
 A story is made of quiet paragraphs and of scenes. A scene's content is mild, Teen or Mature, and it either happens or is
 framed: acted on a stage, dreamed, read in a book, imagined, shown on a screen. The label is the most severe scene that
-happens. Half of a story's scenes are framed whatever its label, and what stands in the frames is drawn at random: the
-words of severe scenes occur in every class, and only reading tells which of them happened. The position of the deciding
+happens. Half of a story's scenes are framed whatever its label, and the frames' content is milder around severe scenes: the
+words of severe scenes occur in every class about as often, and only reading tells which of them happened. The position of the deciding
 scene is uniform over the text, and is recorded.
 """
 

@@ -344,6 +344,11 @@ def demo(settings: Settings, report: Report) -> None:
                 report.figure(f"{precision}: within fp32's interval", inside)
 
 
+# The demo's recipe freezes the encoder; here it is trained, since its precision is what is compared.
+TRAINED_ENCODER = ("--freeze_encoder=false", "--evaluate_kept_vectors=false", "--learning_rate=1e-4")
+TRAINED_ENCODER += ("--head_lr_multiplier=5", "--dropout=0.1", "--per_device_train_batch_size=8")
+
+
 def _demo_data(settings: Settings, folder: Path, encoder: Path) -> str:
     if settings.encoder is None:
         RobertaModel(small_encoder(settings)).save_pretrained(encoder)
@@ -354,13 +359,13 @@ def _demo_data(settings: Settings, folder: Path, encoder: Path) -> str:
 
 
 def _demo_run(settings: Settings, folder: Path, encoder: Path, precision: str) -> dict[str, Any]:
-    """Train the demo recipe; returns the test macro-F1 with its 95 % interval."""
+    """Train on the demo's stories; returns the test macro-F1 with its 95 % interval."""
     statistics = import_module("scripts.evaluation.statistics")
     output_dir = folder / precision
     arguments = ["--config", "scripts/recipes/demo.yaml", "--encoder", str(encoder), "--output_dir", str(output_dir)]
     arguments += ["--dataset_dir", str(folder / "dataset"), "--log_level", "warning", "--report_to", "none"]
     arguments += ["--bf16", str(precision == "bf16"), "--fp16", str(precision == "fp16")]
-    arguments += ["--use_cpu", str(not settings.is_cuda)]
+    arguments += ["--use_cpu", str(not settings.is_cuda), *TRAINED_ENCODER]
     if settings.tiny:
         arguments += ["--max_steps", "2", "--cpu_threads", "1"]
     os.chdir(ROOT)

@@ -147,8 +147,8 @@ def encode_files(
             with torch.no_grad(), accelerator.autocast():
                 chunk_ND = model.encode_chunks(ids_NL, mask_NL, lengths).float().cpu()
             for chunk_CD in chunk_ND.split([len(document) for document in batch["chunk_lengths"]]):
+                progress.update()  # before: after the last document nothing is asked for any more
                 yield chunk_CD.numpy()
-                progress.update()
 
     documents = encoded()
     for rows, path in files.items():
