@@ -345,7 +345,7 @@ def demo(settings: Settings, report: Report) -> None:
 
 
 # The demo's recipe freezes the encoder; here it is trained, since its precision is what is compared.
-TRAINED_ENCODER = ("--freeze_encoder=false", "--evaluate_kept_vectors=false", "--learning_rate=1e-4")
+TRAINED_ENCODER: tuple[str, ...] = ("--freeze_encoder=false", "--evaluate_kept_vectors=false", "--learning_rate=1e-4")
 TRAINED_ENCODER += ("--head_lr_multiplier=5", "--dropout=0.1", "--per_device_train_batch_size=8")
 
 
