@@ -18,82 +18,22 @@ SHARES = (0.60, 0.27, 0.13)
 # that the number of severe words tells little.
 FRAMED_SHARES = {"General": (0.20, 0.40, 0.40), "Teen": (0.60, 0.15, 0.25), "Mature": (0.60, 0.25, 0.15)}
 
-NAMES = [
-    "Ada",
-    "Bruno",
-    "Cora",
-    "Dario",
-    "Elin",
-    "Farid",
-    "Greta",
-    "Hugo",
-    "Ines",
-    "Jonas",
-    "Kaya",
-    "Lars",
-    "Mira",
-    "Nils",
-    "Odile",
-    "Pavel",
-    "Rosa",
-    "Samir",
-    "Tilda",
-    "Ugo",
-    "Vera",
-    "Wanda",
-    "Yusuf",
-    "Zora",
-    "Anton",
-    "Beatrix",
-    "Casper",
-    "Dora",
-    "Emil",
-    "Fenna",
-]
-PLACES = [
-    "harbour",
-    "mill",
-    "market hall",
-    "ferry landing",
-    "brickyard",
-    "old observatory",
-    "bakery",
-    "signal box",
-    "boathouse",
-    "orchard",
-    "printing shop",
-    "tram depot",
-    "quarry",
-    "glasshouse",
-    "school yard",
-    "town archive",
-]
-TIMES = [
-    "Early on Monday",
-    "Towards noon",
-    "After supper",
-    "Late in the week",
-    "On the first warm day",
-    "Before the rain",
-    "At dusk",
-    "On the eve of the fair",
-    "When the bells had rung",
-    "In the quiet hour after lunch",
-]
-THINGS = [
-    "a crate of pears",
-    "two coils of rope",
-    "the ledger",
-    "a jar of honey",
-    "the spare lantern",
-    "a bundle of letters",
-    "a box of nails",
-    "the blue kettle",
-    "a sack of flour",
-    "an atlas",
-    "a pair of oars",
-    "the clock's pendulum",
-]
+NAMES = (
+    "Ada Bruno Cora Dario Elin Farid Greta Hugo Ines Jonas Kaya Lars Mira Nils Odile Pavel Rosa Samir Tilda Ugo "
+    "Vera Wanda Yusuf Zora Anton Beatrix Casper Dora Emil Fenna"
+).split()
+PLACES = (
+    "harbour, mill, market hall, ferry landing, brickyard, old observatory, bakery, signal box, boathouse, orchard, "
+    "printing shop, tram depot, quarry, glasshouse, school yard, town archive"
+).split(", ")
+TIMES = (
+    "Early on Monday, Towards noon, After supper, Late in the week, On the first warm day, Before the rain, At "
+    "dusk, On the eve of the fair, When the bells had rung, In the quiet hour after lunch"
+).split(", ")
+THINGS = (
+    "a crate of pears, two coils of rope, the ledger, a jar of honey, the spare lantern, a bundle of letters, a box "
+    "of nails, the blue kettle, a sack of flour, an atlas, a pair of oars, the clock's pendulum"
+).split(", ")
 
 QUIET = [
     "{time} {a} carried {thing} to the {place}.",
