@@ -7,6 +7,7 @@ setup → WeightedTrainer → train → evaluate → export. Every field of Trai
 defaults and the command line overrides them.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 def command() -> int:
     """The command line → `main`."""
     scrub_hub_token()
+    if "LOCAL_RANK" in os.environ:
+        # Parsing creates the process group, and torch.distributed.nn holds on to the one that exists when it is imported.
+        import scripts.training.setup  # noqa: F401
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
     return main(*parse_with_recipe(kinds, sys.argv[1:], description=__doc__))
 

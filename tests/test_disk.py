@@ -114,6 +114,17 @@ def run_in_a_thread(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
+def test_run_main_reports_the_signal_behind_an_error_in_cleaning_up(capsys):
+    def main() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise FileNotFoundError("a lock that is gone already")
+
+    assert run_main(main) == 130
+    assert "lock" not in capsys.readouterr().err
+
+
 def test_run_main_shows_errors_of_other_threads(run_in_a_thread, capfd):
     run_in_a_thread(lambda: Path("/proc/none").write_text(""))
     assert "FileNotFoundError" in capfd.readouterr().err

@@ -78,8 +78,8 @@ def test_protocol_classifies_every_document_once_and_resumes(roberta_folder, tmp
     assert again.returncode == 0, again.stderr
     changed = [path for path, time in costs.items() if path.stat().st_mtime_ns != time]
     assert changed == [lost]
-    assert [line for line in again.stdout.splitlines() if re.search(r"fold 0, words, seed 7\b.*already", line)]
-    assert again.stdout.count("already") == 1
+    assert [line for line in again.stdout.splitlines() if re.search(r"fold 0, words, seed 7\b.*before", line)]
+    assert again.stdout.count("before") == 1
     other = run_command("scripts.benchmark.quality", **{**given, "candidate": f"words={recipe},lexical_features=9"})
     assert other.returncode == 1
     assert re.search(r"\bwords\b.*options|options.*\bwords\b", " ".join(other.stderr.split()))

@@ -316,7 +316,7 @@ class TestInABrowser:
 
     def test_an_opened_document_stays_open_when_the_list_changes_and_closes_when_asked(self, page):
         detail = open_document(page, 6)
-        choose(page, "result", "wrong")
+        choose(page, "result", "missed")
         assert detail.is_displayed()
         detail.find_element(By.XPATH, "preceding-sibling::tr[1]//button").send_keys(Keys.SPACE)
         assert not detail.is_displayed()

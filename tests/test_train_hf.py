@@ -258,7 +258,7 @@ def test_embedding_cache_of_a_frozen_encoder_changes_nothing(prepared_folder, ro
             "(?i)persistent",
         ),
         ({"dropout": 1.5}, "(?i)dropout"),
-        ({"metric_for_best_model": "f2"}, "metric_for_best_model.*f2.*loss, accuracy, f1_macro"),
+        ({"metric_for_best_model": "f2"}, "metric_for_best_model.*loss, accuracy, f1_macro.*f2"),
     ],
 )
 def test_mistaken_option_is_named(arguments, message, prepared_folder, roberta_folder, tmp_path, call_command):

@@ -150,18 +150,21 @@ def _saved_bytes(
     model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            saved[storage.data_ptr()] = storage
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    def unpack(_: None) -> torch.Tensor:
+        raise AssertionError("The graph is not used.")
+
+    # The graph gets no tensors back: a node that saves its own output would never be freed.
+    with torch.autograd.graph.saved_tensors_hooks(count, unpack):
         vectors = _encode(model, rows, autocast)
     del vectors
-    return sum(saved.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 @dataclass

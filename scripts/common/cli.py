@@ -42,25 +42,24 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _in_a_thread(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread that could not write: the main thread raises the same when it next writes."""
+    """Ignore disk errors of TensorBoard's thread: the main thread raises them at its next write."""
     is_boards = type(failed.thread).__module__.startswith("tensorboard.")
     if is_debugging() or not is_boards or failed.exc_value is None or disk_error(failed.exc_value) is None:
         threading.__excepthook__(failed)
 
 
 def run_main(main: Callable[[], int | None]) -> int:
-    """Run a command; its exit status. A traceback is shown for a defect, or with `--log_level debug`."""
+    """Run a command and return its exit status. Bugs show a traceback; so does any error with `--log_level debug`."""
     signal.signal(signal.SIGTERM, _terminate)
     threading.excepthook = _in_a_thread
     try:
         return main() or 0
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
+    except BaseException as error:
+        if (signal_received := interruption(error)) is not None:
+            print("terminated" if signal_received == signal.SIGTERM else "interrupted", file=sys.stderr)
+            return 128 + signal_received
+        if not isinstance(error, Exception):
+            raise
         known = error if isinstance(error, USER_ERRORS) else disk_error(error)
         if known is None or is_debugging():
             raise
@@ -71,8 +70,17 @@ def run_main(main: Callable[[], int | None]) -> int:
         return 1
 
 
+def interruption(error: BaseException | None) -> int | None:
+    """The signal that an error comes from, also where a library failed while it cleaned up after the signal."""
+    while error is not None:
+        if isinstance(error, Terminated | KeyboardInterrupt):
+            return signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command that may be one of several processes, and end this process with its exit status."""
+    """Run a command that may be one of several ranks, and exit with its status."""
     returned: list[int] = []
 
     def noted() -> int:
@@ -88,14 +96,14 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     if distributed is None or not distributed.is_initialized():
         sys.exit(status)
     if returned in ([], [1]):
-        # An error or an exception may be this process's alone. To leave the process group would wait for the other ranks (nccl's communicators do),
-        # while they wait for this one in a collective: it ends at once, and the launcher ends them.
+        # The error may be this rank's alone. Destroying the process group would wait for the other ranks (with nccl), which
+        # wait for this one in a collective: exit at once, and the launcher ends them.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    # gloo's threads end before Python does: one that lets go of its last work meanwhile would abort the process (exit
-    # status -6). They end with the last reference to the process group, and DDP has some.
+    # gloo's threads must end before Python does: one that releases its last work later would abort the process (exit
+    # status -6). They end with the last reference to the process group; DDP holds some.
     gc.collect()
     distributed.destroy_process_group()
     gc.collect()

@@ -24,7 +24,7 @@ from modeling.training.monitor import TrainingMonitor
 from modeling.training.runtime import configure_malloc, set_num_threads
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts.common.cli import Terminated
+from scripts.common.cli import interruption
 from scripts.common.log_setup import set_up_logging
 from scripts.hpo.space import OF_TRAINING, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
@@ -171,8 +171,9 @@ def search(
         sampler, pruner = NumberedSampler(args.seed), optuna.pruners.MedianPruner()
         try:
             number = trials.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
-        except (KeyboardInterrupt, Terminated):
-            requeue_trial(study, trials.number)
+        except BaseException as error:
+            if interruption(error) is not None:
+                requeue_trial(study, trials.number)
             raise
         last = study.trials[number]
         shown = ", ".join(
