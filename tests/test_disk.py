@@ -97,10 +97,17 @@ def test_full_disk_is_named_whichever_library_meets_it(library, small_disk, capf
 
 
 @pytest.fixture
-def run_in_a_thread(monkeypatch):
-    """Under `run_main`, in a thread of its own."""
+def hooks_restored(monkeypatch):
+    """`run_main` sets a signal's handler and a hook for threads."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def run_in_a_thread(hooks_restored):
+    """Under `run_main`, in a thread of its own."""
 
     def run(function) -> None:
         def main() -> None:
@@ -110,11 +117,10 @@ def run_in_a_thread(monkeypatch):
 
         assert run_main(main) == 0
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
-def test_run_main_reports_the_signal_behind_an_error_in_cleaning_up(capsys):
+def test_run_main_reports_the_signal_behind_an_error_in_cleaning_up(hooks_restored, capsys):
     def main() -> None:
         try:
             raise KeyboardInterrupt

@@ -1,6 +1,6 @@
-"""What the commands share: errors for people, and exit statuses.
+"""Shared by the commands: parsing, errors and exit statuses.
 
-0 done; 1 a mistake that can be mended, told in a paragraph; 130 interrupted; 143 terminated.
+0 done; 1 a user's error, reported in one paragraph; 130 interrupted; 143 terminated.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 
 from modeling.file_utils import disk_error, is_disk_full
 
-# What a person can mend: wrong values, missing or unreadable files, a full disk. Anything else is a defect of ours.
+# Errors that users can fix: wrong values, missing or unreadable files, a full disk. Anything else is a bug.
 USER_ERRORS = (ValueError, OSError)
 
 
 class UserParser(argparse.ArgumentParser):
-    """A parser whose complaints are `ValueError`s, without the page of usage."""
+    """A parser that raises `ValueError` instead of printing its usage."""
 
     def __init__(self, **options: Any):
         super().__init__(**options)
@@ -34,7 +34,7 @@ class UserParser(argparse.ArgumentParser):
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
@@ -140,11 +140,11 @@ def comma_list(text: str) -> list[str]:
 
 
 def one_paragraph(error: BaseException) -> str:
-    said = str(error)
-    if "in DataLoader worker" in said:  # torch puts the worker's traceback before what it said
-        said = said.rsplit(f"{type(error).__name__}: ", 1)[-1]
-    said = " ".join(said.split()) or type(error).__name__
-    if is_disk_full(error) and "disk is full" not in said:
-        said = said.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
-        said += "--resume_from_checkpoint auto)."
-    return said
+    message = str(error)
+    if "in DataLoader worker" in message:  # torch puts the worker's traceback before its message
+        message = message.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    message = " ".join(message.split()) or type(error).__name__
+    if is_disk_full(error) and "disk is full" not in message:
+        message = message.rstrip(".") + ". The disk is full: make room, and run the command again (a training with "
+        message += "--resume_from_checkpoint auto)."
+    return message
