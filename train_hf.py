@@ -16,9 +16,12 @@ from scripts.common.cli import run_and_exit, scrub_hub_token
 from scripts.common.recipe import parse_with_recipe
 from scripts.training.arguments import DataArguments, ModelArguments
 
+# Set by torchrun, accelerate launch and MPI where there are several processes.
+LAUNCHED = {"LOCAL_RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"}
+
 
 def main(model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments) -> int:
-    """One run. Returns the exit status."""
+    """Run training. Returns the exit status."""
     # Imported here, so that --help and mistakes in options are answered at once.
     from transformers import set_seed
 
@@ -61,7 +64,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         if status := run.train(trainer, checkpoint, watchers, pusher):
             return status
 
-        # On tokens, also where the encoder is frozen: cached embeddings have the precision of training.
+        # On tokens even if the encoder is frozen: cached embeddings have the precision of training.
         documents = parts.documents if args.evaluate_kept_vectors else parts.chunked
         metrics = evaluate_splits(trainer, documents, parts.splits, parts.labels)
         export(trainer, watchers.history, metrics, parts.labels)
@@ -71,7 +74,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 def command() -> int:
     """The command line → `main`."""
     scrub_hub_token()
-    if "LOCAL_RANK" in os.environ:
+    if os.environ.keys() & LAUNCHED:
         # Parsing creates the process group, and torch.distributed.nn holds on to the one that exists when it is imported.
         import scripts.training.setup  # noqa: F401
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)

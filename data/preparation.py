@@ -65,6 +65,10 @@ def prepare_dataset(
         ValueError: invalid source, rows, labels, splits or geometry, or a folder that may not be replaced.
     """
     check_decisions(drop, keep)
+    if labels and len(set(labels)) != len(labels):
+        raise ValueError(f"--labels must be unique, got {','.join(labels)}.")
+    if num_proc < 1:
+        raise ValueError(f"--num_proc must be at least 1, got {num_proc}.")
     output_dir = output_dir.resolve()
     check_output_dir(output_dir, overwrite)
     loaded = load_tokenizer(tokenizer)

@@ -33,7 +33,13 @@ TFIDF, MAJORITY = "TF-IDF + logistic regression", "always the most frequent labe
 
 def main() -> None:
     started = time.monotonic()
-    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = UserParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,  # with --log_level, which is training's here
+    )
+    parser.add_argument("-h", "--help", action="help")
     _, options = parser.parse_known_args()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, in the commands below
     datasets.disable_progress_bars()
@@ -52,7 +58,7 @@ def main() -> None:
     launch_evaluation(model=run_dir, dataset_dir=dataset_dir, output_dir=report_dir)
     print()
     print_metrics(comparison(report_dir))
-    print(f"\nThat took {(time.monotonic() - started) / 60:.1f} minutes. Where to look:")
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. Results:")
     print(f"  {report_dir}/report.html          open it in a browser: figures, and every story with its evidence")
     print(f"  {run_dir}/training_history.json   each epoch's numbers;  {run_dir}/training.log  the complete log")
     print(f"  {run_dir}/README.md               the model card;  {run_dir}/predictions_test.csv  every test story")
@@ -79,7 +85,7 @@ def prepare_stories(dataset_dir: Path, encoder: Path) -> None:
         max_chunks=MAX_CHUNKS,
         overwrite=True,
     )
-    print(f"{'':12}{'stories':>9}{''.join(f'{label:>9}' for label in LABELS)}{'tokens: median':>17}{'most':>7}")
+    print(f"{'':12}{'stories':>9}{''.join(f'{label:>9}' for label in LABELS)}{'tokens: median':>17}{'max':>7}")
     for split, about in manifest["splits"].items():
         counts, tokens = "".join(f"{about['labels'][label]:9}" for label in LABELS), about["tokens"]
         print(f"{split:12}{about['documents']:9}{counts}{tokens['median']:17.0f}{tokens['max']:7.0f}", flush=True)

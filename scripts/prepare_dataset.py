@@ -71,10 +71,6 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
             f"--split_fractions must be three shares such as 0.8,0.1,0.1, got {arguments.split_fractions}."
         ) from None
     arguments.labels = comma_list(arguments.labels or "") or None
-    if arguments.labels and len(set(arguments.labels)) != len(arguments.labels):
-        raise ValueError(f"--labels must be unique, got {','.join(arguments.labels)}.")
-    if arguments.num_proc < 1:
-        raise ValueError(f"--num_proc must be at least 1, got {arguments.num_proc}.")
     options = vars(arguments)
     options["columns"] = Columns(**{kind: options.pop(f"{kind}_column") for kind in COLUMN_KINDS})
     del options["log_level"]

@@ -1,8 +1,8 @@
-"""One's own documents, from a file to a model and its report: prepare → train → evaluate.
+"""Train on your own documents, from a file to a model and its report: prepare → train → evaluate.
 
     python -m scripts.run --source stories.csv --labels General,Teen,Mature        (make run SOURCE=stories.csv LABELS=…)
 
-The recipe is chosen by the device and by the number and length of the documents, and named:
+The recipe is chosen by the device and by the number and length of the documents, and printed:
 
 | device | training documents | recipe | encoder |
 |---|---|---|---|
@@ -20,22 +20,28 @@ from typing import Any
 
 from scripts.common.cli import UserParser, comma_list, run_main
 
-MOST_TOKENS_TO_TRAIN_ON_A_CPU = 1_000_000
-MOST_CHUNKS_ON_A_GPU = 64
-# The recipe for shorter documents has three epochs of batches of 16; fewer steps than these learn nothing.
-FEWEST_STEPS = 100
+MAX_TOKENS_TO_TRAIN_ON_A_CPU = 1_000_000
+MAX_CHUNKS_ON_A_GPU = 64
+# The recipe for shorter documents has three epochs of batches of 16; few documents get more epochs.
+MIN_STEPS = 100
 RECIPES = Path("scripts/recipes")
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = UserParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,  # with --log_level, which is training's here
+    )
     add = parser.add_argument
+    add("-h", "--help", action="help")
     add("--source", required=True, help="documents with the columns text and label: CSV, JSONL, Parquet or a folder")
     add("--labels", default="", help="labels in order, mildest first: General,Teen,Mature")
-    add("--encoder", help="name on the hub or folder; default: see above")
-    add("--recipe", help="a recipe in place of the one that would be chosen")
+    add("--encoder", help="name on the Hub or folder; default: see above")
+    add("--recipe", help="recipe to use instead of the automatic choice")
     add("--output_dir", type=Path, default=Path("outputs/run"))
-    add("--overwrite", action="store_true", help="replace an earlier run on other documents in output_dir")
+    add("--overwrite", action="store_true", help="replace an earlier run in output_dir")
     return parser.parse_known_args()
 
 
@@ -44,31 +50,45 @@ def main() -> None:
     # Imported here, so that --help and mistakes in options are answered at once.
     from data.preparation import preparation_summary
     from scripts.common.launch import launch_evaluation, launch_training
+    from scripts.training.output_dir import clear_earlier_run, lock_output_dir
 
     output_dir: Path = arguments.output_dir
     dataset_dir = output_dir / "dataset"
     on_gpu = has_gpu()
     encoder = choose_encoder(arguments.encoder, on_gpu)
+    paths = {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": output_dir}
+    is_dry_run = check_training_options(arguments.recipe, training_options, paths)
+    if arguments.overwrite:
+        with lock_output_dir(output_dir):
+            clear_earlier_run(str(output_dir))
     print(f"== 1/3  Preparing {arguments.source}", flush=True)
     manifest = prepare_or_reuse(arguments, encoder, dataset_dir)
     print(preparation_summary(manifest))
     recipe, options, reason = choose_recipe(dataset_dir, on_gpu)
-    recipe = arguments.recipe or recipe
     if arguments.recipe:
-        options, reason = {}, "as given"
+        recipe, options, reason = arguments.recipe, {}, "as given"
     print(f"\n== 2/3  Training {encoder} with {recipe} ({reason})", flush=True)
-    options |= {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": output_dir}
-    if arguments.overwrite:
-        training_options = ["--overwrite_output_dir", *training_options]
-    launch_training(recipe, "--resume_from_checkpoint", "auto", *training_options, **options)
+    launch_training(recipe, "--resume_from_checkpoint", "auto", *training_options, **options, **paths)
+    if is_dry_run:
+        return
     split = "test" if "test" in manifest["splits"] else "validation"
     print(f"\n== 3/3  Evaluating on the {split} split", flush=True)
     report = output_dir / "report"
     launch_evaluation(model=output_dir, dataset_dir=dataset_dir, split=split, output_dir=report)
-    print(f"\n{report / 'report.html'}    the report: open it in a browser")
+    print(f"\nReport: {report / 'report.html'} (open it in a browser).")
     print(
-        f"{output_dir}    the model. Classify new documents: python -m scripts.predict --model {output_dir} --source FILE"
+        f"Model: {output_dir}. To classify new documents: python -m scripts.predict --model {output_dir} --source FILE"
     )
+
+
+def check_training_options(recipe: str | None, options: list[str], paths: dict[str, Any]) -> bool:
+    """Whether the options of train_hf.py ask for a dry run. Raises ValueError for one that is wrong, before any work."""
+    from modeling.training.training_args import HierarchicalTrainingArguments
+    from scripts.common.recipe import parse_with_recipe
+    from scripts.training.arguments import DataArguments, ModelArguments
+
+    argv = [*(["--config", recipe] if recipe else []), *(f"--{name}={path}" for name, path in paths.items()), *options]
+    return parse_with_recipe((ModelArguments, DataArguments, HierarchicalTrainingArguments), argv)[-1].dry_run
 
 
 def has_gpu() -> bool:
@@ -78,7 +98,7 @@ def has_gpu() -> bool:
 
 
 def choose_encoder(name: str | None, on_gpu: bool) -> str:
-    """The encoder that was asked for; else RoBERTa on a GPU where it can be loaded; else the packaged MiniLM."""
+    """The given encoder; otherwise RoBERTa on a GPU if it can be loaded; otherwise the packaged MiniLM."""
     from scripts.common.packaged_encoder import copy_packaged_encoder
 
     if name is not None:
@@ -97,34 +117,36 @@ def choose_encoder(name: str | None, on_gpu: bool) -> str:
 
 
 def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: Path) -> dict[str, Any]:
-    """The manifest of the prepared documents: of an earlier start where they are the same.
+    """Prepare the documents, or reuse an identical earlier preparation. Returns the manifest.
 
     Raises:
-        ValueError: output_dir holds other documents, and --overwrite was not given.
+        ValueError: output_dir holds a run on other documents, labels or with another encoder.
     """
     from data.preparation import describe_source, prepare_dataset
     from data.prepared_dataset import MANIFEST, load_prepared
+    from modeling.training.checkpointing import list_checkpoints
 
-    labels = comma_list(arguments.labels)
-    if (dataset_dir / MANIFEST).is_file() and not arguments.overwrite:
+    output_dir, labels = arguments.output_dir, comma_list(arguments.labels)
+    if (dataset_dir / MANIFEST).is_file():
         _, manifest = load_prepared(str(dataset_dir))
-        same_labels = not labels or manifest["labels"] == labels
-        if manifest["sources"] != [describe_source(arguments.source)] or not same_labels:
+        differences = {
+            "documents": manifest["sources"] != [describe_source(arguments.source)],
+            "labels": bool(labels) and manifest["labels"] != labels,
+            f"encoder ({manifest['tokenizer']['name']})": manifest["tokenizer"]["name"] != encoder,
+        }
+        different = [name for name, differs in differences.items() if differs]
+        if not different:
+            return manifest
+        if list_checkpoints(str(output_dir)) or (output_dir / "model.safetensors").is_file():
             raise ValueError(
-                f"{arguments.output_dir} holds a run on other documents or labels: replace it with --overwrite, or choose "
-                "another --output_dir."
+                f"{output_dir} holds a run with other {', '.join(different)}: replace it with --overwrite, or choose another "
+                "--output_dir."
             )
-        if manifest["tokenizer"]["name"] != encoder:
-            raise ValueError(
-                f"{arguments.output_dir} holds a run with the encoder {manifest['tokenizer']['name']}, not {encoder}: "
-                "replace it with --overwrite, or choose another --output_dir."
-            )
-        return manifest
     return prepare_dataset(arguments.source, encoder, dataset_dir, labels=labels, overwrite=True)
 
 
 def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any], str]:
-    """The recipe, options beside it, and why."""
+    """Recipe, additional options and the reason."""
     import numpy as np
 
     from data.prepared_dataset import load_prepared, num_tokens_of
@@ -134,16 +156,16 @@ def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any],
     size = f"{len(num_tokens):,} training documents, {num_tokens.sum():,} tokens"
     if on_gpu:
         long = float(np.quantile(num_tokens, 0.95))
-        max_chunks = int(np.clip(np.ceil(long / 510), 1, MOST_CHUNKS_ON_A_GPU))
+        max_chunks = int(np.clip(np.ceil(long / 510), 1, MAX_CHUNKS_ON_A_GPU))
         reason = f"GPU; {size}; {max_chunks} chunks hold 95 % of the documents"
-        if long > 510 * MOST_CHUNKS_ON_A_GPU:
+        if long > 510 * MAX_CHUNKS_ON_A_GPU:
             reason = f"GPU; {size}; at most {max_chunks} chunks of a document are read"
         return str(RECIPES / "roberta_base.yaml"), {"max_chunks": max_chunks}, reason
-    if num_tokens.sum() > MOST_TOKENS_TO_TRAIN_ON_A_CPU:
+    if num_tokens.sum() > MAX_TOKENS_TO_TRAIN_ON_A_CPU:
         return str(RECIPES / "films_cpu.yaml"), {}, f"CPU; {size}"
-    epochs = -(-FEWEST_STEPS // -(-len(num_tokens) // 16))
+    epochs = -(-MIN_STEPS // -(-len(num_tokens) // 16))
     options = {"num_train_epochs": epochs, "early_stopping_patience": epochs // 3} if epochs > 3 else {}
-    reason = f"CPU; {size}" + (f"; {epochs} epochs, since they are few" if options else "")
+    reason = f"CPU; {size}" + (f"; {epochs} epochs, because there are few documents" if options else "")
     return str(RECIPES / "upper_layers_cpu.yaml"), options, reason
 
 

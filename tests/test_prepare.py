@@ -179,7 +179,7 @@ def test_load_prepared_names_another_tokenizer_and_changed_files(prepared_folder
     with pytest.raises(ValueError, match="--tokenizer"):
         load_prepared(str(prepared_folder), AutoTokenizer.from_pretrained(bert_folder))
     copied = shutil.copytree(prepared_folder, tmp_path / "copy")
-    arrow = next((copied / "train").glob("*.arrow"))
+    arrow = next((copied / "train").glob("data-*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:-100])
     with pytest.raises(ValueError, match=arrow.name.replace(".", r"\.")):
         load_prepared(str(copied))

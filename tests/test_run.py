@@ -1,19 +1,31 @@
 """scripts.run: one's own documents from a file to a report, and the recipe that it chooses."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from modeling.training.checkpointing import find_checkpoint
 from scripts.run import choose_recipe
-from tests.conftest import LABELS, run_command, tiny_rows, write_csv
+from scripts.training.output_dir import lock_output_dir
+from tests.conftest import LABELS, options, run_command, tiny_rows, write_csv
+from tests.processes import start, wait_for
+
+TINY = {"recipe": "scripts/recipes/smoke.yaml", "chunk_length": 16, "max_chunks": 4, "bf16": False, "cpu_threads": 1}
 
 
 def test_run_goes_from_a_file_to_a_report_and_reuses_what_is_done(csv_file, roberta_folder, tmp_path):
     output_dir = tmp_path / "run"
-    tiny = {"chunk_length": 16, "max_chunks": 4, "bf16": False, "cpu_threads": 1}
-    given = {"source": csv_file, "labels": ",".join(LABELS), "encoder": roberta_folder, "output_dir": output_dir}
-    smoke = {"recipe": "scripts/recipes/smoke.yaml", **tiny}
-    done = run_command("scripts.run", **given, **smoke)
+    given = {
+        "source": csv_file,
+        "labels": ",".join(LABELS),
+        "encoder": roberta_folder,
+        "output_dir": output_dir,
+        **TINY,
+    }
+    done = run_command("scripts.run", **given)
     assert done.returncode == 0, done.stderr
     assert "smoke.yaml" in done.stdout
     metrics = json.loads((output_dir / "report" / "metrics.json").read_text(encoding="utf-8"))
@@ -23,10 +35,51 @@ def test_run_goes_from_a_file_to_a_report_and_reuses_what_is_done(csv_file, robe
     assert json.loads((output_dir / "dataset" / "manifest.json").read_text(encoding="utf-8"))["labels"] == LABELS
 
     others = write_csv(tmp_path / "others.csv", tiny_rows(seed=1))
-    refused = run_command("scripts.run", **{**given, "source": others}, **smoke)
+    refused = run_command("scripts.run", **{**given, "source": others})
     assert refused.returncode == 1
     assert "--overwrite" in refused.stderr
     assert (output_dir / "model.safetensors").is_file()
+
+    replaced = run_command("scripts.run", "--overwrite", **{**given, "source": others})
+    assert replaced.returncode == 0, replaced.stderr
+    history = json.loads((output_dir / "training_history.json").read_text(encoding="utf-8"))
+    manifest = json.loads((output_dir / "dataset" / "manifest.json").read_text(encoding="utf-8"))
+    assert history["config"]["data_fingerprint"] == manifest["data_fingerprint"]
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
+
+
+def test_mistaken_option_and_dry_run_leave_no_run(csv_file, roberta_folder, tmp_path):
+    given = {"source": csv_file, "encoder": roberta_folder, "output_dir": tmp_path / "run", **TINY}
+    mistaken = run_command("scripts.run", "--num_train_epoch", "3", **given)
+    assert mistaken.returncode == 1
+    assert "--num_train_epoch" in mistaken.stderr
+    assert not (tmp_path / "run" / "dataset").exists()
+    planned = run_command("scripts.run", "--dry_run", **given)
+    assert planned.returncode == 0, planned.stderr
+    assert "epoch" in planned.stdout
+    assert not (tmp_path / "run" / "report").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_the_training_before_the_command(csv_file, roberta_folder, tmp_path, number, status):
+    output_dir = tmp_path / "run"
+    endless = {
+        "num_train_epochs": 1000,
+        "save_steps": 1,
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
+    given = {"source": csv_file, "encoder": roberta_folder, "output_dir": output_dir, **TINY, **endless}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = start([sys.executable, "-m", "scripts.run", *options(**given)], **pipes)
+    wait_for(output_dir, "checkpoint-*")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert find_checkpoint(str(output_dir), "auto")
+    with lock_output_dir(output_dir):  # nobody trains there any more
+        pass
 
 
 @pytest.mark.parametrize(
@@ -38,7 +91,7 @@ def test_run_goes_from_a_file_to_a_report_and_reuses_what_is_done(csv_file, robe
     ],
 )
 def test_the_recipe_follows_from_device_and_lengths(prepared_folder, monkeypatch, on_gpu, most_tokens, name, options):
-    monkeypatch.setattr("scripts.run.MOST_TOKENS_TO_TRAIN_ON_A_CPU", most_tokens)
+    monkeypatch.setattr("scripts.run.MAX_TOKENS_TO_TRAIN_ON_A_CPU", most_tokens)
     recipe, chosen, reason = choose_recipe(prepared_folder, on_gpu)
     assert recipe.endswith(name)
     assert chosen == options

@@ -21,6 +21,7 @@ from modeling.training.losses import balanced_class_weights
 from scripts.benchmark.candidates import BASELINES, GEOMETRY, Candidate
 from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
+from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
 from scripts.training.fit_lexical_features import lexical_logits, lexical_weights
@@ -73,16 +74,10 @@ def run_once(command: list[str], log: Path) -> float:
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with open(log, "w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            status = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        status = run_to_end(command, stdout=output, stderr=subprocess.STDOUT)
     if status:
         errors = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
-        raise ValueError(f"{' '.join(command[1:3])} … failed: {errors[-1] if errors else 'see'} ({log})")
+        raise ValueError(f"{' '.join(command[1:3])} … failed; see {log}. {errors[-1] if errors else ''}")
     return time.perf_counter() - started
 
 

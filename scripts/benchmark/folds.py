@@ -25,7 +25,7 @@ from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.candidates import Candidate
 from scripts.common.cli import comma_list
 from scripts.common.recipe import parse_with_recipe
-from scripts.training.arguments import ModelArguments
+from scripts.training.arguments import DataArguments, ModelArguments
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, vector_files, write_vectors
 from scripts.training.setup import build_model, chunk_splits
 
@@ -111,10 +111,10 @@ class Folds:
         """Encode all documents once for a candidate with a frozen encoder, and distribute the vectors over the folds."""
         if not candidate.options().get("freeze_encoder"):
             return None
-        kinds = (ModelArguments, HierarchicalTrainingArguments)
+        kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
         changes = [f"--{name}={value}" for name, value in candidate.changed.items()]
-        paths = [f"--encoder={self.encoder}", f"--output_dir={self.folder / 'unused'}"]
-        model_args, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
+        paths = [f"--encoder={self.encoder}", "--dataset_dir=unused", "--output_dir=unused"]
+        model_args, _, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
         model = build_model(model_args, self.whole.features["label"].names, args)

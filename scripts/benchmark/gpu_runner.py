@@ -30,10 +30,12 @@ PRELOADED = [
     "scripts.benchmark.gpu_checks_memory",
     "scripts.benchmark.gpu_checks_kernels",
     "scripts.benchmark.gpu_checks_runs",
-    "train_hf",
-    "scripts.predict",
-    "scripts.evaluate_and_explain",
-    "scripts.prepare_dataset",
+    "scripts.training.setup",
+    "scripts.training.run",
+    "scripts.training.export",
+    "scripts.common.prediction",
+    "scripts.evaluation.evaluate",
+    "data.preparation",
 ]
 MIN_SECONDS = 5.0  # no check is started with less time left
 

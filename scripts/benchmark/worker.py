@@ -36,7 +36,7 @@ from scripts.training.embedding_cache import cached_chunk_vectors
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, fp32": {"bf16": False},
-    "ours, freed memory overrides back": {"settles_memory": False},
+    "ours, freed memory given back": {"settles_memory": False},
     "ours, attention dropout 0.1": {"attention_dropout": 0.1},
     "ours, one chunk at a time": {"chunks_at_once": 0},
     "ours, chunks not sorted by length": {"sorts": False},

@@ -1,25 +1,47 @@
 """Start the project's own commands, each in a process of its own."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from scripts.common.cli import interruption
 
 
 def launch_training(recipe: str, *extra: str, **options: object) -> None:
-    """`accelerate launch train_hf.py` with a recipe and options. Raises ValueError where it fails."""
-    command = ["-m", "accelerate.commands.launch", "--quiet", "--config_file", "accelerate_config.yaml", "train_hf.py"]
-    _run("Training", [*command, "--config", recipe, *_words(options), *extra])
+    """Run train_hf.py with a recipe and options, on one GPU where there are several. Raises ValueError where it fails."""
+    environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}
+    _run("Training", ["train_hf.py", "--config", recipe, *_to_argv(options), *extra], env=environment)
 
 
 def launch_evaluation(**options: object) -> None:
-    """`scripts.evaluate_and_explain` with options. Raises ValueError where it fails."""
-    _run("The evaluation", ["-m", "scripts.evaluate_and_explain", *_words(options)])
+    """Run `scripts.evaluate_and_explain` with options. Raises ValueError where it fails."""
+    _run("The evaluation", ["-m", "scripts.evaluate_and_explain", *_to_argv(options)])
 
 
-def _words(options: dict[str, object]) -> list[str]:
+def run_to_end(command: Sequence[str], **options: Any) -> int:
+    """Run a command, pass SIGINT and SIGTERM on to it, and wait for its end. Returns its exit status."""
+    # In a session of its own: a Ctrl-C reaches it once, from here.
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    received: BaseException | None = None
+    while True:
+        try:
+            status = process.wait()
+            break
+        except BaseException as error:
+            received = error
+            process.send_signal(interruption(error) or signal.SIGTERM)
+    if received is not None:
+        raise received
+    return status
+
+
+def _to_argv(options: dict[str, object]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def _run(what: str, command: Sequence[str]) -> None:
-    if status := subprocess.run([sys.executable, *command], check=False).returncode:
-        raise ValueError(f"{what} ended with exit status {status}; see its message above.")
+def _run(name: str, command: Sequence[str], **options: Any) -> None:
+    if status := run_to_end([sys.executable, *command], **options):
+        raise ValueError(f"{name} ended with exit status {status}; see its message above.")

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import transformers
@@ -15,14 +16,14 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.root.removeHandler(self)
-        logging.getLogger(__name__).warning(f"{self.baseFilename} is not written on: {sys.exc_info()[1]}")
+        logging.getLogger(__name__).warning(f"{self.baseFilename} can no longer be written: {sys.exc_info()[1]}")
 
 
 class TerminalHandler(logging.StreamHandler):
     """Writes above a progress bar: the message, with its level from warnings on."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=self.stream):
+        with tqdm.external_write_mode(file=self.stream) if tqdm._instances else nullcontext():
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:

@@ -61,6 +61,10 @@ class Search:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
         plan_memory(self.setup.model, self.setup.lengths, args, accelerator)
         cache_embeddings(self.setup, data_args.dataset_dir, args, accelerator)
+        # Every trial builds a model of its own: keep what they need of this one, and free it.
+        model = self.setup.model
+        self.live_chunks, self.scaler = model.live_chunks, (model.vector_mean.cpu(), model.vector_scale.cpu())
+        del self.setup.model, model
         # What must be the same for two trials to be compared.
         self.fixed = {
             "data": self.setup.manifest["data_fingerprint"],
@@ -77,11 +81,11 @@ class Search:
         setup = self.setup
         options = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model = build_model(replace(self.model_args, **options), setup.labels, self.args)
-        model.live_chunks = setup.model.live_chunks
+        model.live_chunks = self.live_chunks
         configure_malloc(model, self.args.device)
         if self.args.freeze_encoder:
-            model.vector_mean.copy_(setup.model.vector_mean)
-            model.vector_scale.copy_(setup.model.vector_scale)
+            model.vector_mean.copy_(self.scaler[0])
+            model.vector_scale.copy_(self.scaler[1])
             for documents in setup.documents.values():
                 documents.with_tokens = model.lexical is not None
         if model.lexical is not None:

@@ -66,7 +66,8 @@ class TrainingSetup:
         class_weights, severity_weights: (K,), None for equal class weights.
         chunked: each split as chunks of tokens.
         lengths: each split's document lengths in chunks and tokens.
-        documents: what the trainer is given for each split: `chunked`, or cached embeddings of a frozen encoder.
+        document_costs: (B,), relative cost of encoding each training document.
+        documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ class TrainingSetup:
     model: HierarchicalRobertaForSequenceClassification
     chunked: dict[str, ChunkedDocuments]
     lengths: dict[str, SplitLengths]
+    document_costs: np.ndarray
     collator: DocumentCollator
     documents: dict[str, Any]
 
@@ -87,7 +89,7 @@ class TrainingSetup:
             "args": args,
             "class_weights": self.class_weights,
             "head_lr_multiplier": args.head_lr_multiplier,
-            "document_costs": self.lengths["train"].costs(self.model.config.hidden_size),
+            "document_costs": self.document_costs,
             "max_loss_spike": args.max_loss_spike,
             "data_collator": self.collator,
             "train_dataset": self.documents["train"],
@@ -99,7 +101,7 @@ class TrainingSetup:
 def build_setup(
     model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments, with_test: bool = True
 ) -> TrainingSetup:
-    """Tokenizer, documents (without the test split, if so asked), class weights and model.
+    """Tokenizer, documents (without the test split if `with_test` is False), class weights and model.
 
     Raises:
         ValueError: an encoder, dataset, label or option that cannot be used.
@@ -128,6 +130,7 @@ def build_setup(
         model,
         chunked,
         lengths,
+        lengths["train"].costs(model.config.hidden_size),
         collator,
         documents=dict(chunked),
     )
@@ -300,7 +303,7 @@ def plan_memory(
     args: HierarchicalTrainingArguments,
     accelerator: Accelerator,
 ) -> None:
-    """Set the maximum number of live chunks: the same on every rank, as the one with the least memory can hold.
+    """Set the maximum number of live chunks: the same on every rank, set by the one with the least memory.
 
     Raises:
         ValueError: the weights are sharded, and an option needs the whole model on each device.
