@@ -21,7 +21,7 @@ from scripts.common.recipe import parse_with_recipe, split_off_config
 from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 
 # A trial saves nothing and reports nowhere.
-OF_EVERY_TRIAL = ("--save_strategy=no", "--load_best_model_at_end=False", "--report_to=none", "--log_level=warning")
+TRIAL_OPTIONS = ("--save_strategy=no", "--load_best_model_at_end=False", "--report_to=none", "--log_level=warning")
 # Options of a search that are not part of the recipe it writes.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
 NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to"}
@@ -31,7 +31,7 @@ def command() -> int:
     """The command line → `scripts.hpo.trials.search`."""
     kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments, SearchArguments)
     argv = sys.argv[1:]
-    model_args, data_args, args, search_args = parse_with_recipe(kinds, [*argv, *OF_EVERY_TRIAL], description=__doc__)
+    model_args, data_args, args, search_args = parse_with_recipe(kinds, [*argv, *TRIAL_OPTIONS], description=__doc__)
     recipe, options = split_off_config(argv)
     named = [word.split("=")[0].removeprefix("--").replace("-", "_") for word in options if word.startswith("--")]
     content: dict[str, Any] = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {} if recipe else {}

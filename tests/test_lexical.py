@@ -1,4 +1,4 @@
-"""The lexical view: it counts what is read, is fitted to the training documents alone, and goes wherever the model goes."""
+"""Lexical features: they count what is read, are fitted to the training documents alone, and travel with the model."""
 
 import json
 import re

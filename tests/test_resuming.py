@@ -1,4 +1,4 @@
-"""Runs that are stopped anywhere and gone on with; steps that are not taken."""
+"""Runs that are interrupted anywhere and resumed; skipped steps."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The search: a study in a file that goes on, trials that are pruned, the best one as a recipe that train_hf.py takes."""
+"""The search: a resumable study in a file, pruned trials, the best one as a recipe that train_hf.py takes."""
 
 import csv
 import json

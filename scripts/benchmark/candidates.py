@@ -12,14 +12,14 @@ BASELINES = ("tfidf", "words_alone", "first_chunk", "head_tail", "majority")
 
 @dataclass
 class Candidate:
-    """A recipe with options changed."""
+    """A recipe with overridden options."""
 
     name: str
     recipe: str
     changed: dict[str, str] = field(default_factory=dict)
 
     def options(self) -> dict[str, Any]:
-        """What it gives train_hf.py."""
+        """Options passed to train_hf.py."""
         return (yaml.safe_load(Path(self.recipe).read_text(encoding="utf-8")) or {}) | {
             name: yaml.safe_load(value) for name, value in self.changed.items()
         }
@@ -37,12 +37,14 @@ def parse_candidate(text: str) -> Candidate:
     if not sign or not name or not all(changed.values()) or set(name) & set("/\\ "):
         raise ValueError(f"--candidate takes NAME=RECIPE.yaml[,option=value…]; got {text!r}.")
     if name in BASELINES or name.startswith("."):
-        raise ValueError(f"--candidate {name}: choose another name; {', '.join(BASELINES)} are the baselines'.")
+        raise ValueError(f"--candidate {name}: choose another name; {', '.join(BASELINES)} are reserved for baselines.")
     if not Path(recipe).is_file():
-        raise ValueError(f"--candidate {name}: there is no recipe {recipe!r}.")
+        raise ValueError(f"--candidate {name}: recipe {recipe!r} not found.")
     candidate = Candidate(name, recipe, changed)
     try:
         candidate.options()
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"--candidate {name}: {recipe} is no recipe, a YAML mapping of options to values.") from error
+        raise ValueError(
+            f"--candidate {name}: {recipe} is not a valid recipe (expected a YAML mapping of options to values)."
+        ) from error
     return candidate

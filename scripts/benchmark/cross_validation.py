@@ -128,12 +128,12 @@ def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[
 
     def ends(which: list[int]) -> Callable[[int], np.ndarray]:
         assert vectors is not None
-        of_BD = np.stack([vectors.document_vectors(row)[which].ravel() for row in range(len(vectors))])
+        vectors_BD = np.stack([vectors.document_vectors(row)[which].ravel() for row in range(len(vectors))])
 
         def scores(number: int) -> np.ndarray:
             rows = folds.rows[number]
             train = rows["train"] + rows["validation"]
-            return vector_scores(of_BD[train], labels[train], of_BD[rows["test"]], num_labels)
+            return vector_scores(vectors_BD[train], labels[train], vectors_BD[rows["test"]], num_labels)
 
         return scores
 

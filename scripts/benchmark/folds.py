@@ -1,4 +1,4 @@
-"""The folds of scripts.benchmark.quality: documents prepared once, split into datasets of their own."""
+"""The folds of scripts.benchmark.quality: documents prepared once and split into one dataset per fold."""
 
 import argparse
 import json
@@ -33,10 +33,10 @@ VALIDATION_SHARE = 1 / 8
 
 
 def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]]:
-    """Document's id → its row's values of some columns."""
+    """Map document ids to column values."""
     rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_rows(source), 1):
-        # Of rows with one id the first is the document (--drop duplicate_id).
+        # Of rows with the same id the first is used (--drop duplicate_id).
         rows.setdefault(to_label(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
     return lambda id_: rows.get(id_, dict.fromkeys(wanted))
 
@@ -64,9 +64,9 @@ class Folds:
         group_of = [to_label(column_of(id_)["group"]) for id_ in self.whole["id"]]
         groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
         if arguments.fold_column:
-            fold_of = self._folds_given(arguments.fold_column, column_of, groups)
+            fold_of = self._folds_from_column(arguments.fold_column, column_of, groups)
         else:
-            fold_of = self._folds_made(arguments, labels, groups)
+            fold_of = self._stratified_folds(arguments, labels, groups)
         self.names = sorted(set(fold_of))
         self.rows: list[dict[str, list[int]]] = []
         for number, fold_name in enumerate(self.names):
@@ -78,7 +78,9 @@ class Folds:
             chosen = {split: [row for row, name in assigned if name == split] for split in SPLITS}
             self.rows.append(chosen | {"test": test})
 
-    def _folds_given(self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray) -> list[str]:
+    def _folds_from_column(
+        self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray
+    ) -> list[str]:
         fold_of = [to_label(column_of(id_)[column]) for id_ in self.whole["id"]]
         if missing := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
             raise ValueError(f"{len(missing)} documents have no value in {column!r}, for example {missing[0]}.")
@@ -90,7 +92,7 @@ class Folds:
         return fold_of
 
     @staticmethod
-    def _folds_made(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
+    def _stratified_folds(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
         fold_of = [""] * len(labels)
         split = StratifiedGroupKFold(arguments.folds, shuffle=True, random_state=0).split(labels, labels, groups)
         for number, (_, rows) in enumerate(split):

@@ -1,4 +1,4 @@
-"""Compare recipes by cross-validation, beside baselines on the same folds.
+"""Compare recipes by cross-validation, along with baselines on the same folds.
 
     python -m scripts.benchmark.quality --source films.parquet --labels General,Teen,Mature --fold_column fold \\
         --encoder outputs/minilm --output_dir outputs/quality \\
@@ -22,7 +22,7 @@ from scripts.common.cli import UserParser, run_main
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--source", required=True, help="documents with labels: CSV, JSONL, Parquet and the like")
+    add("--source", required=True, help="labeled documents: CSV, JSONL, Parquet, …")
     add("--encoder", required=True, help="name on the hub or folder")
     add("--output_dir", required=True, type=Path)
     add("--candidate", action="append", required=True, help="NAME=RECIPE.yaml[,option=value…]; may be repeated")

@@ -83,12 +83,12 @@ def run_and_exit(main: Callable[[], int | None]) -> NoReturn:
     """Run a command that may be one of several ranks, and exit with its status."""
     returned: list[int] = []
 
-    def noted() -> int:
+    def record_status() -> int:
         returned.append(main() or 0)
         return returned[-1]
 
     try:
-        status = run_main(noted)
+        status = run_main(record_status)
     except Exception:
         traceback.print_exc()
         status = 1
@@ -128,7 +128,7 @@ def scrub_hub_token() -> None:
 
 
 def is_debugging() -> bool:
-    """Whether `--log_level debug` stands on the command line."""
+    """Whether `--log_level debug` was passed."""
     return "--log_level=debug" in sys.argv or any(
         option == "--log_level" and value == "debug" for option, value in zip(sys.argv, sys.argv[1:], strict=False)
     )

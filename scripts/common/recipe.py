@@ -1,4 +1,4 @@
-"""Options from a recipe and from the command line, which overrides it."""
+"""Parse a recipe and the command line, which overrides it."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from scripts.common.cli import UserParser
 
 
 class _RecipeParser(HfArgumentParser):
-    """Options from dataclasses, with complaints for people."""
+    """An `HfArgumentParser` that raises ValueError."""
 
     error = UserParser.error
 
@@ -39,21 +39,21 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
 
 
 def split_off_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe that a command line names, and its other words."""
+    """Split --config from the other arguments."""
     reader = UserParser(add_help=False, allow_abbrev=False)
     reader.add_argument("--config")
-    found, rest = reader.parse_known_args(argv)
-    return found.config, rest
+    known, rest = reader.parse_known_args(argv)
+    return known.config, rest
 
 
 def _recipe_options(recipe: str | None, known: set[str]) -> list[str]:
-    """A recipe as the options that it stands for, so that its values are checked as theirs are."""
+    """Convert a recipe to command-line options, so that its values are validated alike."""
     if recipe is None:
         return []
     try:
         content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
-        raise ValueError(f"There is no recipe {recipe}. Those of the project are in scripts/recipes/.") from None
+        raise ValueError(f"Recipe not found: {recipe}. The project's own are in scripts/recipes/.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{recipe} is not readable YAML: {error}") from error
     if not isinstance(content, dict):

@@ -1,1 +1,1 @@
-"""Search spaces of scripts.search."""
+"""Hyperparameter search."""

@@ -1,4 +1,4 @@
-"""What a search may draw: options and their choices from a file, and how a trial draws. Used by scripts/search.py."""
+"""Search space: reading and sampling. Used by scripts/search.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +9,27 @@ import yaml
 
 from scripts.training.arguments import MODEL_OPTIONS
 
-# What a space may hold beside MODEL_OPTIONS: nothing that changes the documents or what a frozen encoder makes of them, and no batch size, since
-# pruning compares trials after as many steps.
-OF_TRAINING: tuple[str, ...] = (
+# Searchable options besides MODEL_OPTIONS: nothing that changes the documents or a frozen encoder's embeddings, and no
+# batch size, since pruning compares trials after the same number of steps.
+TRAINING_OPTIONS: tuple[str, ...] = (
     "learning_rate",
     "head_lr_multiplier",
     "weight_decay",
     "label_smoothing_factor",
     "max_grad_norm",
 )
-OF_TRAINING += ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon")
+TRAINING_OPTIONS += (
+    "num_train_epochs",
+    "warmup_steps",
+    "lr_scheduler_type",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
 
 
 def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
-    """Option → what draws its value.
+    """Option → sampler.
 
     Raises:
         ValueError: not such a file; an option that cannot be searched for; a range that is none.
@@ -33,22 +40,22 @@ def read_space(path: str) -> dict[str, Callable[[optuna.Trial], Any]]:
         raise ValueError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: expected a mapping of options to their choices.")
-    if unknown := sorted(set(map(str, content)) - set(MODEL_OPTIONS) - set(OF_TRAINING)):
+    if unknown := sorted(set(map(str, content)) - set(MODEL_OPTIONS) - set(TRAINING_OPTIONS)):
         raise ValueError(
-            f"{path}: {', '.join(unknown)} cannot be searched for; these can: {', '.join((*MODEL_OPTIONS, *OF_TRAINING))}."
+            f"{path}: {', '.join(unknown)} cannot be searched; allowed: {', '.join((*MODEL_OPTIONS, *TRAINING_OPTIONS))}."
         )
-    return {name: _drawer(name, choices, path) for name, choices in content.items()}
+    return {name: _sampler(name, choices, path) for name, choices in content.items()}
 
 
 def _number(value: Any) -> Any:
-    """YAML takes 1e-5 for a word; here it is a number, as it is in a recipe."""
+    """YAML parses 1e-5 as a string; convert it."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]:
+def _sampler(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]:
     if isinstance(choices, list) and choices:
         values = [_number(value) for value in choices]
         return lambda trial: trial.suggest_categorical(name, values)
@@ -68,8 +75,8 @@ def _drawer(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any]
 
 
 class NumberedSampler(optuna.samplers.BaseSampler):
-    """TPE (Bergstra et al. 2011) whose random state follows from the seed and the trial's number: a search that is stopped
-    between two trials goes on as if it had not been, and processes that share a study never draw each other's trials."""
+    """TPE (Bergstra et al. 2011) seeded by seed + trial number, so that an interrupted search continues with the same trials,
+    and processes that share a study never sample each other's trials."""
 
     def __init__(self, seed: int):
         self.seed = seed

@@ -26,7 +26,7 @@ from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.common.cli import interruption
 from scripts.common.log_setup import set_up_logging
-from scripts.hpo.space import OF_TRAINING, NumberedSampler, read_space
+from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
 from scripts.training.fit_lexical_features import fit_lexical_features
 from scripts.training.setup import build_model, build_setup, cache_embeddings, plan_memory
@@ -71,7 +71,7 @@ class Search:
             "metric": args.metric_for_best_model,
             "model": vars(model_args),
         }
-        self.fixed["training"] = {name: str(getattr(args, name)) for name in (*OF_TRAINING, *SAME_IN_ALL_TRIALS)}
+        self.fixed["training"] = {name: str(getattr(args, name)) for name in (*TRAINING_OPTIONS, *SAME_IN_ALL_TRIALS)}
         self.lexical_states: dict[int, dict[str, torch.Tensor]] = {}
         self.number: int | None = None  # of the running trial
 
@@ -99,13 +99,13 @@ class Search:
         return model
 
     def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> int:
-        """One more trial of the study; its number. Its value is the best validation metric of its epochs so far."""
+        """Run one more trial and return its number. Its value is the best validation metric of its epochs so far."""
         args = copy(self.args)
         args.push_to_hub = False
         self.number = None
 
-        # Trainer makes the model before it asks for the trial's options: the model's own are drawn here, and are the same
-        # when they are asked for again.
+        # Trainer builds the model before it samples the trial's options: the model's own are sampled here, with the same
+        # result when they are sampled again.
         def model_of(trial: optuna.Trial | None) -> HierarchicalRobertaForSequenceClassification:
             if trial is None:
                 return self.new_model({})
@@ -142,33 +142,33 @@ def search(
     data_args: DataArguments,
     args: HierarchicalTrainingArguments,
     search_args: SearchArguments,
-    given: dict[str, Any],
+    recipe_values: dict[str, Any],
 ) -> int:
     """The search. Returns the exit status."""
     if args.world_size > 1 or args.streaming or args.dry_run:
         raise ValueError(
-            "A trial is one process, without --streaming or --dry_run: start the search again beside it to share its study."
+            "A search runs in one process, without --streaming or --dry_run: start it a second time to share the study."
         )
     if search_args.num_trials < 1:
-        raise ValueError(f"num_trials must be at least 1, and is {search_args.num_trials}.")
+        raise ValueError(f"`num_trials` must be at least 1, got {search_args.num_trials}.")
     space = read_space(search_args.space)
-    folder = Path(args.output_dir).absolute()  # optuna's lock is a link, which a name relative to here would not fit
+    folder = Path(args.output_dir).absolute()  # optuna's lock is a symlink, which needs an absolute path
     folder.mkdir(parents=True, exist_ok=True)
     set_up_logging(None, logging.INFO)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if args.device.type == "cpu":
         set_num_threads(args.cpu_threads)
     trials = Search(model_args, data_args, args)
-    cut_torn_line(folder / "study.log")
+    truncate_incomplete_line(folder / "study.log")
     storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
     direction: Any = "maximize" if args.greater_is_better else "minimize"
     options: dict[str, Any] = {"study_name": "search", "storage": storage}
     study = optuna.create_study(direction=direction, load_if_exists=True, **options)
-    for chatter in ("train_hf", "modeling.training.trainer"):  # the same words for every trial
-        logging.getLogger(chatter).setLevel(logging.WARNING)
+    for name in ("train_hf", "modeling.training.trainer"):  # repeated for every trial
+        logging.getLogger(name).setLevel(logging.WARNING)
     if study.user_attrs.get("fixed", trials.fixed) != trials.fixed:
         raise ValueError(
-            f"{folder / 'study.log'} is a search on other data, or with another recipe, metric or seed: name another folder."
+            f"{folder / 'study.log'} belongs to a search with other data, recipe, metric or seed: choose another output_dir."
         )
     study.set_user_attr("fixed", trials.fixed)
     while len(finished(study)) < search_args.num_trials:
@@ -186,11 +186,11 @@ def search(
         )
         logger.info(f"trial {len(finished(study))} of {search_args.num_trials}: {value_shown(last)}; {shown}")
     with locked(folder / "study.log"):
-        return write_results(study, folder, args, given)
+        return write_results(study, folder, args, recipe_values)
 
 
-def cut_torn_line(path: Path) -> None:
-    """What a kill or a full disk left of the study's last line goes: what is appended to it could not be read."""
+def truncate_incomplete_line(path: Path) -> None:
+    """Truncate an incomplete last line of a study, left by a kill or a full disk: what is appended to it could not be read."""
     if not path.exists():
         return
     with locked(path):
@@ -201,7 +201,7 @@ def cut_torn_line(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """No other process that shares the study appends to it, or writes its results, meanwhile."""
+    """Hold the study's file lock."""
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
@@ -211,7 +211,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def requeue_trial(study: optuna.Study, number: int | None) -> None:
-    """What a trial had drawn that was interrupted is drawn again by the next one."""
+    """Requeue the options of an interrupted trial."""
     if number is None:
         return
     trial = study.trials[number]
@@ -222,7 +222,7 @@ def requeue_trial(study: optuna.Study, number: int | None) -> None:
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Trials that are over, whatever their end, but those that were put back."""
+    """Finished trials, whatever their state, except requeued ones."""
     again = {trial.user_attrs.get("again") for trial in study.trials}
     return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in again]
 
@@ -236,17 +236,19 @@ def value_shown(trial: optuna.trial.FrozenTrial) -> str:
     return f"{trial.state.name.lower()}" + (f" at {value:.4f}" if isinstance(value, float) else "")
 
 
-def write_results(study: optuna.Study, folder: Path, args: HierarchicalTrainingArguments, given: dict[str, Any]) -> int:
+def write_results(
+    study: optuna.Study, folder: Path, args: HierarchicalTrainingArguments, recipe_values: dict[str, Any]
+) -> int:
     """best.yaml and search.md. Returns the exit status."""
     trials = finished(study)
     states = [trial.state.name.lower() for trial in trials]
     if "complete" not in states:
-        raise ValueError(f"None of {len(trials)} trials came to its end: narrow the space, or give it more trials.")
+        raise ValueError(f"None of {len(trials)} trials completed: narrow the space or raise --num_trials.")
     metric = (args.metric_for_best_model or "f1_macro").removeprefix("eval_")
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    chosen = f"{len(trials)} trials ({counts}); chosen by validation {metric} {study.best_value:.4f}, which is the best of so "
-    chosen += "many and so flatters: the test split was not read, and a run of this recipe tells."
-    recipe = yaml.safe_dump(given | study.best_params, sort_keys=False, allow_unicode=True)
+    chosen = f"{len(trials)} trials ({counts}); selected by validation {metric} {study.best_value:.4f}, "
+    chosen += "an optimistic estimate (the best of many): train with this recipe to measure it on the test split."
+    recipe = yaml.safe_dump(recipe_values | study.best_params, sort_keys=False, allow_unicode=True)
     write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
     names = list(study.best_params)
     scored = sorted(

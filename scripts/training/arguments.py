@@ -1,4 +1,4 @@
-"""Options of a run beside those of `HierarchicalTrainingArguments`: the model's and the data's."""
+"""Options in addition to `HierarchicalTrainingArguments`: model, data, search."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ class ModelArguments:
     encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
     chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
-    max_chunks: int = field(default=20, metadata={"help": "The most chunks of a document that are read."})
+    max_chunks: int = field(default=20, metadata={"help": "Maximum number of chunks read per document."})
     chunk_policy: str = field(
         default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
     )
@@ -23,9 +23,11 @@ class ModelArguments:
     chunk_transformer_layers: int = field(default=0, metadata={"help": "Transformer layers over the chunk vectors."})
     lexical_features: int = field(
         default=0,
-        metadata={"help": "Tokens whose counts in the chunks that are read weigh in beside the encoder. 0: none."},
+        metadata={"help": "Number of token-count features used in addition to the encoder. 0: none."},
     )
-    dropout: float | None = field(default=None, metadata={"help": "Every dropout but attention's, encoder and head."})
+    dropout: float | None = field(
+        default=None, metadata={"help": "All dropouts except attention dropout, encoder and head."}
+    )
     attention_dropout: float | None = field(default=None, metadata={"help": "The encoder's attention dropout."})
     attn_implementation: str | None = field(
         default=None, metadata={"help": "The encoder's attention: sdpa (the default), flash_attention_2, eager."}

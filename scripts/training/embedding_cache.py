@@ -1,7 +1,7 @@
-"""What a frozen encoder makes of every chunk, computed once and kept as Arrow beside the prepared data.
+"""Cache of a frozen encoder's chunk embeddings, as Arrow files next to the prepared dataset.
 
-The key of the cache is everything that the vectors depend on: the encoder's weights, the data (with its tokenizer), the
-chunk geometry, and the precision. Used by train_hf.py with --freeze_encoder.
+The cache key covers everything that the embeddings depend on: the encoder's weights, the data (with its tokenizer), the
+chunk geometry and the precision. Used by train_hf.py with --freeze_encoder.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from modeling.training.resumable_trainer import ignore_signals
 logger = logging.getLogger(__name__)
 
 FEATURES = datasets.Features({"chunk_vectors": datasets.List(datasets.Value("float32"))})
-DOCUMENTS_AT_ONCE = {"cuda": 32}  # elsewhere 4, so that chunks of like length are found among several documents
-FEWEST_IN_A_FILE, MOST_FILES = 16, 256
+DOCUMENTS_AT_ONCE = {"cuda": 32}  # elsewhere 4, so that chunks of similar length are found among several documents
+MIN_PER_FILE, MAX_FILES = 16, 256
 
 
 def cache_key(model: HierarchicalRobertaForSequenceClassification, manifest: dict[str, Any], precision: str) -> str:
-    """Names what the vectors depend on. Where all chunks are kept (policy `random`) max_chunks is not part of it."""
+    """Hash of everything the embeddings depend on. With the policy `random`, all chunks are cached, whatever max_chunks is."""
     digest = hashlib.sha256()
     for name, value in sorted(model.encoder.state_dict().items()):
         digest.update(name.encode())
@@ -58,10 +58,10 @@ def cached_chunk_vectors(
     accelerator: Accelerator,
     num_workers: int = 0,
 ) -> dict[str, ChunkVectorDocuments]:
-    """The splits with vectors in place of tokens, encoded now where the cache does not have them.
+    """Splits with cached embeddings in place of tokens; missing ones are encoded.
 
-    The documents stand in files of a few, dealt out over the processes; each gets its name when it is whole, so that a run
-    which was killed goes on from there, with another number of processes too.
+    Files hold a few documents each, are distributed over the processes, and are renamed when complete, so that a killed run
+    continues, also with another number of processes.
     """
     result = {}
     for name, chunked in splits.items():
@@ -73,7 +73,7 @@ def cached_chunk_vectors(
         if missing:
             encode_files(model, chunked, collator, missing, accelerator, name, num_workers)
         else:
-            logger.info(f"Chunk vectors of {name} are taken from {folder}.")
+            logger.info(f"Using cached embeddings of {name} from {folder}.")
         accelerator.wait_for_everyone()
         vectors: Any = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files.values()])
         if len(vectors) != len(chunked):
@@ -84,14 +84,14 @@ def cached_chunk_vectors(
 
 
 def vector_files(folder: Path, num_documents: int) -> dict[range, Path]:
-    """The files of a split's vectors, by the documents that stand in each."""
-    size = max(FEWEST_IN_A_FILE, -(-num_documents // MOST_FILES))
+    """Files of a split's embeddings, by range of documents."""
+    size = max(MIN_PER_FILE, -(-num_documents // MAX_FILES))
     starts = range(0, num_documents, size)
     return {range(start, min(start + size, num_documents)): folder / f"{start:09d}.arrow" for start in starts}
 
 
 def write_vectors(path: Path, documents: Iterable[np.ndarray]) -> None:
-    """The vectors (C, D) of documents as a file, which gets its name when it is whole."""
+    """Write the embeddings (C, D) of documents atomically."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with ArrowWriter(path=str(partial), features=FEATURES, writer_batch_size=16) as writer:
@@ -105,7 +105,7 @@ def write_vectors(path: Path, documents: Iterable[np.ndarray]) -> None:
 
 
 def document_means(documents: ChunkVectorDocuments) -> torch.Tensor:
-    """The mean chunk vector of each document, (B, D), over all the chunks that are kept of it."""
+    """Mean chunk embedding of each document, (B, D), over all its cached chunks."""
     return torch.stack([documents.document_mean(index) for index in range(len(documents))])
 
 
@@ -118,16 +118,16 @@ def encode_files(
     name: str,
     num_workers: int,
 ) -> None:
-    """Encode documents, by their rows, into an Arrow file each of so many."""
+    """Encode documents into one Arrow file per range."""
     max_chunks = chunked.max_chunks
     if chunked.chunk_policy == "random":
-        chunked.max_chunks = 2**31  # every epoch draws among all of a document's chunks
+        chunked.max_chunks = 2**31  # every epoch samples from all chunks
     model = model.eval().to(accelerator.device)
     hidden = None if accelerator.is_main_process else True  # None: where there is no terminal
     progress = tqdm(total=sum(map(len, files)), desc=f"Encoding {name}", unit=" documents", disable=hidden)
     on_cuda = accelerator.device.type == "cuda"
     at_once = DOCUMENTS_AT_ONCE.get(accelerator.device.type, 4)
-    # Batches do not cross files: with other rounding beside it, an interrupted run would not end with the same bits.
+    # Batches do not span files: rounding would differ after a resume.
     batches: list[Any] = [rows[start : start + at_once] for rows in files for start in range(0, len(rows), at_once)]
     loader = DataLoader(
         chunked,
@@ -147,7 +147,7 @@ def encode_files(
             with torch.no_grad(), accelerator.autocast():
                 chunk_ND = model.encode_chunks(ids_NL, mask_NL, lengths).float().cpu()
             for chunk_CD in chunk_ND.split([len(document) for document in batch["chunk_lengths"]]):
-                progress.update()  # before: after the last document nothing is asked for any more
+                progress.update()  # before the yield: the generator is not resumed after the last document
                 yield chunk_CD.numpy()
 
     documents = encoded()

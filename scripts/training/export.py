@@ -1,4 +1,4 @@
-"""What a finished run leaves: metrics and predictions of its best model, and the model, complete. Used by train_hf.py."""
+"""Results of a finished run: metrics, predictions and the complete best model. Used by train_hf.py."""
 
 import logging
 from pathlib import Path
@@ -48,14 +48,14 @@ def evaluate_splits(
 def export(
     trainer: WeightedTrainer, history: HistoryCallback, metrics: dict[str, dict[str, float]], labels: list[str]
 ) -> None:
-    """The best model, complete, at the top of output_dir, with its metrics and its card."""
+    """Write the complete best model to output_dir, with its metrics and its card."""
     args = trainer.args
     folder = Path(args.output_dir)
     partial = folder / EXPORT
     trainer.save_model(str(partial))
     if not trainer.is_world_process_zero():
         return
-    # The weights last: where they are, everything that they need is.
+    # Weights last: once they exist, everything else does.
     for path in sorted(partial.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         path.replace(folder / path.name)
     partial.rmdir()

@@ -1,5 +1,4 @@
-"""Fits the model's lexical view (modeling/hierarchical_roberta/lexical_features.py) to the training documents. Used by train_hf.py with
---lexical_features.
+"""Fit the model's lexical features (modeling/hierarchical_roberta/lexical_features.py) to the training documents.
 
 B documents, V vocabulary, M features, K labels.
 """
@@ -18,16 +17,16 @@ from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
 logger = logging.getLogger("train_hf")
 
-# A token must stand in so many documents (or in a twentieth of them, where they are few) to be a feature.
-FEWEST_DOCUMENTS = 8
+# Minimum document frequency of a feature (or a twentieth of the documents, if there are few).
+MIN_DOCUMENTS = 8
 # C of the regression: from 0.1 to 1 made little difference on three sets of documents (docs/log.md, 2026-11-25).
 INVERSE_PENALTY = 0.3
-# Of more documents than these, about as many are drawn for the regression; the features are chosen on all.
-MOST_DOCUMENTS = 20_000
+# Above this number, the regression uses a sample; features are chosen on all documents.
+MAX_DOCUMENTS = 20_000
 
 
 def fit_lexical_features(
-    view: LexicalFeatures, train: ChunkedDocuments, class_weights_K: torch.Tensor | None, process_index: int = 0
+    lexical: LexicalFeatures, train: ChunkedDocuments, class_weights_K: torch.Tensor | None, process_index: int = 0
 ) -> None:
     """Choose the M tokens whose log counts differ most between the classes, and weigh them by logistic regression.
 
@@ -37,7 +36,7 @@ def fit_lexical_features(
     lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand tokens overfit a few hundred documents (docs/log.md,
     2026-11-25).
 
-    The first process fits, and the others take its weights over.
+    Rank 0 fits; the other ranks receive its weights.
 
     Raises:
         ValueError: no token tells the classes apart.
@@ -45,16 +44,16 @@ def fit_lexical_features(
     fitted: list[Any] = [None, None]
     if process_index == 0:
         try:
-            num_labels, num_features = view.weight.shape
-            vocab_size = len(view.feature_of_token)
+            num_labels, num_features = lexical.weight.shape
+            vocab_size = len(lexical.feature_of_token)
             fitted[0] = lexical_weights(train, num_labels, num_features, vocab_size, class_weights_K)
         except ValueError as error:
             fitted[1] = error
     tensors, problem = broadcast_object_list(fitted)
     if problem is not None:
         raise problem
-    view.set_weights(*(torch.from_numpy(array) for array in tensors))
-    logger.info(f"Lexical view: {len(tensors[0]):,} tokens, of {len(view.feature_of_token):,}, weigh in.")
+    lexical.set_weights(*(torch.from_numpy(array) for array in tensors))
+    logger.info(f"Lexical features: {len(tensors[0]):,} of {len(lexical.feature_of_token):,} tokens.")
 
 
 def lexical_weights(
@@ -68,11 +67,11 @@ def lexical_weights(
     labels_B = np.asarray(train.documents["label"], dtype=np.int64)
     tokens_m, share_m = choose_tokens(train, labels_B, num_labels, num_features, vocab_size)
     drawn = np.arange(len(labels_B))
-    if len(drawn) > MOST_DOCUMENTS:
-        # One of each class at least, and the others by chance.
+    if len(drawn) > MAX_DOCUMENTS:
+        # At least one document per class, the rest at random.
         order = np.random.default_rng(train.seed).permutation(len(drawn))
         firsts = [order[np.flatnonzero(labels_B[order] == label)[0]] for label in range(num_labels)]
-        drawn = np.unique([*firsts, *order[:MOST_DOCUMENTS]])
+        drawn = np.unique([*firsts, *order[:MAX_DOCUMENTS]])
     feature_of_token = np.full(vocab_size, -1)
     feature_of_token[tokens_m] = np.arange(len(tokens_m))
     log_count_Bm = np.zeros((len(drawn), len(tokens_m)), dtype=np.float32)
@@ -94,7 +93,7 @@ def lexical_weights(
 def lexical_logits(
     documents: ChunkedDocuments, tokens_m: np.ndarray, weight_Km: np.ndarray, bias_K: np.ndarray, vocab_size: int
 ) -> np.ndarray:
-    """What the view alone says of documents, (B, K)."""
+    """Logits of the lexical features alone, (B, K)."""
     weight_KV = np.zeros((len(bias_K), vocab_size), dtype=np.float32)
     weight_KV[:, tokens_m] = weight_Km
     counted = token_counts(documents, np.arange(len(documents)))
@@ -104,10 +103,10 @@ def lexical_logits(
 def choose_tokens(
     train: ChunkedDocuments, labels_B: np.ndarray, num_labels: int, num_features: int, vocab_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens whose log counts the classes explain best, at most so many, strongest first: ids (m,) and the share of
-    the variance explained (m,).
+    """Tokens whose log counts are best explained by the class, strongest first: ids (m,) and the share of the variance
+    explained (m,).
 
-    It needs sums over each class alone, so its memory does not grow with the documents.
+    It only needs sums per class, so memory does not grow with the number of documents.
     """
     count_K = np.bincount(labels_B, minlength=num_labels).astype(np.float64)
     sum_KV, squares_V = np.zeros((num_labels, vocab_size)), np.zeros(vocab_size)
@@ -124,7 +123,7 @@ def choose_tokens(
     varies_V = total_V > 1e-9 * squares_V  # the rest is rounding
     share_V = np.where(varies_V, between_V / np.where(varies_V, total_V, 1.0), 0.0)
     share_V[train.tokenizer.all_special_ids] = 0  # every chunk has some, whatever its text
-    share_V[documents_V < min(FEWEST_DOCUMENTS, max(2, len(labels_B) // 20))] = 0
+    share_V[documents_V < min(MIN_DOCUMENTS, max(2, len(labels_B) // 20))] = 0
     chosen = np.argsort(-share_V, kind="stable")[:num_features]
     chosen = chosen[share_V[chosen] > 0]
     if not len(chosen):
@@ -133,7 +132,7 @@ def choose_tokens(
 
 
 def token_counts(documents: ChunkedDocuments, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The distinct tokens of each document in the chunks that are read when nothing is trained, and how often."""
+    """Distinct tokens and their counts in the chunks of each document that are read at evaluation."""
     training, documents.training = documents.training, False
     num_before, num_after = len(documents.chunker.prefix), len(documents.chunker.suffix)
     try:

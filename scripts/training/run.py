@@ -65,7 +65,7 @@ def run_context(args: HierarchicalTrainingArguments) -> Iterator[HubPusher | Non
 
 
 def lost_connection_message(rank: int, error: RuntimeError) -> str:
-    """What a rank reports whose collective call failed."""
+    """Error message of a rank whose collective call failed."""
     return (
         f"Rank {rank} lost its connection to the other ranks ({' '.join(str(error).split())[:200]}): one of them ended, as "
         "the launcher reports below, or its machine is unreachable. Restart all of them with --resume_from_checkpoint auto."
@@ -73,7 +73,7 @@ def lost_connection_message(rank: int, error: RuntimeError) -> str:
 
 
 def terminal_level(args: HierarchicalTrainingArguments) -> int:
-    """From which level on this process logs to the terminal."""
+    """Minimum log level on this process's terminal."""
     if args.process_index > 0:
         return logging.WARNING
     return args.get_process_log_level() if args.log_level != "passive" else logging.INFO
@@ -81,7 +81,7 @@ def terminal_level(args: HierarchicalTrainingArguments) -> int:
 
 @dataclass
 class Watchers:
-    """The callbacks that the run itself asks about its course."""
+    """Callbacks whose state the run reads."""
 
     history: HistoryCallback
     monitor: TrainingMonitor
@@ -139,7 +139,7 @@ def train(trainer: WeightedTrainer, checkpoint: str | None, watchers: Watchers, 
 
 @contextmanager
 def without_loader_workers(args: HierarchicalTrainingArguments) -> Iterator[None]:
-    """A step on cached embeddings is over before a loader worker has sent them: train without workers."""
+    """A step on cached embeddings is faster than a worker can send a batch: train without workers."""
     options = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None, "dataloader_persistent_workers": False}
     before = {name: getattr(args, name) for name in options}
     for name, value in options.items():

@@ -1,4 +1,4 @@
-"""What a run was given, for its history, its card and TensorBoard: arguments, code, libraries, data."""
+"""Record of a run for its history, card and TensorBoard: arguments, code, libraries, data."""
 
 import platform
 import subprocess
@@ -22,7 +22,7 @@ def run_record(
     splits: datasets.DatasetDict,
     class_weights: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """Every argument, what was made of them, and what the run stands on."""
+    """All arguments, derived values and the environment."""
     labels = splits["train"].features["label"].names
     packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "tensorboard")
     weights = [1.0] * len(labels) if class_weights is None else class_weights.tolist()
@@ -30,9 +30,9 @@ def run_record(
         split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
         for split, part in splits.items()
     }
-    given = arguments_record(*arguments)
+    options = arguments_record(*arguments)
     return {
-        **given,
+        **options,
         "run_name": Path(args.output_dir).name,
         "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "num_processes": args.world_size,
@@ -47,7 +47,7 @@ def run_record(
         "class_weight_values": dict(zip(labels, weights, strict=True)),
         "data_fingerprint": manifest["data_fingerprint"],
         "data_sources": manifest["sources"],
-        "encoder_is_on_hub": not Path(given["encoder"]).exists(),
+        "encoder_is_on_hub": not Path(options["encoder"]).exists(),
         "git_commit": git_commit(),
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -56,18 +56,18 @@ def run_record(
 
 
 def command_without_tokens(argv: list[str]) -> str:
-    """The command line, with the values of options such as --hub_token left out."""
-    shown, hides = [], False
+    """The command line, with the values of options such as --hub_token masked."""
+    words, hides = [], False
     for word in argv:
         option, _, value = word.partition("=")
         is_token = option.startswith("--") and option.endswith("token")
-        shown.append("***" if hides else f"{option}=***" if is_token and value else word)
+        words.append("***" if hides else f"{option}=***" if is_token and value else word)
         hides = is_token and not value
-    return " ".join(shown)
+    return " ".join(words)
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with "+changes" where it was edited; None outside a checkout."""
+    """Git commit of the running code, with "+changes" if modified; None outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(
