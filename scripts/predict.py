@@ -2,7 +2,8 @@
 
     python -m scripts.predict --model outputs/run --source stories.csv
     cat story.txt | python -m scripts.predict --model ORG/NAME
-    accelerate launch --multi_gpu --num_processes 2 -m scripts.predict --model outputs/run --source big.parquet --output out.jsonl
+    accelerate launch --quiet --multi_gpu --num_processes 2 -m scripts.predict --model outputs/run \\
+        --source big.parquet --output out.jsonl
 
 With --output, documents are distributed over the processes, and an interrupted run resumes where it stopped.
 """

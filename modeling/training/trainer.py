@@ -65,7 +65,7 @@ class WeightedTrainer(ResumableTrainer):
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"DataParallel on {self.args.n_gpu} GPUs would separate documents from their chunks. Start one process "
-                f"per GPU: accelerate launch --multi_gpu --num_processes {self.args.n_gpu} train_hf.py …"
+                f"per GPU: accelerate launch --quiet --multi_gpu --num_processes {self.args.n_gpu} train_hf.py …"
             )
         num_labels = self.model.config.num_labels
         if class_weights is not None and tuple(class_weights.shape) != (num_labels,):
