@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.documents import KEEPABLE, PROBLEMS, Columns, check_decisions
-from scripts.common.cli import UserParser, comma_list, run_main
-
-COLUMN_KINDS = ("text", "label", "id", "split", "group", "evidence")
+from scripts.common.cli import UserParser, run_main
+from scripts.common.preparation_options import add_preparation_options, preparation_options
 
 
 def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
@@ -27,29 +25,7 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
     )
     add("--tokenizer", required=True, help="tokenizer of the encoder: model id on the Hub or directory")
     add("--output_dir", required=True, type=Path, help="directory for the prepared dataset")
-    for kind in COLUMN_KINDS:
-        add(
-            f"--{kind}_column",
-            default=getattr(Columns, kind),
-            help=f"name of the {kind} column (default: {getattr(Columns, kind)})",
-        )
-    add("--labels", help="labels in order, mildest first if they are ordered, e.g. General,Teen,Mature")
-    add(
-        "--split_fractions",
-        default="0.8,0.1,0.1",
-        help="shares of train, validation and test if the source has no splits",
-    )
-    add("--drop", default="", help=f"data issues whose rows are dropped: {','.join(PROBLEMS)}")
-    add("--keep", default="", help=f"data issues whose rows are kept: {','.join(KEEPABLE)}")
-    add(
-        "--encoding_errors",
-        choices=("strict", "replace"),
-        default="strict",
-        help="on bytes that are not UTF-8: raise an error, or replace them by U+FFFD",
-    )
-    add(
-        "--num_proc", type=int, default=1, help="number of tokenization processes (a single one already uses all cores)"
-    )
+    add_preparation_options(parser)
     add("--seed", type=int, default=42, help="random seed of the splits")
     add(
         "--chunk_length",
@@ -62,19 +38,8 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
     add("--max_chunks", type=int, default=20)
     add("--overwrite", action="store_true", help="replace an existing output_dir")
     arguments = parser.parse_args(argv)
-    arguments.drop, arguments.keep = comma_list(arguments.drop), comma_list(arguments.keep)
-    check_decisions(arguments.drop, arguments.keep)
-    try:
-        arguments.split_fractions = [float(share) for share in arguments.split_fractions.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--split_fractions must be three shares such as 0.8,0.1,0.1, got {arguments.split_fractions}."
-        ) from None
-    arguments.labels = comma_list(arguments.labels or "") or None
-    options = vars(arguments)
-    options["columns"] = Columns(**{kind: options.pop(f"{kind}_column") for kind in COLUMN_KINDS})
-    del options["log_level"]
-    return options
+    names = ("source", "tokenizer", "output_dir", "seed", "chunk_length", "chunk_overlap", "max_chunks", "overwrite")
+    return {name: getattr(arguments, name) for name in names} | preparation_options(arguments)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ The recipe is chosen by the device and by the number and length of the documents
 | CPU | up to a million tokens | upper_layers_cpu.yaml | the packaged MiniLM |
 | CPU | more | films_cpu.yaml | the packaged MiniLM |
 
-An interrupted run resumes when it is started again. Options that are not listed here are passed to train_hf.py.
+An interrupted run resumes when it is started again. Options that are not listed below are passed to train_hf.py.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.common.cli import UserParser, comma_list, run_main
+from scripts.common.cli import UserParser, run_main
+from scripts.common.preparation_options import add_preparation_options, preparation_options
 
 MAX_TOKENS_TO_TRAIN_ON_A_CPU = 1_000_000
 MAX_CHUNKS_ON_A_GPU = 64
@@ -37,11 +38,11 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("-h", "--help", action="help")
     add("--source", required=True, help="documents with the columns text and label: CSV, JSONL, Parquet or a folder")
-    add("--labels", default="", help="labels in order, mildest first: General,Teen,Mature")
     add("--encoder", help="name on the Hub or folder; default: see above")
     add("--recipe", help="recipe to use instead of the automatic choice")
     add("--output_dir", type=Path, default=Path("outputs/run"))
     add("--overwrite", action="store_true", help="replace an earlier run in output_dir")
+    add_preparation_options(parser)
     return parser.parse_known_args()
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     print(f"\n== 3/3  Evaluating on the {split} split", flush=True)
     report = output_dir / "report"
     launch_evaluation(model=output_dir, dataset_dir=dataset_dir, split=split, output_dir=report)
-    print(f"\nReport: {report / 'report.html'} (open it in a browser).")
+    print()
     print(
         f"Model: {output_dir}. To classify new documents: python -m scripts.predict --model {output_dir} --source FILE"
     )
@@ -126,7 +127,8 @@ def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: P
     from data.prepared_dataset import MANIFEST, load_prepared
     from modeling.training.checkpointing import list_checkpoints
 
-    output_dir, labels = arguments.output_dir, comma_list(arguments.labels)
+    output_dir, options = arguments.output_dir, preparation_options(arguments)
+    labels = options["labels"]
     if (dataset_dir / MANIFEST).is_file():
         _, manifest = load_prepared(str(dataset_dir))
         differences = {
@@ -142,7 +144,7 @@ def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: P
                 f"{output_dir} holds a run with other {', '.join(different)}: replace it with --overwrite, or choose another "
                 "--output_dir."
             )
-    return prepare_dataset(arguments.source, encoder, dataset_dir, labels=labels, overwrite=True)
+    return prepare_dataset(arguments.source, encoder, dataset_dir, overwrite=True, **options)
 
 
 def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any], str]:

@@ -31,13 +31,15 @@ def commands_of(text: str) -> list[list[str]]:
 
 
 def source_of(module: str) -> str:
-    """The source of a module that is run as `python -m module`."""
+    """The source of a module that is run as `python -m module`, and of the options that it shares with another."""
     path = ROOT / module.replace(".", "/")
-    return (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    shared = "scripts/common/preparation_options.py"
+    return source + (text_of(shared) if "add_preparation_options(" in source else "")
 
 
 def options_of(source: str) -> set[str]:
-    """The options that a module's source adds to its parser; scripts.prepare_dataset adds those of columns in a loop."""
+    """The options that a module's source adds to its parser; those of columns are added in a loop."""
     columns = re.findall(r'"(\w+)"', re.search(r"^COLUMN_KINDS = \((.*)\)|$", source, re.M)[0])
     return set(re.findall(r'"(--\w+)"', source)) | {f"--{kind}_column" for kind in columns}
 

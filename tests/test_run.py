@@ -48,6 +48,23 @@ def test_run_goes_from_a_file_to_a_report_and_reuses_what_is_done(csv_file, robe
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
 
 
+def test_run_takes_the_options_of_preparation(csv_file, roberta_folder, tmp_path):
+    rows = [{"id": row["id"], "body": row["text"], "label": row["label"]} for row in tiny_rows()]
+    rows[3]["label"] = ""
+    given = {
+        "source": write_csv(tmp_path / "s.csv", rows),
+        "encoder": roberta_folder,
+        "output_dir": tmp_path / "run",
+        **TINY,
+    }
+    assert "--text_column" in run_command("scripts.run", "--dry_run", **given).stderr
+    assert "--drop" in run_command("scripts.run", "--dry_run", text_column="body", **given).stderr
+    planned = run_command("scripts.run", "--dry_run", text_column="body", drop="missing_label", **given)
+    assert planned.returncode == 0, planned.stderr
+    manifest = json.loads((tmp_path / "run" / "dataset" / "manifest.json").read_text(encoding="utf-8"))
+    assert sum(split["documents"] for split in manifest["splits"].values()) == len(rows) - 1
+
+
 def test_mistaken_option_and_dry_run_leave_no_run(csv_file, roberta_folder, tmp_path):
     given = {"source": csv_file, "encoder": roberta_folder, "output_dir": tmp_path / "run", **TINY}
     mistaken = run_command("scripts.run", "--num_train_epoch", "3", **given)
