@@ -110,6 +110,15 @@ def test_extreme_class_weights_and_a_frozen_model(roberta_model):
     assert "frozen_model" in (frozen_model_message(roberta_model.requires_grad_(False)) or "")
 
 
+def test_monitor_state_restores_everything_it_observed():
+    saved, restored = watch([1.0, 0.9], [1.0, 0.9]), watch([], [])
+    saved.warnings, saved.losses = ["exploding_loss"], [4.0]
+    for name, value in saved.state()["attributes"].items():
+        assert hasattr(restored, name)  # what a resume sets must be what the monitor reads
+        setattr(restored, name, value)
+    assert vars(restored) == vars(saved) | {"trainer": restored.trainer}
+
+
 def test_a_loss_that_explodes_or_is_no_number():
     health, control = watch([], []), TrainerControl()
     for step, loss in enumerate([1.0, 1.1, 1.0, 0.9, 4.0, 5.0]):

@@ -1,6 +1,7 @@
 """Memory: running out of it changes nothing but speed; what a step needs is known before."""
 
 import copy
+import gc
 import logging
 import re
 
@@ -135,6 +136,18 @@ def test_split_documents_keeps_the_batch(roberta_model, tmp_path):
         assert torch.equal(torch.cat([part[name] for part in parts]), value)
     assert split_documents(batch, 1) == [batch]
     assert len(split_documents(batch, 64)) == 5
+
+
+def graph_tensors() -> int:
+    gc.collect()
+    return sum(isinstance(item, torch.Tensor) and item.grad_fn is not None for item in gc.get_objects())
+
+
+def test_estimate_memory_leaves_no_graph(roberta_folder):
+    model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=64, dropout=0.1)
+    before = graph_tensors()
+    estimate_memory(model)
+    assert graph_tensors() == before
 
 
 @pytest.mark.parametrize("bf16", [False, True])

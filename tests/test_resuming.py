@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.training.callbacks import EarlyStopping, HistoryCallback, SignalCallback
-from modeling.training.checkpointing import find_checkpoint
+from modeling.training.checkpointing import commit_checkpoint, find_checkpoint
 from modeling.training.monitor import TrainingMonitor
 from modeling.training.sampling import EpochSampler
 from scripts.training.output_dir import resolve_output_dir
@@ -79,6 +80,19 @@ def ends_alike(whole, cut, last: str) -> None:
     for name in ("step", "epoch", "eval_loss", "train_loss"):
         assert [epoch[name] for epoch in ours["epochs"]] == [epoch[name] for epoch in theirs["epochs"]], name
     assert ours["best"] == theirs["best"]
+
+
+def test_resume_names_callback_states_that_it_cannot_restore(roberta_folder, tmp_path, caplog):
+    run = tmp_path / "run"
+    stoppable(roberta_folder, run, SignalAt(3, "step"))
+    checkpoint = Path(find_checkpoint(str(run), "auto"))
+    state = checkpoint / "trainer_state.json"
+    state.write_text(state.read_text().replace('"HistoryCallback"', '"FormerHistory"'))
+    commit_checkpoint(checkpoint.rename(tmp_path / "edited"), checkpoint)
+    stoppable(roberta_folder, run, resume=run)
+    [warning] = [record.getMessage() for record in caplog.records if "FormerHistory" in record.getMessage()]
+    assert "TrainerControl" not in warning
+    assert "EarlyStopping" not in warning
 
 
 # In mid-epoch, in an epoch's last step, in an epoch's first step, in the last step of all.

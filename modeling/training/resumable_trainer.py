@@ -294,16 +294,17 @@ class ResumableTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         """Restore the callbacks' state. (Trainer would also restore their arguments, e.g. an old patience.)"""
+        saved = self.state.stateful_callbacks
         current = {type(callback).__name__ for callback in [*self.callback_handler.callbacks, self.control]}
-        if unknown := sorted(set(self.state.stateful_callbacks) - current):
+        if unknown := sorted(set(saved) - current):
             logger.warning(
                 f"The checkpoint holds the state of {', '.join(unknown)}, which this version does not know: the history, "
                 "warnings and counters of before are not restored. Weights, optimizer and data order are."
             )
         for callback in self.callback_handler.callbacks:
             if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
-                saved = self.state.stateful_callbacks.get(type(callback).__name__, {})
-                for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
+                state = saved.setdefault(type(callback).__name__, callback.state())  # Trainer expects one when it saves
+                for name, value in (state if isinstance(state, dict) else {}).get("attributes", {}).items():
                     setattr(callback, name, value)
 
 
