@@ -169,12 +169,6 @@ def loader_setting(name: str, value: Any, attribute: str, expected: Any, **other
     return check
 
 
-def persistent_workers(run: Trainings) -> None:
-    given = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
-    assert run.trainer(**given).get_train_dataloader().persistent_workers
-    assert not differ(run(num_train_epochs=2, **given), run(num_train_epochs=2))
-
-
 def output_dir(run: Trainings) -> None:
     folder = run.folder / "named"
     assert run(output_dir=folder, save_strategy="epoch").checkpoints == [f"checkpoint-{STEPS}"]
@@ -478,7 +472,6 @@ WORKS: dict[str, Callable[[Trainings], None]] = {
     "dataloader_drop_last": drop_last,
     "dataloader_num_workers": loader_setting("dataloader_num_workers", 1, "num_workers", 1),
     "dataloader_pin_memory": loader_setting("dataloader_pin_memory", True, "pin_memory", False),  # a CPU pins nothing
-    "dataloader_persistent_workers": persistent_workers,
     "dataloader_prefetch_factor": loader_setting(
         "dataloader_prefetch_factor", 3, "prefetch_factor", 3, dataloader_num_workers=1
     ),
