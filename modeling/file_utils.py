@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ def _to_os_error(error: BaseException) -> OSError | None:
     message = str(error)
     if isinstance(error, OSError):
         return error
+    if isinstance(error, sqlite3.Error):
+        return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, message)
     if number := re.search(r"\(os error (\d+)\)", message):
         return OSError(int(number[1]), message.replace(number[0], "").strip())
     if "PytorchStreamWriter" in message or "inline_container" in message:
