@@ -228,7 +228,7 @@ def test_output_dir_is_locked_until_its_run_ends_or_is_killed(prepared_folder, r
     second = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
     assert_refused(second, str(run), rf"\b{first.pid}\b")
     assert log in (run / "training.log").read_text()
-    assert str(first.pid + 1) not in (run / ".lock").read_text()
+    assert str(first.pid + 1) not in (run / ".lock_owner").read_text()
     first.kill()
     first.wait()
     step = int(list_checkpoints(str(run))[0].name.split("-")[1])

@@ -103,7 +103,7 @@ def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tup
 
 def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
     """Mean duration and maximum peak memory of runs, if known."""
-    costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
+    costs = [json.loads((folder / "cost.json").read_text(encoding="utf-8")) for folder in folders]
     seconds = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
     peaks = [cost["peak_mib"] for cost in costs if cost["peak_mib"] is not None]
     return {"seconds": float(np.mean(seconds)) if seconds else None, "peak_mib": max(peaks, default=None)}
