@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.common.markdown import markdown_table
 from scripts.evaluation.statistics import interval, metrics_of
 
 NUM_RESAMPLES = 2000
@@ -159,11 +160,11 @@ def markdown(measured: dict[str, Any]) -> str:
         "s per run",
         "peak MiB",
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     order = sorted(measured["systems"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
     for name, system in order:
         f1 = system["f1_macro"]
-        cells = [
+        row = [
             name,
             f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
             "" if name == REFERENCE else format_interval(system["f1_macro_less_tfidf"]),
@@ -174,12 +175,12 @@ def markdown(measured: dict[str, Any]) -> str:
             "" if system["seconds"] is None else f"{system['seconds']:.0f}",
             "" if system["peak_mib"] is None else f"{system['peak_mib']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(row)
     note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
     note += "Run times of frozen encoders exclude the one-off encoding of all documents."
     if measured.get("first_chunk_length"):
         note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
-    return "\n".join([*lines, "", note, ""])
+    return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
 def format_interval(value: dict[str, float]) -> str:

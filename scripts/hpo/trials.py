@@ -28,6 +28,7 @@ from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.common.cli import interruption
 from scripts.common.log_setup import set_up_logging
+from scripts.common.markdown import markdown_table
 from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
 from scripts.training.fit_lexical_features import fit_lexical_features
@@ -221,11 +222,8 @@ def run_trials(
                 requeue(study, study.trials[trials.number])
             raise
         last = study.trials[number]
-        shown = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in last.params.items()
-        )
-        logger.info(f"trial {len(finished(study))} of {num_trials}: {value_shown(last)}; {shown}")
+        options_shown = ", ".join(f"{name} {shown(value)}" for name, value in last.params.items())
+        logger.info(f"trial {len(finished(study))} of {num_trials}: {value_shown(last)}; {options_shown}")
     return study
 
 
@@ -246,6 +244,10 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     trials = study.trials
     again = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
     return [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def value_shown(trial: FrozenTrial) -> str:
@@ -271,20 +273,12 @@ def write_results(
     chosen += "an optimistic estimate (the best of many): train with this recipe to measure it on the test split."
     recipe = yaml.safe_dump(recipe_values | study.best_params, sort_keys=False, allow_unicode=True)
     write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
-    names = list(study.best_params)
     scored = sorted(
         (t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, reverse=bool(args.greater_is_better)
     )
     rows = [*scored, *(trial for trial in trials if trial.value is None)]
-    lines = ["# Search", "", chosen, "", f"| trial | {metric} | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for trial in rows:
-        cells = [
-            f"{trial.params.get(name):.4g}"
-            if isinstance(trial.params.get(name), float)
-            else str(trial.params.get(name, ""))
-            for name in names
-        ]
-        lines.append(f"| {trial.number} | {value_shown(trial)} | {' | '.join(cells)} |")
-    write_text(folder / "search.md", "\n".join(lines) + "\n")
+    head = ["trial", metric, *study.best_params]
+    cells = [[t.number, value_shown(t), *(shown(t.params.get(name, "")) for name in study.best_params)] for t in rows]
+    write_text(folder / "search.md", f"# Search\n\n{chosen}\n\n{markdown_table(head, cells)}\n")
     logger.info(f"{chosen} {folder / 'best.yaml'} is the recipe, {folder / 'search.md'} has every trial.")
     return 0
