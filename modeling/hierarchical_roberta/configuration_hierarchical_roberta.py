@@ -59,7 +59,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     ) -> None:
         if not isinstance(encoder_config, PreTrainedConfig):
             encoder_config = AutoConfig.for_model(**{"model_type": "roberta", **(encoder_config or {})})
-        self.encoder_config = encoder_config
+        self.encoder_config: PreTrainedConfig = encoder_config
         self.chunk_length = chunk_length
         self.chunk_overlap = chunk_overlap
         self.max_chunks = max_chunks

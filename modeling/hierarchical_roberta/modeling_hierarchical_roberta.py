@@ -87,7 +87,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
         if config.chunk_transformer_layers:
-            heads = config.encoder_config.num_attention_heads  # type: ignore[union-attr]
+            heads = config.encoder_config.num_attention_heads
             self.chunk_transformer = ChunkTransformer(
                 config.hidden_size, heads, config.chunk_transformer_layers, config.classifier_dropout
             )
@@ -96,7 +96,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.lexical = None
         if config.lexical_features:
-            vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
+            vocab_size = config.encoder_config.vocab_size
             self.lexical = LexicalFeatures(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget: int | None = None
         self.batch_cost: int | None = None
