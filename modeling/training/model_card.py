@@ -96,6 +96,8 @@ def model_card(
         'classify("Once upon a time …")  # label, scores and evidence spans',
         "```",
         "",
+        "Needs transformers 5.0 and torch 2.9, or newer.",
+        "",
         f"## Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint",
         "",
         head,
