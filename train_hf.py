@@ -26,12 +26,14 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     from transformers import set_seed
 
     from modeling.training.memory import describe_run
+    from modeling.training.trackers import check_trackers
     from scripts.training import output_dir, run, setup
     from scripts.training.export import evaluate_splits, export
     from scripts.training.run_record import run_record
 
     if data_args.train_source and not args.streaming:
         raise ValueError("--train_source is read as a stream: add --streaming, or prepare the source.")
+    check_trackers(args.report_to)
     with run.run_context(args) as pusher:
         checkpoint = None
         if not args.dry_run:

@@ -13,7 +13,7 @@ from modeling.file_utils import write_json
 from modeling.training.callbacks import EarlyStopping, EvaluationLogCallback, SignalCallback
 from modeling.training.checkpointing import checkpoint_problem, commit_checkpoint, find_checkpoint, rotate
 from modeling.training.monitor import TrainingMonitor, extreme_weights_message, frozen_model_message
-from modeling.training.tensorboard import confusion_figure, scalar_name
+from modeling.training.trackers import confusion_figure
 
 ARGS = SimpleNamespace(
     metric_for_best_model="f1_macro", greater_is_better=True, fp16=False, output_dir="out", num_train_epochs=10
@@ -24,7 +24,7 @@ def stops_after(scores: list[float], **rule) -> int | None:
     """The number of the evaluation after which training stops."""
     callback, control = EarlyStopping(**rule), TrainerControl()
     for number, score in enumerate(scores, 1):
-        callback.on_evaluate(ARGS, TrainerState(), control, metrics={"eval_f1_macro": score})
+        callback.on_evaluate(ARGS, TrainerState(global_step=number), control, metrics={"eval_f1_macro": score})
         if control.should_training_stop:
             return number
     return None
@@ -42,8 +42,8 @@ def test_smaller_is_better_where_the_arguments_say_so():
     callback, control = EarlyStopping(patience=2, min_delta=0.0), TrainerControl()
     args = SimpleNamespace(metric_for_best_model="eval_loss", greater_is_better=False)
     for loss in (1.0, 0.9, 0.95):
-        callback.on_evaluate(args, TrainerState(), control, metrics={"eval_loss": loss})
-    assert callback.counter == 1
+        callback.on_evaluate(args, TrainerState(global_step=1), control, metrics={"eval_loss": loss})
+    assert callback.early_stopping_patience_counter == 1
 
 
 def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
@@ -168,8 +168,6 @@ def test_the_confusion_matrix_shows_counts_and_shares(tmp_path):
     figure = confusion_figure(np.eye(200, dtype=int), [f"label {number}" for number in range(200)])
     assert max(figure.get_size_inches()) <= 15  # 40,000 cells told in numbers would take minutes and gigabytes
     assert not figure.axes[0].texts
-    assert scalar_name("eval_f1_macro") == "eval/f1_macro"
-    assert scalar_name("learning_rate/head") == "train/learning_rate/head"
 
 
 def test_rotation_never_takes_the_last_whole_checkpoint_nor_the_best(tmp_path):

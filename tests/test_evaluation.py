@@ -27,7 +27,7 @@ from scripts.common.cli import USER_ERRORS
 from scripts.evaluate_and_explain import main as evaluate_main
 from scripts.evaluation.explanations import explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import sentence_curves
-from scripts.evaluation.figures import confusion_figure, curves_figure
+from scripts.evaluation.figures import confusion_png, curves_figure
 from scripts.evaluation.report_content import headline_of
 from scripts.evaluation.statistics import (
     abstain_curve,
@@ -190,7 +190,7 @@ def test_headline_warns_when_tfidf_is_not_beaten():
 
 def test_figures_show_labels_with_dollar_signs_as_text():
     names = ["$0_to_$50", "$50_to_$100"]
-    assert confusion_figure(np.eye(2, dtype=int), names).startswith(b"\x89PNG")
+    assert confusion_png(np.eye(2, dtype=int), names).startswith(b"\x89PNG")
     assert curves_figure(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]), names).startswith(b"\x89PNG")
 
 

@@ -19,9 +19,11 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.training.callbacks import EarlyStopping, HistoryCallback, SignalCallback
-from modeling.training.checkpointing import commit_checkpoint, find_checkpoint
+from modeling.training.checkpointing import checkpoint_problem, commit_checkpoint, find_checkpoint
 from modeling.training.monitor import TrainingMonitor
 from modeling.training.sampling import EpochSampler
+from modeling.training.step_conversion import convert_run, saved_epoch_size
+from modeling.training.trainer import WeightedTrainer
 from scripts.training.output_dir import resolve_output_dir
 from scripts.training.setup import check_checkpoint
 from tests.tiny_training import SplitLengths, trainer_for
@@ -202,6 +204,115 @@ def test_resume_applies_new_learning_rate_and_weight_decay(roberta_folder, tmp_p
         (torch.tensor(rates[1e-3]) / 10).flatten().tolist(), rel=1e-5
     )
     assert decays == {1e-3: {0.0, 0.01}, 1e-4: {0.0, 0.001}}
+
+
+class Numbered(SplitLengths):
+    """Documents that begin with a token of their own."""
+
+    def __init__(self):
+        super().__init__()
+        for index, item in enumerate(self.items):
+            item["input_ids"][0][0] = 100 + index
+
+
+class Watch(TrainerCallback):
+    """Learning rate before each step, by epoch."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_step_begin(self, args, state, control, optimizer, **_):
+        self.rates.append((int(state.epoch), optimizer.param_groups[0]["lr"]))
+
+
+def numbered_run(encoder, folder, resume=None, signal_at=None, **arguments):
+    """A run on numbered documents: the trainer, and the documents of each epoch in the order in which they were trained on."""
+    epochs: dict[int, list[int]] = {}
+
+    class Recording(WeightedTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            firsts = inputs["input_ids"][inputs["num_chunks"].cumsum(0) - inputs["num_chunks"], 0]
+            firsts = firsts[inputs["labels"] != -100].tolist()
+            epochs.setdefault(int(self.state.epoch or 0), []).extend(first - 100 for first in firsts)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    given = {"num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 9}
+    given |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "warmup_steps": 0}
+    given["lr_scheduler_type"] = "linear"
+    torch.manual_seed(5)
+    model = Model.from_encoder(str(encoder), num_labels=3, chunk_length=16)
+    trainer = trainer_for(model, folder, Numbered(), kind=Recording, **{**given, **arguments})
+    stop, early, watch = SignalCallback(), EarlyStopping(0), Watch()
+    trainer.stop = stop
+    for callback in (early, *([signal_at] if signal_at else []), stop, watch, HistoryCallback(trainer, early, {})):
+        trainer.add_callback(callback)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=find_checkpoint(str(resume), "auto") if resume else None)
+    return trainer, epochs, watch.rates
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "steps"), [(16, 4, 1), (1, 1, 50), (5, 2, 5)])
+def test_resume_with_another_effective_batch_trains_each_epoch_once(
+    batch, accumulation, steps, roberta_folder, tmp_path
+):
+    numbered_run(roberta_folder, tmp_path)  # steps of 16: 4 an epoch
+    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "num_train_epochs": 4}
+    trainer, epochs, rates = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
+    assert set(epochs) == {2, 3}
+    assert all(sorted(order) == list(range(50)) for order in epochs.values())
+    assert trainer.state.global_step == 4 * steps
+    # Half of the linear schedule is left.
+    assert rates[0][1] == pytest.approx(0.5e-3)
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert [(epoch["epoch"], epoch["step"]) for epoch in history["epochs"]] == [(n, n * steps) for n in (1, 2, 3, 4)]
+    folders = [int(folder.name.split("-")[1]) for folder in tmp_path.glob("checkpoint-*")]
+    assert sorted(folders) == [steps * epoch for epoch in (2, 3, 4)]  # the second epoch is the best of the first two
+    assert find_checkpoint(str(tmp_path), "auto") == str(tmp_path / f"checkpoint-{4 * steps}")
+
+
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_resume_within_an_epoch_continues_with_the_documents_not_seen(batch, roberta_folder, tmp_path):
+    _, first, _ = numbered_run(roberta_folder, tmp_path, signal_at=SignalAt(7, "step"))  # 3 steps into the second epoch
+    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
+    _, then, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
+    assert len(first[1]) == 48
+    assert sorted(first[1] + then[1]) == list(range(50))
+    assert sorted(then[2]) == list(range(50))
+
+
+def test_converted_checkpoint_is_resumed_where_the_original_stood(roberta_folder, tmp_path):
+    _, first, _ = numbered_run(roberta_folder, tmp_path, signal_at=SignalAt(7, "step"))
+    other = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}
+    trainer, _, _ = numbered_run(roberta_folder, tmp_path / "empty", num_train_epochs=1, **other)
+    new = trainer.epoch_size()
+    original = tmp_path / "checkpoint-7"
+    converted = convert_run(original, tmp_path, saved_epoch_size(original), new, trainer.accelerator)
+    assert checkpoint_problem(converted) is None
+    assert not original.exists()
+    _, then, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
+    assert sorted(first[1] + then[1]) == list(range(50))
+
+
+def test_finished_run_is_given_more_epochs_and_names_the_new_schedule(roberta_folder, tmp_path, caplog):
+    numbered_run(roberta_folder, tmp_path)
+    with caplog.at_level("INFO"):
+        _, epochs, rates = numbered_run(roberta_folder, tmp_path, resume=tmp_path, num_train_epochs=4)
+    assert set(epochs) == {2, 3}
+    assert re.search(r"\b4 epochs\b.*\b2\b.*learning rate", caplog.text)
+    assert rates[0][1] == pytest.approx(0.5e-3)
+
+
+def test_eval_on_start_is_a_baseline_and_runs_once(roberta_folder, tmp_path):
+    given = {"eval_on_start": True, "learning_rate": 1e-9, "num_train_epochs": 3}
+    stoppable(roberta_folder, tmp_path, SignalAt(6, "step"), greater_is_better=True, **given)
+    _, trainer = stoppable(roberta_folder, tmp_path, resume=tmp_path, greater_is_better=True, **given)
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert [epoch["step"] for epoch in history["epochs"]] == [0, 4, 8, 12]
+    assert history["epochs"][0]["train_loss"] is None
+    assert history["best"]["step"] in (4, 8, 12)
+    assert trainer.state.best_global_step == history["best"]["step"]
+    [early] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
+    assert early.early_stopping_patience_counter <= 2
 
 
 def test_resolve_output_dir_does_not_mix_two_runs(roberta_folder, tmp_path):

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from transformers import Trainer
+
+from modeling.training.trainer import WeightedTrainer
 from tests.conftest import ROOT
 
 PUSHED = "modeling.hierarchical_roberta"
@@ -42,6 +45,14 @@ def test_imports_go_one_way():
         assert not re.search(r"^from \.\.|^import modeling|^from modeling", path.read_text(encoding="utf-8"), re.M), (
             path
         )
+
+
+def test_what_a_pushed_file_needs_it_imports_itself():
+    """Of the files that transformers starts from: its releases before 5.10 look one import deep."""
+    needs = {f"{PUSHED}.{path.stem}": project_imports(path) for path in files("modeling/hierarchical_roberta")}
+    for name in ("modeling_hierarchical_roberta", "pipeline"):
+        direct = needs[f"{PUSHED}.{name}"]
+        assert set().union(*(needs[each] for each in direct)) <= direct, name
 
 
 def test_nothing_imports_a_command():
@@ -84,3 +95,12 @@ def test_documents_link_to_files_that_exist():
             text = (ROOT / name).read_text(encoding="utf-8")
             for target in re.findall(r"\]\(([^)#:]+)\)", text):
                 assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_few_private_methods_of_trainer_are_overridden():
+    """Public hooks and callbacks first: private methods change from one release of transformers to the next."""
+    own = [kind for kind in WeightedTrainer.__mro__ if kind.__module__.startswith("modeling.")]
+    overridden = {name for kind in own for name in vars(kind) if name[:2] != "__" and name in dir(Trainer)}
+    private = sorted(name for name in overridden if name.startswith("_"))
+    assert private == ["_get_grad_norm", "_get_output_dir", "_load_best_model", "_save_checkpoint"]
+    assert {"compute_loss", "create_optimizer"} <= overridden

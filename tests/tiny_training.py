@@ -34,7 +34,9 @@ class SplitLengths(torch.utils.data.Dataset):
         return self.items[index]
 
 
-def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **arguments) -> WeightedTrainer:
+def trainer_for(
+    model, folder, documents=None, class_weights=WEIGHTS, kind=WeightedTrainer, **arguments
+) -> WeightedTrainer:
     given = {
         "learning_rate": 1e-3,
         "num_train_epochs": 1,
@@ -46,7 +48,7 @@ def trainer_for(model, folder, documents=None, class_weights=WEIGHTS, **argument
         **arguments,
     }
     documents = documents or SplitLengths()
-    return WeightedTrainer(
+    return kind(
         model=model,
         args=HierarchicalTrainingArguments(output_dir=str(folder), **given),
         class_weights=class_weights,

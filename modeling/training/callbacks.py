@@ -6,6 +6,7 @@ TensorBoard is in tensorboard.py, warnings about unhealthy training in monitor.p
 import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,14 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
@@ -27,12 +35,12 @@ from .trainer import WeightedTrainer
 logger = logging.getLogger(__name__)
 
 
-class EarlyStopping(TrainerCallback, ExportableState):
+class EarlyStopping(EarlyStoppingCallback):
     """Stop after `patience` consecutive evaluations without improvement.
 
     The metric must exceed the reference value by more than `min_delta`, and only such an improvement updates the
     reference (Prechelt 1998; as in Keras). The callback in transformers compares with the best value so far, which can
-    drift by steps below the threshold.
+    drift by steps below the threshold. An evaluation before the first step does not count.
 
     Args:
         patience: number of evaluations; 0 disables early stopping.
@@ -40,38 +48,40 @@ class EarlyStopping(TrainerCallback, ExportableState):
     """
 
     def __init__(self, patience: int = 5, min_delta: float = 0.001):
-        self.patience, self.min_delta = patience, min_delta
+        super().__init__(patience or sys.maxsize, min_delta)
         self.best: float | None = None
-        self.counter = 0
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"best": self.best, "counter": self.counter}}
+        names = ("best", "early_stopping_patience_counter")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     @property
     def has_stopped(self) -> bool:
-        return 0 < self.patience <= self.counter
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: without evaluations, or without the best model at the end, it has nothing to do."""
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # A resumed run may already have stopped early.
         control.should_training_stop = control.should_training_stop or self.has_stopped
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    def check_metric_value(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
     ) -> None:
-        name = args.metric_for_best_model or "loss"
-        value = metrics.get(name if name.startswith("eval_") else f"eval_{name}")
-        if value is None:
+        if state.global_step == 0:
             return
-        gain = math.inf if self.best is None else (value - self.best) * (1 if args.greater_is_better else -1)
-        if gain > self.min_delta:
-            self.best, self.counter = value, 0
+        sign = 1 if args.greater_is_better else -1
+        if self.best is None or (metric_value - self.best) * sign > (self.early_stopping_threshold or 0.0):
+            self.best, self.early_stopping_patience_counter = metric_value, 0
         else:
-            self.counter += 1
-        control.should_training_stop = control.should_training_stop or self.has_stopped
+            self.early_stopping_patience_counter += 1
 
 
 class HistoryCallback(TrainerCallback, ExportableState):
     """Write training_history.json: config, a record per evaluation, the best one, and whether the run stopped early.
+
+    A record of step 0 (`eval_on_start`) is a baseline: it is never the best.
 
     Args:
         config: stored unchanged under "config".
@@ -82,35 +92,20 @@ class HistoryCallback(TrainerCallback, ExportableState):
         self.epochs: list[dict[str, Any]] = []
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"epochs": self.epochs, "totals": dict(self.totals)}}
-
-    @property
-    def totals(self) -> dict[str, float]:
-        return self.trainer.stats.totals
-
-    @totals.setter
-    def totals(self, totals: dict[str, float]) -> None:
-        self.trainer.stats.totals = totals
+        return {"args": {}, "attributes": {"epochs": self.epochs}}
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
     ) -> None:
-        totals = self.totals
-        seconds, steps = max(totals["seconds"], 1e-9), max(totals["steps"], 1)
+        totals = self.trainer.stats.totals
+        seconds = max(totals["seconds"], 1e-9)
         grad_norm = self.trainer.last_grad_norm
-        timing = (
-            "eval_runtime",
-            "eval_samples_per_second",
-            "eval_steps_per_second",
-            "eval_model_preparation_time",
-            "epoch",
-        )
         self.epochs.append(
             {
                 "epoch": round(state.epoch or 0.0, 4),
                 "step": state.global_step,
-                "train_loss": totals["loss"] / steps,
-                **{name: value for name, value in metrics.items() if name not in timing},
+                "train_loss": totals["loss"] / totals["steps"] if totals["steps"] else None,
+                **{name: value for name, value in metrics.items() if not is_timing(name)},
                 "learning_rate": self.trainer.learning_rates(),
                 "grad_norm": None if grad_norm is None else float(grad_norm),
                 "skipped_steps": round(totals["skipped"]),
@@ -132,7 +127,7 @@ class HistoryCallback(TrainerCallback, ExportableState):
     def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         """Content of the file."""
         name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
-        scored = [epoch for epoch in self.epochs if epoch.get(name) is not None]
+        scored = [epoch for epoch in self.epochs if epoch["step"] and epoch.get(name) is not None]
         pick = max if args.greater_is_better else min
         best = pick(scored, key=lambda epoch: epoch[name]) if scored else None
         return {
@@ -145,6 +140,12 @@ class HistoryCallback(TrainerCallback, ExportableState):
     def write(self, args: TrainingArguments, state: TrainerState) -> None:
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / "training_history.json", self.record(args, state))
+
+
+def is_timing(name: str) -> bool:
+    """Whether an evaluation's metric is how long it took, or when it was, and no measure of the model."""
+    timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "epoch")
+    return name.removeprefix("eval_") in timing
 
 
 class SignalCallback(TrainerCallback):
@@ -238,8 +239,8 @@ class SignalCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.sync():
             control.should_training_stop = True
-            # At the end of an epoch Trainer evaluates and saves anyway.
-            if not (_epoch_has_ended(state) and args.save_strategy == "epoch"):
+            # At the end of an epoch an evaluation may follow; the trainer saves after it.
+            if not (_epoch_has_ended(state) and args.save_strategy in ("epoch", "best")):
                 control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -285,16 +286,10 @@ class ProgressLogCallback(ProgressCallback):
             return
         values = {name.removeprefix("eval_"): value for name, value in logs.items() if isinstance(value, float)}
         kind = "evaluation" if "eval_loss" in logs else "training"
-        ignored = (
-            "runtime",
-            "samples_per_second",
-            "steps_per_second",
-            "model_preparation_time",
-            "epoch",
-            "learning_rate",
-        )
         listed = ", ".join(
-            f"{name} {value:.4g}" for name, value in values.items() if name not in ignored and "support" not in name
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if not is_timing(name) and name != "learning_rate" and "support" not in name
         )
         line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {listed}"
         logger.info(line, extra={"detail": True})
@@ -318,11 +313,14 @@ class EvaluationLogCallback(TrainerCallback):
         parts = [f"epoch {new['epoch']:g} of {args.num_train_epochs:g}"]
         if args.max_steps > 0:
             parts = [f"step {state.global_step} of {state.max_steps}"]
-        parts.append(f"train loss {new['train_loss']:.3f}, validation loss {new.get('eval_loss', math.nan):.3f}")
+        train_loss = "" if new["train_loss"] is None else f"train loss {new['train_loss']:.3f}, "
+        parts.append(f"{train_loss}validation loss {new.get('eval_loss', math.nan):.3f}")
+        best = self.history.record(args, state)["best"]
         if f"eval_{name}" in new and name != "loss":
-            best = self.history.record(args, state)["best"]
-            is_new = best["step"] == new["step"]
-            rank = "best so far" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
+            rank = "before training"
+            if best is not None:
+                is_new = best["step"] == new["step"]
+                rank = "best so far" if is_new else f"best {best[f'eval_{name}']:.3f} in epoch {best['epoch']:g}"
             parts.append(f"{name} {new[f'eval_{name}']:.3f} ({rank})")
         recalls = [(label, new.get(f"eval_recall_{label}")) for label in self.labels]
         if len(recalls) <= 6 and all(recall is not None for _, recall in recalls):

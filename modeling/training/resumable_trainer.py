@@ -5,22 +5,19 @@ when the run is resumed. Base class of WeightedTrainer.
 """
 
 import logging
-import signal
-from collections.abc import Callable
-from functools import partial
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from ..file_utils import disk_error, is_disk_full
-from ..hierarchical_roberta.recomputation import random_state, set_random_state
 from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, rotate
+from .step_conversion import EpochSize, convert_run, saved_epoch_size
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +36,117 @@ class StopSignal(Protocol):
     def deadline_reached(self) -> bool:
         """Whether the current step must be interrupted. Called on every process before each micro-batch."""
 
+    def sync(self) -> int | None:
+        """Synchronize the received signal across processes."""
+
 
 class TrainingInterrupted(Exception):
-    """Raised to interrupt a step or an evaluation when the run must stop."""
+    """Raised to end training within a step or an evaluation, or before an epoch's first step."""
 
 
 class ResumeState(TrainerCallback, ExportableState):
-    """State saved with a checkpoint in addition to Trainer's own.
+    """State saved with a checkpoint in addition to Trainer's own; restores everything that Trainer does not.
 
     Attributes:
         has_pending_evaluation: the evaluation after the checkpoint's step was interrupted and runs first on resume.
         skipped: the latest consecutive skipped steps: (step, reason, ids of documents).
         losses: losses of the last completed steps.
+        epoch_size: see `ResumableTrainer.epoch_size`.
+        seen: (epoch, documents): how many of that epoch's documents were seen before the effective batch was changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: "ResumableTrainer") -> None:
+        self.trainer = trainer
+        self.epoch_size: EpochSize | None = None
+        self.seen: tuple[int, int] | None = None
+        self.first_step = 0  # of this process
         self.has_pending_evaluation = False
         self.skipped: list[tuple[int, str, list[str]]] = []
         self.losses: list[float] = []
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": vars(self).copy()}
+        names = ("has_pending_evaluation", "skipped", "losses", "seen")
+        attributes = {name: getattr(self, name) for name in names} | {"epoch_size": self.trainer.epoch_size()}
+        return {"args": {}, "attributes": attributes}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        self.first_step = state.global_step
+        checkpoint = self.trainer.resumed_from
+        if checkpoint is None:
+            return
+        old_lr, saved = (
+            optimizer.param_groups[0]["lr"],
+            TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}"),
+        )
+        # The run may have moved.
+        for folder in (Path(checkpoint).parent, Path(args.output_dir)):
+            self.trainer.resolve_best_checkpoint(folder)
+        restore_callbacks(self.trainer.callback_handler.callbacks, state)
+        update_groups(optimizer, lr_scheduler, self.trainer.group_settings)
+        if saved.num_train_epochs != state.num_train_epochs:
+            logger.info(
+                f"The schedule now ends after {state.num_train_epochs} epochs (before: {saved.num_train_epochs}): the "
+                f"learning rate changes from {old_lr:.3g} to {optimizer.param_groups[0]['lr']:.3g}."
+            )
+        if self.has_pending_evaluation:
+            self.trainer.run_pending_evaluation()
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.seen = self.seen
+        # accelerate's loader reaches neither a sampler that it has sharded nor a stream.
+        for part in (self.trainer.sampler, self.trainer.train_dataset):
+            if part is not None and hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch or 0))
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> None:
+        """Save the best checkpoint under any save strategy, if it is loaded at the end."""
+        value = metrics.get(f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}")
+        if value is None or not (self.trainer.is_in_train and args.load_best_model_at_end and state.global_step):
+            return
+        best = state.best_metric
+        is_best = best is None or (value > best if args.greater_is_better else value < best)
+        control.should_save = control.should_save or is_best
+
+
+def restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> None:
+    """Restore the callbacks' attributes. (Trainer would replace the callbacks, and restore e.g. an old patience too.)"""
+    current = {type(callback).__name__: callback for callback in callbacks if isinstance(callback, ExportableState)}
+    if unknown := sorted(set(state.stateful_callbacks) - set(current) - {TrainerControl.__name__}):
+        logger.warning(
+            f"The checkpoint holds the state of {', '.join(unknown)}, which this version does not know: the history, "
+            "warnings and counters of before are not restored. Weights, optimizer and data order are."
+        )
+    for name, callback in current.items():
+        saved = state.stateful_callbacks.setdefault(name, callback.state())  # Trainer expects one when it saves
+        for attribute, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
+            setattr(callback, attribute, value)
+
+
+def update_groups(optimizer: Any, lr_scheduler: Any, settings: list[tuple[float | None, float]]) -> None:
+    """Let a new learning rate, schedule or weight decay override a checkpoint's.
+
+    Metric-driven schedulers keep the learning rate.
+
+    Args:
+        settings: learning rate at the start of the schedule, and weight decay, of each parameter group.
+    """
+    for index, (group, (lr, decay)) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
+        group["weight_decay"] = decay
+        if isinstance(lr_scheduler, LambdaLR) and lr is not None:
+            group["initial_lr"] = lr_scheduler.base_lrs[index] = lr
+            group["lr"] = lr * lr_scheduler.lr_lambdas[index](lr_scheduler.last_epoch)
+            lr_scheduler._last_lr[index] = group["lr"]  # logged before the first scheduler step
 
 
 class ResumableTrainer(Trainer):
@@ -67,110 +154,105 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         stop: signal handler that may end the run.
+        sampler: the order of the training documents.
+        resumed_from: checkpoint that training resumed from.
+        group_settings: learning rate and weight decay of each of the optimizer's groups, as configured.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.stop: StopSignal | None = None
-        self.sampler: Sampler | None = None
-        self.resume_state = ResumeState()
+        self.sampler: Any = None
+        self.resumed_from: str | None = None
+        self.group_settings: list[tuple[float | None, float]] = []
+        self.resume_state = ResumeState(self)
         self.add_callback(self.resume_state)
         self.control: TrainerControl
-        self._is_saving = self._is_interrupted = self._at_epoch_start = False
-        self._step_rng_state: list[torch.Tensor] = []
-        self._resumed_from: str | None = None
+        self._is_saving = False
 
-    # ---- interrupting a step or an evaluation ----
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal has ended the run."""
+        return self.stop is not None and self.stop.agreed is not None
 
     def raise_if_interrupted(self) -> None:
         """Raise TrainingInterrupted, on every process alike, if the run must stop now."""
         if self.stop is not None and self.stop.deadline_reached():
             raise TrainingInterrupted
 
-    def discard_step_stats(self) -> None:
-        """Undo the statistics of the current step; a hook for subclasses."""
+    def epoch_size(self) -> EpochSize | None:
+        """Documents of a step and steps of an epoch, for resuming with another effective batch; a hook for subclasses."""
+        return None
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Like Trainer's, but first record the RNG state, which is saved if this step is interrupted."""
-        if not self._at_epoch_start:
-            self._step_rng_state = random_state(self.args.device)
-        self._at_epoch_start = False
-        return super().get_batch_samples(*args, **kwargs)
+    def restore_step_start(self) -> None:
+        """Undo the current step's statistics and random numbers; a hook for subclasses."""
 
-    def _run_epoch(self, *, epoch: int, model: nn.Module, trial: Any, **kwargs: Any) -> None:
-        """Like Trainer's, with fixes.
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Like Trainer's, but an interrupted run ends with a checkpoint of its last completed step.
 
-        Sets the epoch on samplers and datasets that accelerate's loader does not reach, trains no further step when
-        resuming a run that had stopped early, and handles interrupted steps.
+        `eval_on_start` evaluates at the start of a run only, not whenever it is resumed.
         """
-        for part in (self.sampler, self.train_dataset):
-            if part is not None and hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        if self._run_pending_evaluation(model, trial, epoch):
-            kwargs["resume_from_checkpoint"] = self._resumed_from
-        if self.control.should_training_stop:
-            return
-        if epoch == kwargs["epochs_trained"]:
-            self._load_rng_state(kwargs["resume_from_checkpoint"])
-        # The loader draws a random number when it starts: a checkpoint before the first step needs the state before.
-        self._step_rng_state, self._at_epoch_start = random_state(self.args.device), True
+        self.resumed_from = resume_from_checkpoint = self._checkpoint_for_this_batch(resume_from_checkpoint or None)
+        # Last of the callbacks, so that the others are ready when it runs an evaluation.
+        self.remove_callback(self.resume_state)
+        self.add_callback(self.resume_state)
+        eval_on_start = self.args.eval_on_start
+        self.args.eval_on_start = eval_on_start and self.resumed_from is None
         try:
-            super()._run_epoch(epoch=epoch, model=model, trial=trial, **kwargs)
+            output = super().train(resume_from_checkpoint, trial, *args, **kwargs)
         except (TrainingInterrupted, RuntimeError) as error:
             self._raise_unless_interrupted(error)
-            self.discard_step_stats()
-            self._save_interrupt_checkpoint(model, trial)
+            self.restore_step_start()
+            output = self._finalize_training(trial, 0, time.time())
+        finally:
+            self.args.eval_on_start = eval_on_start
+        if self.is_interrupted:
+            self._save_if_missing(trial)
+        return output
 
-    def _maybe_log_save_evaluate(
-        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kw: Any
-    ) -> None:
-        """Like Trainer's, but an interrupted evaluation is marked as pending and runs on resume."""
-        if self._is_interrupted:
-            return
-        should_evaluate = self.control.should_evaluate
-        if should_evaluate:
-            self._step_rng_state = random_state(self.args.device)
-        try:
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kw)
-            is_best = self.state.best_global_step == self.state.global_step
-            is_stopped = self.stop is not None and self.stop.agreed is not None
-            if should_evaluate and is_stopped and self.args.save_strategy == "best" and not is_best:
-                # Trainer has reset should_save, which was set on the signal.
-                self._save_checkpoint(model, trial)
-                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        except (TrainingInterrupted, RuntimeError) as error:
-            self._raise_unless_interrupted(error)
-            self.resume_state.has_pending_evaluation = True
-            self._save_interrupt_checkpoint(model, trial)
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Like Trainer's, but save the best checkpoint under any save strategy if it is loaded at the end."""
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best and self.args.load_best_model_at_end:
-            self.control.should_save = True
-        return is_best
+    def _checkpoint_for_this_batch(self, checkpoint: str | None) -> str | None:
+        """The checkpoint, converted to steps of the current effective batch if it was written with another."""
+        old, new = checkpoint and saved_epoch_size(Path(checkpoint)), self.epoch_size()
+        if not checkpoint or not old or new is None or old.documents_per_step == new.documents_per_step:
+            return checkpoint
+        return str(convert_run(Path(checkpoint), Path(self.args.output_dir), old, new, self.accelerator))
 
     def _raise_unless_interrupted(self, error: Exception) -> None:
         """Re-raise errors other than an interruption, or a loader worker killed by the same signal during startup."""
-        worker_killed = self.stop is not None and self.stop.received is not None and "DataLoader worker" in str(error)
-        if not isinstance(error, TrainingInterrupted) and not (worker_killed and self.args.world_size == 1):
+        if isinstance(error, TrainingInterrupted):
+            return
+        is_worker_killed = (
+            self.stop is not None and self.stop.received is not None and "DataLoader worker" in str(error)
+        )
+        if not is_worker_killed or self.args.world_size > 1:
             raise error
+        assert self.stop is not None
+        self.stop.sync()
 
-    def _save_interrupt_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save the state after the last completed step, unless already saved, and end training."""
-        self._is_interrupted = self.control.should_training_stop = True
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step and (self.resume_state.has_pending_evaluation or checkpoint_problem(folder)):
-            set_random_state(self.args.device, self._step_rng_state)
-            self._save_checkpoint(model, trial)
+    def _save_if_missing(self, trial: Any) -> None:
+        """Save the state after the last completed step, unless it is already saved."""
+        step, is_pending = self.state.global_step, self.resume_state.has_pending_evaluation
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        if is_pending or (step > self.resume_state.first_step and checkpoint_problem(folder)):
+            self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
-    def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
-        self._resumed_from = checkpoint
-        result = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
-        for folder in (Path(checkpoint or "").parent, Path(self._get_output_dir(trial))):
-            self._resolve_best_checkpoint(folder)
-        return result
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Like Trainer's, but an evaluation of training that is interrupted runs first on resume."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except TrainingInterrupted:
+            self.resume_state.has_pending_evaluation = self.is_in_train and self.state.global_step > 0
+            raise
+
+    def run_pending_evaluation(self) -> None:
+        """Run an interrupted evaluation, and save the checkpoint as it would have been without the interruption."""
+        logger.info(f"Running the interrupted evaluation of step {self.state.global_step}.")
+        self.resume_state.has_pending_evaluation = False
+        self._load_rng_state(self.resumed_from)  # saved again with the checkpoint
+        self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
+        self._maybe_log_save_evaluate(self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, 0.0)
+        self.control.should_evaluate = self.control.should_save = False
 
     # ---- learning rates ----
 
@@ -185,77 +267,19 @@ class ResumableTrainer(Trainer):
         finally:
             self.args.lr_scheduler_kwargs = kwargs
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Like Trainer's, but a new learning rate or weight decay overrides the checkpoint's.
+    # ---- checkpoints ----
 
-        Metric-driven schedulers keep the checkpoint's learning rate.
-        """
-        assert self.optimizer is not None
-        settings = [(group.get("initial_lr"), group["weight_decay"]) for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
-        for index, (group, (lr, decay)) in enumerate(zip(self.optimizer.param_groups, settings, strict=True)):
-            group["weight_decay"] = decay
-            if lr is not None and lr != group["initial_lr"]:
-                group["lr"] *= lr / group["initial_lr"] if group["initial_lr"] else 0.0
-                group["initial_lr"] = self.lr_scheduler.base_lrs[index] = lr
-                self.lr_scheduler._last_lr[index] = group["lr"]  # logged before the first scheduler step
-
-    def _resolve_best_checkpoint(self, run_dir: Path, being_saved: Path | None = None) -> None:
+    def resolve_best_checkpoint(self, run_dir: Path, being_saved: Path | None = None) -> None:
         """Update the best checkpoint's path: the run may have moved, and Trainer records the staging folder."""
         best = run_dir / f"checkpoint-{self.state.best_global_step}"
         if best == being_saved or best.is_dir():
             self.state.best_model_checkpoint = str(best)
 
-    def _run_pending_evaluation(self, model: nn.Module, trial: Any, epoch: int) -> bool:
-        """Run an interrupted evaluation, if any.
-
-        The checkpoint is then saved as it would have been without the interruption, and the run resumes from it.
-        """
-        if not self.resume_state.has_pending_evaluation:
-            return False
-        logger.info(f"Running the interrupted evaluation of step {self.state.global_step}.")
-        self.resume_state.has_pending_evaluation = False
-        self._load_rng_state(self._resumed_from)
-        self.control.should_log, self.control.should_evaluate, self.control.should_save = False, True, True
-        self._maybe_log_save_evaluate(self._tr_loss, None, model, trial, epoch, None, 0.0)
-        self.control.should_evaluate = self.control.should_save = False
-        self._resumed_from = f"{self._get_output_dir(trial)}/checkpoint-{self.state.global_step}"
-        return True
-
-    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        """Like Trainer's, but keep the last checkpoint whatever `save_total_limit` is, for resuming and for the hub.
-
-        (transformers 5.23 deletes it if only one is kept and another is the best.) An interrupted run does not load its
-        best model.
-        """
-        is_interrupted = self._is_interrupted or (self.stop is not None and self.stop.agreed is not None)
-        if not is_interrupted:
-            self._run_pending_evaluation(self.model_wrapped, trial, int(self.args.num_train_epochs))
-        limit, best = self.args.save_total_limit, self.args.load_best_model_at_end
-        self.args.save_total_limit, self.args.load_best_model_at_end = None, best and not is_interrupted
-        try:
-            return super()._finalize_training(trial, *args, **kwargs)
-        finally:
-            self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
-
-    # A signal to the process group must not kill the loader's workers while the run is saving.
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        """Like Trainer's, but workers ignore SIGTERM and SIGINT, and `drop_last` applies to training only."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
-        try:
-            loader = super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
-        loader.worker_init_fn = partial(ignore_signals, loader.worker_init_fn)
-        return loader
-
-    # ---- checkpoints ----
-
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
         return f"{folder}/{STAGING_DIR}" if self._is_saving else folder
 
+    # Trainer writes in place: a killed run would leave an incomplete checkpoint.
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Like Trainer's, but atomic: write to a staging folder, flush, add a manifest, rename, then rotate.
 
@@ -264,56 +288,35 @@ class ResumableTrainer(Trainer):
         """
         run_dir, step = Path(self._get_output_dir(trial)), self.state.global_step
         folder, partial = (parent / f"checkpoint-{step}" for parent in (run_dir, run_dir / STAGING_DIR))
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         self._is_saving = True
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            self._resolve_best_checkpoint(run_dir, being_saved=folder)
+            self.resolve_best_checkpoint(run_dir, being_saved=folder)
             if self.args.should_save:
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))  # with the best checkpoint's final path
                 commit_checkpoint(partial, folder)
                 best = self.state.best_model_checkpoint
-                rotate(run_dir, limit, {folder, Path(best)} if best else {folder})
+                rotate(run_dir, self.args.save_total_limit, {folder, Path(best)} if best else {folder})
         except Exception as error:
             if (reason := disk_error(error)) is None:
                 raise
             raise ValueError(_save_error_message(reason, folder)) from error
         finally:
-            self._is_saving, self.args.save_total_limit = False, limit
+            self._is_saving = False
         self.accelerator.wait_for_everyone()
 
+    # Trainer would go on with the last model if the best checkpoint is missing.
     def _load_best_model(self) -> None:
-        """Like Trainer's, after validating the checkpoint."""
+        """Like Trainer's, after validating the checkpoint; an interrupted run does not need its best model."""
+        if self.is_interrupted:
+            return
         if reason := checkpoint_problem(Path(self.state.best_model_checkpoint or "")):
             raise ValueError(
                 f"The best checkpoint, {self.state.best_model_checkpoint}, cannot be loaded: {reason}. To use the last "
                 "one: --resume_from_checkpoint auto --load_best_model_at_end False."
             )
         super()._load_best_model()
-
-    def _load_callback_state(self) -> None:
-        """Restore the callbacks' state. (Trainer would also restore their arguments, e.g. an old patience.)"""
-        saved = self.state.stateful_callbacks
-        current = {type(callback).__name__ for callback in [*self.callback_handler.callbacks, self.control]}
-        if unknown := sorted(set(saved) - current):
-            logger.warning(
-                f"The checkpoint holds the state of {', '.join(unknown)}, which this version does not know: the history, "
-                "warnings and counters of before are not restored. Weights, optimizer and data order are."
-            )
-        for callback in self.callback_handler.callbacks:
-            if self.args.restore_callback_states_from_checkpoint and isinstance(callback, ExportableState):
-                state = saved.setdefault(type(callback).__name__, callback.state())  # Trainer expects one when it saves
-                for name, value in (state if isinstance(state, dict) else {}).get("attributes", {}).items():
-                    setattr(callback, name, value)
-
-
-def ignore_signals(worker_init: Callable[[int], None] | None, worker: int) -> None:
-    """`worker_init_fn` that ignores SIGTERM and SIGINT, then calls `worker_init`."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    if worker_init is not None:
-        worker_init(worker)
 
 
 def _save_error_message(error: OSError, folder: Path) -> str:

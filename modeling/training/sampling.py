@@ -21,6 +21,10 @@ class EpochSampler(Sampler[int]):
     Args:
         num_processes, batch_size, accumulation_steps: together, the documents of an optimizer step.
         costs: relative cost of encoding each document.
+        shuffle: False for the documents' own order in every epoch.
+
+    Attributes:
+        seen: (epoch, documents): the first documents of that epoch's order were seen already, and are replaced by padding.
     """
 
     def __init__(
@@ -31,10 +35,12 @@ class EpochSampler(Sampler[int]):
         batch_size: int = 1,
         accumulation_steps: int = 1,
         costs: Sequence[float] | np.ndarray | None = None,
+        shuffle: bool = True,
     ):
-        self.num_documents, self.seed, self.epoch = num_documents, seed, 0
+        self.num_documents, self.seed, self.epoch, self.shuffle = num_documents, seed, 0, shuffle
         self.num_processes, self.batch_size, self.accumulation_steps = num_processes, batch_size, accumulation_steps
         self.costs = costs
+        self.seen: tuple[int, int] | None = None
         self.num_padding = -num_documents % (num_processes * batch_size) if num_processes > 1 else 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,7 +51,11 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.num_documents, generator=generator)
+        order = torch.arange(self.num_documents)
+        if self.shuffle:
+            order = torch.randperm(self.num_documents, generator=generator)
+        if self.seen is not None and self.seen[0] == self.epoch:
+            order[: self.seen[1]] = PADDING_INDEX
         order = torch.cat([order, torch.full((self.num_padding,), PADDING_INDEX)])
         for part in order.split(self.num_processes * self.batch_size * self.accumulation_steps):
             indices = part.tolist()

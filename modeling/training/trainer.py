@@ -8,26 +8,28 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from accelerate.utils.memory import clear_device_cache
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import IterableDataset
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..hierarchical_roberta.precision import full_precision
-from ..hierarchical_roberta.recomputation import random_state, set_random_state
+from ..hierarchical_roberta.recomputation import set_random_state
+from .data_loading import data_loader
 from .losses import weight_sum, weighted_loss_sum
 from .optimizer import parameter_groups
-from .out_of_memory import out_of_memory_reason, split_documents, survive_out_of_memory
+from .out_of_memory import OutOfMemoryRecovery, out_of_memory_reason, survive_out_of_memory
 from .reduction import average_gradients
-from .resumable_trainer import ResumableTrainer, format_ids, ignore_signals
+from .resumable_trainer import ResumableTrainer, TrainingInterrupted, format_ids
+from .runtime import peak_memory
 from .sampling import EpochSampler, PaddedDataset
 from .sharding import prepare_to_shard, shards_weights
+from .step_conversion import EpochSize
 from .training_stats import TrainingStats
 
 logger = logging.getLogger(__name__)
@@ -80,33 +82,21 @@ class WeightedTrainer(ResumableTrainer):
         if shards_weights(self.accelerator):
             prepare_to_shard(self.model, self.accelerator, self.args.ddp_timeout)
         # compute_loss divides by the weights of the whole step; Trainer must not also divide by the accumulation steps.
-        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
         self.optimizer: torch.optim.Optimizer | None
         self.last_grad_norm: torch.Tensor | float | None = None
         # Logits (documents, K) and labels of the last evaluation, for callbacks.
         self.last_evaluation: EvalLoopOutput | None = None
         self.stats = TrainingStats(self.accelerator)
-        # After out of memory: number of parts into which a batch is split, in training (True) and evaluation (False).
-        self.num_splits = {True: 1, False: 1}
-        self._eval_live_chunks = 0
+        self.add_callback(self.stats)
+        self.recovery = OutOfMemoryRecovery(
+            lambda: self.accelerator.unwrap_model(self.model), self.args.device, self._can_retry
+        )
         self._full_precision = False
-        # Current optimizer step: micro-batches so far, their losses and document ids, and the RNG state at its start.
-        self._step_batches: list[dict[str, Any]] = []
-        self._step_losses: list[torch.Tensor] = []
-        self._step_ids: list[list[str]] = []
-        self._step_start_rng: list[torch.Tensor] = []
-        self._tr_loss_before_step: torch.Tensor | None = None
+        self._step_ids: list[list[str]] = []  # document ids of the current step's micro-batches
+        self._logged_losses: list[float] = []  # losses of the completed steps since the last log
 
     # ---- the loss ----
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """Sum of the class weights of the step's documents over all processes: the divisor in `compute_loss`."""
-        if not batch_samples or "labels" not in batch_samples[0]:
-            return None
-        total = torch.stack(
-            [weight_sum(batch["labels"], self.class_weights).to(device) for batch in batch_samples]
-        ).sum()
-        return self.accelerator.reduce(total) if self.args.world_size > 1 else total
 
     # The loss is divided by the weights of all the step's documents, which only Trainer knows.
     def compute_loss(
@@ -132,39 +122,47 @@ class WeightedTrainer(ResumableTrainer):
         """No-op as in Trainer; autocast if the weights are sharded."""
         return self.accelerator.autocast() if shards_weights(self.accelerator) else nullcontext()
 
-    # ---- the training step, with out-of-memory recovery ----
+    # ---- the training step ----
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        """The next step's micro-batches, and the sum of their class weights over all processes: the divisor in
+        `compute_loss`.
+
+        Raises:
+            TrainingInterrupted: training must stop before this step, e.g. resumed after it had stopped early.
+        """
+        if self.control.should_training_stop:
+            raise TrainingInterrupted
+        self.recovery.reset()
+        self.stats.begin_step()
+        started = time.perf_counter()
+        batches = list(islice(epoch_iterator, num_batches))
+        self._step_ids = [batch.pop("ids", []) for batch in batches]
+        self.stats.add_batches(batches, time.perf_counter() - started)
+        if not batches:
+            return batches, None
+        weights = torch.stack([weight_sum(batch["labels"], self.class_weights).to(device) for batch in batches]).sum()
+        return batches, self.accelerator.reduce(weights) if self.args.world_size > 1 else weights
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Like Trainer's, but restart the optimizer step with less memory when out of memory.
 
-        A restart halves the live chunks or, at one live chunk, the documents at a time. Loss, effective batch and
-        schedule are unchanged.
-
         Gradients are all-reduced after the step's last micro-batch, so that one process can restart on its own. (Not
         with sharded weights, whose ranks synchronize in every layer.)
+
+        Returns:
+            The micro-batch's loss; 0 if it is not finite, as the step will be skipped.
         """
         self.raise_if_interrupted()
-        if not self._step_batches:
-            self._step_start_rng = random_state(self.args.device)
-        self._step_batches.append(inputs)
-        pending = [inputs]
+        run = super().training_step
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         with nullcontext() if is_sharded else self.accelerator.no_sync(model):
-            while True:
-                try:
-                    losses = [self._training_step_in_parts(model, batch, num_items_in_batch) for batch in pending]
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    if (reason := out_of_memory_reason(error)) is None:
-                        raise
-                self._shrink_batch(inputs, reason, training=True)
-                model.zero_grad()
-                set_random_state(self.args.device, self._step_start_rng)
-                pending = self._step_batches
+            loss = self.recovery.train(
+                lambda batch: run(model, batch, num_items_in_batch), inputs, self.state.global_step + 1
+            )
         if self.accelerator.sync_gradients and self.args.world_size > 1 and not is_sharded:
             self._average_gradients(model)
-        self._step_losses[len(self._step_batches) - len(losses) :] = losses
-        return losses[-1]
+        return loss.nan_to_num(0.0, 0.0, 0.0)
 
     def _average_gradients(self, model: nn.Module) -> None:
         try:
@@ -177,56 +175,15 @@ class WeightedTrainer(ResumableTrainer):
                 "--per_device_train_batch_size."
             ) from error
 
-    def _training_step_in_parts(self, model: nn.Module, inputs: dict[str, Any], num_items: Any) -> torch.Tensor:
-        parts = split_documents(inputs, self.num_splits[True])
-        step = super().training_step
-        return torch.stack([step(model, part, num_items).detach() for part in parts]).sum()
+    def _can_retry(self, training: bool) -> bool:
+        """Whether a rank may repeat a step or an evaluation on its own after out of memory."""
+        return not shards_weights(self.accelerator) and not (training and self.is_deepspeed_enabled)
 
-    def _shrink_batch(self, inputs: dict[str, Any], reason: str, training: bool) -> None:
-        """Halve the live chunks, or the documents at a time, and log it.
-
-        Raises:
-            ValueError: a single chunk does not fit, or the weights are sharded, so that one rank cannot retry alone.
-        """
-        if shards_weights(self.accelerator) or (training and self.is_deepspeed_enabled):
-            lower = "--live_chunks or --per_device_train" if training else "--token_budget or --per_device_eval"
-            raise ValueError(f"Out of memory ({reason}): lower {lower}_batch_size.")
-        clear_device_cache(garbage_collection=True)
-        model = self.accelerator.unwrap_model(self.model)
-        largest = max(int(part["num_chunks"].sum()) for part in split_documents(inputs, self.num_splits[training]))
-        live = 1 if "chunk_vectors" in inputs else min(model.live_chunks or largest, largest)
-        documents = -(-len(inputs["num_chunks"]) // self.num_splits[training])
-        if live > 1:
-            model.live_chunks = live // 2
-            change = f"live_chunks={live // 2} (was {live})"
-        elif documents > 1:
-            self.num_splits[training] *= 2
-            change = f"{-(-documents // 2)} documents at a time (was {documents})"
-        else:
-            raise ValueError(
-                f"Out of memory with one chunk of one document at a time ({reason}). Lower --chunk_length, freeze "
-                "layers (--freeze_layers, --freeze_encoder), use bf16 or fp16, or use a smaller encoder."
-            )
-        where = f"in step {self.state.global_step + 1}" if training else "in evaluation"
-        logger.warning(f"Out of memory {where} ({reason}): retrying with {change}; the result is unchanged.")
-
-    # ---- statistics ----
-
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
-        """Like Trainer's, and count the batches and the time spent waiting for them."""
-        self._step_batches, self._step_losses = [], []
-        self._tr_loss_before_step = self._tr_loss.clone()
-        self.stats.begin_step()
-        started = time.perf_counter()
-        batches, weights = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._step_ids = [batch.pop("ids", []) for batch in batches]
-        self.stats.add_batches(batches, time.perf_counter() - started)
-        return batches, weights
-
-    def discard_step_stats(self) -> None:
-        """Undo the statistics of the current step, except its seconds."""
+    def restore_step_start(self) -> None:
+        """Undo the current step's statistics, except its seconds, and its random numbers."""
         self.stats.discard_step()
-        self._tr_loss.copy_(self._tr_loss_before_step)
+        if self.recovery.batches:
+            set_random_state(self.args.device, self.recovery.step_rng_state)
 
     def padding_share(self) -> float:
         """Share of padding among the tokens encoded so far on this process."""
@@ -255,25 +212,15 @@ class WeightedTrainer(ResumableTrainer):
         inputs = self._prepare_inputs(inputs)
         inputs.pop("ids", None)
         labels = inputs.pop("labels", None)
+
+        def logits_of(part: dict[str, Any]) -> torch.Tensor:
+            autocast = nullcontext() if self._full_precision else self.compute_loss_context_manager()
+            with torch.no_grad(), autocast:
+                return model(**part).logits.detach()
+
         # accelerate may already have wrapped the forward in autocast.
-        unwrapped = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=not self._full_precision)
-        live_chunks = unwrapped.live_chunks
-        # No activations are kept in evaluation, which has its own limit, lowered on out of memory only.
-        unwrapped.live_chunks = self._eval_live_chunks
-        try:
-            while True:
-                try:
-                    parts = split_documents(inputs, self.num_splits[False])
-                    autocast = nullcontext() if self._full_precision else self.compute_loss_context_manager()
-                    with torch.no_grad(), autocast:
-                        logits = torch.cat([model(**part).logits.detach() for part in parts])
-                    return None, logits, labels
-                except (RuntimeError, MemoryError) as error:
-                    if (reason := out_of_memory_reason(error)) is None:
-                        raise
-                self._shrink_batch(inputs, reason, training=False)
-        finally:
-            self._eval_live_chunks, unwrapped.live_chunks = unwrapped.live_chunks, live_chunks
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=not self._full_precision)
+        return None, self.recovery.evaluate(logits_of, inputs), labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Like Trainer's, but with the exact weighted loss over the split (Trainer averages batch means)."""
@@ -304,6 +251,7 @@ class WeightedTrainer(ResumableTrainer):
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **kwargs)
             survive_out_of_memory(self.optimizer)
+            self.group_settings = [(group["lr"], group["weight_decay"]) for group in groups]
             for group in groups:
                 count = sum(parameter.numel() for parameter in group["params"])
                 logger.info(
@@ -321,22 +269,25 @@ class WeightedTrainer(ResumableTrainer):
 
     # ---- skipped steps ----
 
-    # Trainer's last call before the optimizer step.
+    # Trainer's last call before the optimizer step, and the only one with the norm before clipping.
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Like Trainer's, but skip a step with a non-finite loss or gradient norm by zeroing its gradients.
 
         (Under fp16 the gradient scaler skips it.) Synchronizes with the device once per step.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        loss = torch.stack(self._step_losses).sum() / self.accelerator.num_processes
+        losses = self.recovery.losses
+        loss = torch.stack(losses).sum() / self.accelerator.num_processes
         loss = float(self.accelerator.reduce(loss) if self.args.world_size > 1 else loss)
         if (reason := self._skip_reason(loss, float(norm))) is None:
             self.last_grad_norm = norm
-            self.stats.add_loss(loss)
+            self.stats.complete_step(loss)
+            self._logged_losses.append(loss)
             self.resume_state.skipped = []
             self.resume_state.losses = [*self.resume_state.losses, loss][-LOSS_WINDOW:]
+            self.recovery.reset()
             return norm
-        non_finite = [ids for ids, loss in zip(self._step_ids, self._step_losses, strict=True) if not loss.isfinite()]
+        non_finite = [ids for ids, loss in zip(self._step_ids, losses, strict=True) if not loss.isfinite()]
         ids = self._gather_ids(non_finite) or self._gather_ids(self._step_ids)
         step = self.state.global_step + 1
         self.resume_state.skipped = [*self.resume_state.skipped, (step, reason, ids)]
@@ -344,8 +295,7 @@ class WeightedTrainer(ResumableTrainer):
         level = logging.INFO if is_quiet else logging.WARNING
         logger.log(level, f"Skipping step {step}: {reason}. Documents: {format_ids(ids)}.")
         self.stats.discard_step(is_skipped=True)
-        self._tr_loss.copy_(self._tr_loss_before_step)
-        self._globalstep_last_logged += 1  # the logged mean excludes skipped steps
+        self.recovery.reset()
         if not self.args.fp16:
             model.zero_grad()
         return norm
@@ -365,54 +315,76 @@ class WeightedTrainer(ResumableTrainer):
             )
         return None
 
-    # Trainer logs the learning rate of the first group only.
+    # ---- logging ----
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Like Trainer's, with the learning rate of every group."""
-        if "learning_rate" in logs:
-            logs |= {f"learning_rate/{name}": lr for name, lr in self.learning_rates().items()}
+        """Like Trainer's, so that every tracker gets it: the mean loss of the completed steps, the learning rate of every
+        group (Trainer: of the first), throughput, padding and memory.
+        """
+        if "loss" in logs:
+            losses, self._logged_losses = self._logged_losses, []
+            logs.pop("loss")
+            if losses:  # none, if all steps since the last log were skipped
+                logs = {"loss": sum(losses) / len(losses)} | logs
+            logs |= {f"learning_rate_{name}": lr for name, lr in self.learning_rates().items()}
+            logs |= self.stats.speed() | {"padding_share": self.padding_share()} | peak_memory(self.args.device)
         super().log(logs, start_time)
 
     # ---- data loading ----
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        # EpochSampler always balances documents across processes, which covers "batch_rebalance".
-        if self.args.train_sampling_strategy not in ("random", "batch_rebalance") or self.train_dataset is None:
-            return super()._get_train_sampler(train_dataset)
-        self.sampler = EpochSampler(
-            len(self.train_dataset),  # type: ignore[arg-type]
-            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-            self.args.world_size,
-            self._train_batch_size,
-            self.args.gradient_accumulation_steps,
-            self.document_costs,
-        )
-        return self.sampler
-
     def get_train_dataloader(self) -> Any:
-        """Like Trainer's, but with several processes pad the last batches with documents of weight 0.
+        """Batches in the order of `EpochSampler`; with several processes the last ones are padded with documents of weight
+        0.
 
         A stream must be endless and yield different documents on each process (data/streaming.py): accelerate's
         sharding would repeat documents and separate them from their chunks.
         """
-        documents = self.train_dataset
+        documents, args = self.train_dataset, self.args
         if isinstance(documents, IterableDataset):
-            return DataLoader(
-                documents,
-                self._train_batch_size,
-                collate_fn=self.data_collator,
-                num_workers=min(self.args.dataloader_num_workers, 1),  # one worker preserves the order
-                pin_memory=self.args.dataloader_pin_memory,
-                worker_init_fn=partial(ignore_signals, None),
-            )
-        if self.args.world_size > 1:
-            documents = PaddedDataset(documents)
-        return self._get_dataloader(
-            dataset=documents,
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,
-            is_training=True,
+            # One worker preserves the order.
+            options = {"num_workers": min(args.dataloader_num_workers, 1), "drop_last": False}
+            return data_loader(documents, self._train_batch_size, self.data_collator, args, **options)
+        assert documents is not None
+        self.sampler = EpochSampler(
+            len(documents),  # type: ignore[arg-type]
+            args.seed if args.data_seed is None else args.data_seed,
+            args.world_size,
+            self._train_batch_size,
+            args.gradient_accumulation_steps,
+            self.document_costs,
+            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
         )
+        loader = data_loader(
+            PaddedDataset(documents), self._train_batch_size, self.data_collator, args, sampler=self.sampler
+        )
+        return self.accelerator.prepare(loader)
+
+    def epoch_size(self) -> EpochSize:
+        """Documents of a step over all processes, and steps of an epoch (0: a stream has no epochs)."""
+        args = self.args
+        batch_size = self._train_batch_size * args.world_size
+        documents = batch_size * args.gradient_accumulation_steps
+        if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
+            return EpochSize(documents, 0)
+        num_documents = len(self.train_dataset)  # type: ignore[arg-type]
+        num_batches = num_documents // batch_size if args.dataloader_drop_last else -(-num_documents // batch_size)
+        return EpochSize(documents, max(-(-num_batches // args.gradient_accumulation_steps), 1))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Like Trainer's, but no document is dropped, and workers end with the evaluation."""
+        documents = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(documents, str):
+            documents = self.eval_dataset[documents]  # type: ignore[index]
+        if documents is None:
+            raise ValueError("Evaluation requires an `eval_dataset`.")
+        options = {"drop_last": False, "persistent_workers": False}
+        return self.accelerator.prepare(
+            data_loader(documents, self.args.eval_batch_size, self.data_collator, self.args, **options)
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Like the loader of an evaluation."""
+        return self.get_eval_dataloader(test_dataset)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Like ResumableTrainer's, after synchronizing the statistics."""

@@ -12,14 +12,14 @@
 | lr_scheduler_type | cosine | linear | decays to zero |
 | logging_steps | 10 | 500 | few, long steps |
 | eval_strategy, save_strategy | epoch | no, steps | early stopping is checked every epoch |
-| save_total_limit | 3 | none | the best and up to two more |
+| save_total_limit | 3 | none | the best and up to two more; 1 is taken as 2: Trainer would delete the last one |
 | load_best_model_at_end | True | False | the best model is exported, not the last |
 | metric_for_best_model | f1_macro | loss | all classes count equally |
 | dataloader_num_workers | 2 on CUDA | 0 | cuts chunks while the GPU computes; on a CPU workers compete for cores |
 | dataloader_pin_memory | on CUDA | True | causes a warning elsewhere |
 | accelerator_config | non_blocking on CUDA | blocking | asynchronous copies from pinned memory |
 | logging_nan_inf_filter | False | True | NaN values must be visible in the logs |
-| restore_callback_states_from_checkpoint | True | False | the patience counter must survive a resume |
+| report_to | tensorboard | none | curves without a further option |
 | ddp_broadcast_buffers | False | None (True) | buffers are constant and equal on all processes |
 | remove_unused_columns | False | True | the collator selects what it needs |
 | hub_private_repo | None: private | None: public | the training data may be confidential |
@@ -82,7 +82,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Pin batches in memory for faster copies to the GPU. Default: on CUDA only."}
     )
     logging_nan_inf_filter: bool = False
-    restore_callback_states_from_checkpoint: bool = True
+    report_to: str | list[str] = field(
+        default="tensorboard",
+        metadata={"help": "Trackers, e.g. tensorboard,mlflow,wandb,trackio; all (that are installed), or none."},
+    )
     remove_unused_columns: bool = False
     ddp_broadcast_buffers: bool | None = False
     bf16: bool | None = field(default=None, metadata={"help": "Use bf16 autocast. Default: chosen by device."})
@@ -229,6 +232,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
                 "`save_only_model` makes a run impossible to resume: remove it. (`save_total_limit` limits the "
                 "checkpoints; the final model is saved to output_dir in any case.)"
             )
+        if self.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "`restore_callback_states_from_checkpoint` would replace this run's callbacks: remove it. Their state is "
+                "restored in any case."
+            )
+        if self.save_total_limit == 1:  # Trainer would delete the last checkpoint in the end, if another is the best
+            self.save_total_limit = 2
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # Trainer would minimize recall_loss, the recall of a label named "loss".
             self.greater_is_better: bool | None = self.metric_for_best_model.removeprefix("eval_") != "loss"
@@ -249,6 +259,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
             precision, self.precision_reason = choose_precision(self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self.bf16, self.fp16 = bool(self.bf16), bool(self.fp16)
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        self.report_to = [name.strip() for part in names for name in part.split(",") if name.strip()]
         super().__post_init__()
 
     @property

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 # Sum of the steps' losses, steps, skipped steps, documents, chunks, seconds of training, and seconds waiting for data.
 STAT_KEYS = ("loss", "steps", "skipped", "documents", "chunks", "seconds", "data_seconds")
 
 
-class TrainingStats:
-    """This process's counts since the last synchronization, and `totals` over all processes.
+class TrainingStats(TrainerCallback, ExportableState):
+    """This process's counts since the last synchronization, and `totals` over all processes, saved with checkpoints.
 
     Counts are Python floats, as not every device supports float64; documents are counted on the labels' device.
     """
@@ -20,8 +22,11 @@ class TrainingStats:
         self.accelerator = accelerator
         self.totals = dict.fromkeys(STAT_KEYS, 0.0)
         self._counts: dict[str, Any] = dict.fromkeys(STAT_KEYS, 0.0)
-        self._before_step = self._counts
+        self._before_step: dict[str, Any] = {}  # counts before the current step; empty between steps
         self._clock: float | None = None
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"totals": dict(self.totals)}}
 
     def begin_step(self) -> None:
         """Start an optimizer step, and the clock with the first one."""
@@ -36,14 +41,16 @@ class TrainingStats:
             self._counts["documents"] = self._counts["documents"] + (batch["labels"] != -100).sum()
             self._counts["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
 
-    def add_loss(self, loss: float) -> None:
-        """Add the loss of a completed step, over all processes."""
+    def complete_step(self, loss: float) -> None:
+        """End the current step and add its loss, over all processes."""
         self._counts["loss"] += loss / self.accelerator.num_processes
+        self._before_step = {}
 
     def discard_step(self, is_skipped: bool = False) -> None:
-        """Undo the counts of the current step, except its seconds."""
-        for name in ("steps", "documents", "chunks"):
+        """Undo the counts of the current step, if any, except its seconds."""
+        for name in ("steps", "documents", "chunks") if self._before_step else ():
             self._counts[name] = self._before_step[name]
+        self._before_step = {}
         self._counts["skipped"] += is_skipped / self.accelerator.num_processes
 
     def synchronize(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ from scripts.evaluation.explanations import DocumentResult, explain_chunks, expl
 from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
 from scripts.evaluation.figures import (
     abstain_figure,
-    confusion_figure,
+    confusion_png,
     curves_figure,
     faithfulness_figure,
     reliability_figure,
@@ -228,7 +228,7 @@ def figures_of(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, A
     figures = [
         ("confusion", "Confusion matrix",
          "Documents by label (row) and prediction (column), with the share of the row.",
-         confusion_figure(np.array(metrics["confusion"]), names)),
+         confusion_png(np.array(metrics["confusion"]), names)),
         ("curves", "Precision-recall and ROC curves", "Each class against the rest, over all thresholds.",
          curves_figure(evaluation["scores"], labels, names)),
         ("reliability", "Calibration (reliability diagram)",

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from modeling.training.calibration import reliability
+from modeling.training.trackers import confusion_figure
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # labels may contain dollar signs
@@ -34,18 +35,9 @@ def _axes(x: str, y: str, columns: int = 1) -> tuple[Figure, list[Any]]:
     return figure, axes
 
 
-def confusion_figure(confusion_KK: np.ndarray, names: Sequence[str]) -> bytes:
+def confusion_png(confusion_KK: np.ndarray, names: list[str]) -> bytes:
     """Confusion matrix: counts, shaded by their share of the label."""
-    figure, [axes] = _axes("prediction", "label")
-    share_KK = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share_KK, cmap="Blues", vmin=0, vmax=1)
-    axes.grid(visible=False)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_yticks(range(len(names)), names)
-    for (row, column), share in np.ndenumerate(share_KK):
-        colour = "white" if share > 0.5 else "black"
-        axes.text(column, row, f"{confusion_KK[row, column]}\n{share:.0%}", ha="center", va="center", color=colour)
-    return _png(figure)
+    return _png(confusion_figure(confusion_KK, names))
 
 
 def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[str]) -> bytes:

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
 from data.collator import DocumentCollator
 from modeling.file_utils import sync_to_disk
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.resumable_trainer import ignore_signals
+from modeling.training.data_loading import ignore_signals
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ def encode_files(
         collate_fn=collator,
         num_workers=num_workers,
         pin_memory=on_cuda,
-        worker_init_fn=partial(ignore_signals, None),
+        worker_init_fn=ignore_signals,
     )
 
     def encoded() -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from modeling.file_utils import write_json, write_text
 from modeling.training.calibration import fit_temperature
-from modeling.training.callbacks import HistoryCallback
+from modeling.training.callbacks import HistoryCallback, is_timing
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
@@ -31,9 +31,8 @@ def evaluate_splits(
         if split not in documents:
             continue
         output = trainer.predict(documents[split], metric_key_prefix=split)
-        timing = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
         named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
-        metrics[split] = {name: value for name, value in named.items() if name not in timing}
+        metrics[split] = {name: value for name, value in named.items() if not is_timing(name)}
         logits = np.asarray(output.predictions, dtype=np.float64)
         if split == "validation":
             config.temperature = fit_temperature(logits, np.asarray(output.label_ids))

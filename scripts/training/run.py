@@ -3,13 +3,14 @@
 import logging
 import pickle
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError
 from transformers import ProgressCallback
+from transformers.integrations import TensorBoardCallback
 
 from modeling.training.callbacks import (
     EarlyStopping,
@@ -20,9 +21,9 @@ from modeling.training.callbacks import (
 )
 from modeling.training.checkpointing import find_checkpoint
 from modeling.training.monitor import TrainingMonitor
-from modeling.training.resumable_trainer import TrainingInterrupted
 from modeling.training.runtime import set_num_threads
 from modeling.training.tensorboard import TensorBoard
+from modeling.training.trackers import ConfusionMatrixCallback
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.common.log_setup import set_up_logging
@@ -100,10 +101,14 @@ def add_callbacks(
     monitor, signals = TrainingMonitor(trainer), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = signals
     history = HistoryCallback(trainer, early_stopping, config)
-    board = TensorBoard(trainer, labels, config)
     trainer.remove_callback(ProgressCallback)
-    evaluation_log = EvaluationLogCallback(history, labels)
-    for callback in (ProgressLogCallback(), early_stopping, board, monitor, signals, history, evaluation_log, pusher):
+    board = TensorBoard(trainer, config) if trainer.pop_callback(TensorBoardCallback) else None
+    matrices, evaluation_log = ConfusionMatrixCallback(trainer, labels), EvaluationLogCallback(history, labels)
+    first, last = (
+        (ProgressLogCallback(), early_stopping, board, monitor),
+        (matrices, signals, history, evaluation_log, pusher),
+    )
+    for callback in (*first, *last):
         if callback is not None:
             trainer.add_callback(callback)
     return Watchers(history, monitor, signals)
@@ -118,8 +123,7 @@ def train(trainer: WeightedTrainer, checkpoint: str | None, watchers: Watchers, 
     args: Any = trainer.args
     monitor, signals = watchers.monitor, watchers.signals
     with signals.listening(), without_loader_workers(args) if args.freeze_encoder else nullcontext():
-        with suppress(TrainingInterrupted):  # in an evaluation before the first step
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         signals.sync()
     trainer.stop = None
     if monitor.failure or signals.exit_status:
