@@ -27,7 +27,7 @@ RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README
 @contextmanager
 def lock_output_dir(folder: Path) -> Iterator[None]:
     """Lock the folder for this process. Released when the process ends, however it ends: loader workers do not inherit it
-    (since filelock 3.32). On a file system without locks, a warning.
+    (since filelock 3.30). On a file system without locks, a warning.
 
     Raises:
         ValueError: another run holds the lock, or the folder is not writable.
