@@ -39,6 +39,9 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     model_type = "hierarchical_roberta"
     sub_configs = {"encoder_config": AutoConfig}
 
+    # Declared, since newer releases of transformers refuse to save a config with a parameter of generation that is no field.
+    temperature: float | None = None
+
     # Written out, though newer releases of transformers would generate it from fields: the older ones would not.
     def __init__(
         self,
