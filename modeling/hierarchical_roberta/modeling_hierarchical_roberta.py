@@ -123,7 +123,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Build a classifier with a pretrained encoder and a new head.
 
         Args:
-            name_or_path: hub name or folder of an encoder that `AutoModel` can load.
+            name_or_path: hub name or folder of an encoder that `AutoModel` can load, or of a model of this class, whose
+                encoder is used; pooling and head are new, and the chunk geometry is that of `config`.
             dropout: all dropouts except attention dropout, in encoder and head (None: the encoder's own, head 0.1).
             attention_dropout: the encoder's attention dropout (None: the encoder's own).
             attn_implementation: attention implementation, as named in transformers (None: its default, sdpa if
@@ -141,6 +142,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             attention_dropout=attention_dropout,
             attn=attn_implementation,
             revision=revision,
+            classifier=cls,
         )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
