@@ -185,7 +185,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.train(self.training)
 
     def freeze_layers(self, num_layers: int) -> None:
-        """Freeze the embeddings and the encoder's first `num_layers` layers, and disable their dropout (0: nothing).
+        """Freeze the encoder's first `num_layers` layers and what precedes them, and disable their dropout (0: nothing).
 
         The backward pass stops at the first trainable layer; no activations of the frozen ones are kept.
 
@@ -199,9 +199,18 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             raise ValueError(
                 f"`freeze_layers` must be from 0 to {len(layers)} (the encoder's layers), got {num_layers}."
             )
-        for part in (embeddings, *layers[:num_layers]):
+        for part in self.encoder.children():  # the embeddings, and their projection to the layers' width (ELECTRA)
+            if layers[0] in part.modules():
+                break
             part.requires_grad_(False)
+        for layer in layers[:num_layers]:
+            layer.requires_grad_(False)
         self.train(self.training)
+
+    # transformers makes the embeddings' output require gradients, for reentrant checkpointing and adapters; the backward
+    # pass would not stop at the first trainable layer.
+    def enable_input_require_grads(self) -> None:
+        """Nothing: gradients are computed where weights are trained. (Reentrant checkpointing is refused.)"""
 
     def encoder_layers(self) -> list[nn.Module]:
         """The encoder's layers in order; empty if they cannot be identified."""

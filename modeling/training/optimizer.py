@@ -1,9 +1,11 @@
-"""Optimizer parameter groups with a learning rate per model part."""
+"""The optimizer: which `--optim` can be used, and parameter groups with a learning rate per model part."""
 
 from collections.abc import Collection, Mapping
+from copy import copy
 from typing import Any
 
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 # Part → first components of parameter names, in the order of the optimizer's groups.
 PARTS = {
@@ -11,6 +13,42 @@ PARTS = {
     "chunk_attention": ("pooling", "chunk_transformer"),
     "head": ("classifier",),
 }
+
+
+# Part of an optimizer's name → why it cannot be used.
+REFUSED = {
+    "layerwise": "updates weights during the backward pass, so a step could neither accumulate gradients nor be skipped",
+    "lomo": "updates weights during the backward pass, so a step could neither accumulate gradients nor be skipped",
+    "galore": "saves its projections as Python objects, which could run code and are not loaded when a run is resumed",
+    "apollo": "saves its projections as Python objects, which could run code and are not loaded when a run is resumed",
+    "grokadamw": "does not restore its moments when a run is resumed",
+    "schedule_free": "evaluates other weights than it trains, and a checkpoint could hold either",
+}
+
+
+def optimizer_class_and_kwargs(args: TrainingArguments) -> tuple[type, dict[str, Any]]:
+    """The class of `args.optim`, and its arguments without the parameters.
+
+    Raises:
+        ValueError: the optimizer cannot be used here, its package is missing, or `optim_args` do not suit it.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    for part, reason in REFUSED.items():
+        if part in name:
+            raise ValueError(f"`optim` {name} {reason}: use adamw_torch_fused or, for less memory, adafactor.")
+    without = copy(args)
+    without.optim_args = None
+    try:
+        (optimizer_class, kwargs), (_, defaults) = map(Trainer.get_optimizer_cls_and_kwargs, (args, without))
+        for settings in (kwargs, defaults):
+            settings.pop("weight_decay", None)  # the groups have theirs
+        optimizer_class(nn.Linear(1, 1).parameters(), **kwargs)
+    except (ImportError, TypeError, ValueError, AttributeError) as error:
+        given = f" with `optim_args` {args.optim_args}" if args.optim_args else ""
+        raise ValueError(f"`optim` {name}{given} cannot be used: {error}") from error
+    if args.optim_args and kwargs == defaults:
+        raise ValueError(f"`optim_args` {args.optim_args} has no effect on `optim` {name}: remove it.")
+    return optimizer_class, kwargs
 
 
 def parameter_groups(

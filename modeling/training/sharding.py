@@ -74,8 +74,6 @@ def refuse_to_shard(args: HierarchicalTrainingArguments) -> None:
     for option, reason in (
         ("dry_run", "measures the full model on one device"),
         ("freeze_encoder", "needs the full encoder on each device (use ddp.yaml instead)"),
-        ("bf16_full_eval", "moves the full model to each device"),
-        ("fp16_full_eval", "moves the full model to each device"),
     ):
         if getattr(args, option):
             raise ValueError(f"--{option} {reason} and cannot be used with sharded weights (FSDP).")

@@ -22,7 +22,7 @@ from ..hierarchical_roberta.precision import full_precision
 from ..hierarchical_roberta.recomputation import set_random_state
 from .data_loading import data_loader
 from .losses import weight_sum, weighted_loss_sum
-from .optimizer import parameter_groups
+from .optimizer import optimizer_class_and_kwargs, parameter_groups
 from .out_of_memory import OutOfMemoryRecovery, out_of_memory_reason, survive_out_of_memory
 from .reduction import average_gradients
 from .resumable_trainer import ResumableTrainer, TrainingInterrupted, format_ids
@@ -237,10 +237,11 @@ class WeightedTrainer(ResumableTrainer):
 
     # The head is randomly initialized and the encoder pretrained, so they get separate learning rates.
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the optimizer `args.optim` with named groups per model part, with and without weight decay.
+        """Like Trainer's, with named groups per model part, each with weight decay and without.
 
         Raises:
-            ValueError: no trainable parameters, a parameter outside all parts, or an empty part.
+            ValueError: an optimizer that cannot be used, no trainable parameters, a parameter outside all parts, or an
+                empty part.
         """
         if self.optimizer is None:
             model = self.model if model is None else model
@@ -248,8 +249,11 @@ class WeightedTrainer(ResumableTrainer):
             learning_rates = {"encoder": self.args.learning_rate, "chunk_attention": self.args.learning_rate}
             learning_rates["head"] = self.args.learning_rate * self.head_lr_multiplier
             groups = parameter_groups(model, learning_rates, self.args.weight_decay, decayed)
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(groups, **kwargs)
+            passed = self.optimizer_cls_and_kwargs  # type: ignore[has-type]
+            optimizer_class, kwargs = passed or optimizer_class_and_kwargs(self.args)
+            self.optimizer_cls_and_kwargs = optimizer_class, kwargs | {"params": groups}
+            self.optimizer = super().create_optimizer(model)
+            self.optimizer_cls_and_kwargs = passed
             survive_out_of_memory(self.optimizer)
             self.group_settings = [(group["lr"], group["weight_decay"]) for group in groups]
             for group in groups:

@@ -27,13 +27,82 @@
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainingArguments
+from torch import nn
+from transformers import TrainingArguments, get_scheduler
+
+# Options that would have no effect here, or the wrong one: name → the values that are accepted, and why no others are.
+# (Not every version of transformers has all of them.)
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    # Training
+    "train_sampling_strategy": (
+        ("random", "batch_rebalance", "sequential"),
+        "encoder batches group chunks by length already, so that grouping documents gains nothing",
+    ),
+    "length_column_name": (("length",), "lengths are counted in tokens"),
+    "average_tokens_across_devices": ((True,), "the loss is always divided by the weights of all processes"),
+    "remove_unused_columns": ((False,), "the collator selects what it needs"),
+    "optim_target_modules": ((None,), "it is an option of GaLore and APOLLO, which cannot be used"),
+    # Speed and memory
+    "auto_find_batch_size": (
+        (False,),
+        "out of memory halves the live chunks and keeps the batch size, so that the result is the same",
+    ),
+    "use_liger_kernel": ((False,), "it has no kernels for encoders; use --compile_layers"),
+    "liger_kernel_config": ((None,), "there are no Liger kernels for encoders; use --compile_layers"),
+    "torch_compile": ((False,), "it would also compile the planning of encoder batches; use --compile_layers"),
+    "torch_compile_backend": ((None,), "it would also compile the planning of encoder batches; use --compile_layers"),
+    "torch_compile_mode": ((None,), "it would also compile the planning of encoder batches; use --compile_layers"),
+    "use_cache": ((False,), "an encoder has no cache of keys and values"),
+    "dataloader_in_order": ((True,), "a resumed run must read the same batches"),
+    "debug": (
+        ("", [], None),
+        "it fails on attention masks; non-finite steps are skipped, and their documents are named",
+    ),
+    # Evaluation
+    "prediction_loss_only": ((False,), "metrics, early stopping and the best model need the logits"),
+    "batch_eval_metrics": (
+        (False,),
+        "macro-F1 is not a mean over batches; use --eval_accumulation_steps to save memory",
+    ),
+    "eval_do_concat_batches": ((True,), "metrics are computed over all documents"),
+    "include_for_metrics": (([], None), "metrics are computed from logits and labels"),
+    "label_names": ((None, ["labels"]), "the labels are in `labels`"),
+    "bf16_full_eval": ((False,), "evaluation uses the precision of training, and the final one fp32; use --bf16"),
+    "fp16_full_eval": ((False,), "evaluation uses the precision of training, and the final one fp32; use --fp16"),
+    # Checkpoints
+    "save_only_model": (
+        (False,),
+        "a run without optimizer state cannot be resumed; use --save_total_limit to save space (the final model is in "
+        "output_dir in any case)",
+    ),
+    "restore_callback_states_from_checkpoint": (
+        (False,),
+        "callbacks restore their state in any case, and this would replace them by the checkpoint's",
+    ),
+    "save_on_each_node": ((False,), "all machines must see output_dir, and the first one writes"),
+    "enable_jit_checkpoint": ((False,), "a signal saves a checkpoint already; see --grace_seconds"),
+    "hub_always_push": ((False,), "the newest save is always pushed, after the push before it"),
+    # Several processes
+    "ddp_bucket_cap_mb": ((None,), "gradients are averaged once a step, and not by DDP"),
+    "ddp_static_graph": ((None, False), "gradients are averaged once a step, and not by DDP"),
+    "parallelism_config": ((None,), "documents are shared among processes; use scripts/recipes/accelerate/"),
+}
+# Likewise the settings of `accelerator_config`.
+REFUSED_OF_ACCELERATOR: dict[str, tuple[tuple[Any, ...], str]] = {
+    "split_batches": ((False,), "it would separate documents from their chunks"),
+    "dispatch_batches": ((None, False), "it would separate documents from their chunks"),
+    "even_batches": ((True,), "every process must evaluate the same number of batches"),
+    "gradient_accumulation_kwargs": ((None,), "use --gradient_accumulation_steps"),
+}
+# Settings of activation checkpointing that leave the gradients as they are; the last two from transformers 5.23 on.
+CHECKPOINTING_SETTINGS = ("use_reentrant", "determinism_check", "debug", "early_stop", "every_n_layers", "offload")
 
 
 def choose_precision(use_cpu: bool) -> tuple[str, str]:
@@ -184,6 +253,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
         if self.hub_token:
             # Keep the token out of everything that is saved or logged.
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+        refuse(REFUSED, vars(self))
         for name, minimum in (
             ("head_lr_multiplier", 0),
             ("early_stopping_patience", 0),
@@ -216,10 +286,6 @@ class HierarchicalTrainingArguments(TrainingArguments):
             )
         if self.freeze_encoder and self.freeze_layers:
             raise ValueError("`freeze_encoder` already freezes all of the encoder's layers: remove `freeze_layers`.")
-        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
-            raise ValueError(
-                "`torch_compile` would also compile the planning of encoder batches: use --compile_layers."
-            )
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -227,16 +293,6 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"`label_smoothing_factor` must be in [0, 1), got {self.label_smoothing_factor}.")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
-        if self.save_only_model:
-            raise ValueError(
-                "`save_only_model` makes a run impossible to resume: remove it. (`save_total_limit` limits the "
-                "checkpoints; the final model is saved to output_dir in any case.)"
-            )
-        if self.restore_callback_states_from_checkpoint:
-            raise ValueError(
-                "`restore_callback_states_from_checkpoint` would replace this run's callbacks: remove it. Their state is "
-                "restored in any case."
-            )
         if self.save_total_limit == 1:  # Trainer would delete the last checkpoint in the end, if another is the best
             self.save_total_limit = 2
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -262,11 +318,59 @@ class HierarchicalTrainingArguments(TrainingArguments):
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         self.report_to = [name.strip() for part in names for name in part.split(",") if name.strip()]
         super().__post_init__()
+        refuse(REFUSED_OF_ACCELERATOR, vars(self.accelerator_config), " from `accelerator_config`")
+        self._check_activation_checkpointing()
+        self._check_scheduler()
+        if self.freeze_encoder and self.include_num_input_tokens_seen != "no":
+            raise ValueError("`include_num_input_tokens_seen` cannot count tokens in cached embeddings: remove it.")
+        if self.neftune_noise_alpha is not None and (self.freeze_encoder or self.freeze_layers):
+            raise ValueError("`neftune_noise_alpha` adds noise to trained embeddings: leave it, or the freezing, out.")
+
+    def _check_activation_checkpointing(self) -> None:
+        """Raise ValueError for settings that would change gradients or fail in the first step.
+
+        transformers 5.23 renames `gradient_checkpointing*`, and sets both names to the same value.
+        """
+        names = [name for name in vars(self) if name.endswith("_checkpointing_kwargs")]
+        settings, option = self.gradient_checkpointing_kwargs, f"`{names[0]}`"
+        known = CHECKPOINTING_SETTINGS[: None if "activation_checkpointing_kwargs" in names else -2]
+        if settings is None:
+            return
+        if not isinstance(settings, dict) or not set(settings) <= set(known):
+            raise ValueError(f"{option}: expected a mapping with some of {', '.join(known)}, got {settings!r}.")
+        if settings.get("use_reentrant"):
+            raise ValueError(f"{option}: `use_reentrant` would lose gradients above frozen layers; remove it.")
+        if settings.get("offload") and self.device.type == "cpu":
+            raise ValueError(f"{option}: `offload` moves activations from a GPU, and there is none; remove it.")
+        every_n_layers = settings.get("every_n_layers", 1)
+        if not isinstance(every_n_layers, int) or every_n_layers < 1:
+            raise ValueError(f"{option}: `every_n_layers` must be an integer of at least 1, got {every_n_layers!r}.")
+        for name in names:  # torch's default is reentrant
+            setattr(self, name, {"use_reentrant": False} | settings)
+
+    def _check_scheduler(self) -> None:
+        """Raise ValueError for `lr_scheduler_kwargs` that the scheduler does not take, or for those that it lacks."""
+        kind, kwargs = self.lr_scheduler_type.value, self.lr_scheduler_kwargs  # type: ignore[attr-defined]
+        if kwargs and kind in ("constant", "constant_with_warmup"):
+            raise ValueError(f"`lr_scheduler_kwargs` {kwargs} has no effect on `lr_scheduler_type` {kind}: remove it.")
+        try:
+            get_scheduler(kind, torch.optim.SGD(nn.Linear(1, 1).parameters(), self.learning_rate), 0, 1, kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`lr_scheduler_type` {kind} cannot be used with `lr_scheduler_kwargs` {kwargs}: {error}."
+            ) from error
 
     @property
     def precision(self) -> str:
         """Training precision: bf16, fp16 or fp32."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+
+
+def refuse(table: Mapping[str, tuple[tuple[Any, ...], str]], values: Mapping[str, Any], where: str = "") -> None:
+    """Raise ValueError for a value that the table does not accept."""
+    for name, (accepted, reason) in table.items():
+        if name in values and values[name] not in accepted:
+            raise ValueError(f"Remove `{name}` ({values[name]}){where}: {reason}.")
 
 
 def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:

@@ -11,6 +11,43 @@ from transformers import HfArgumentParser
 
 from scripts.common.cli import UserParser
 
+# Options that earlier versions of transformers or of this project had: name → the option that replaces it, or why none
+# does. (Some versions of transformers in range still have some of them, with a warning.)
+RENAMED = {
+    "evaluation_strategy": "use --eval_strategy",
+    "warmup_ratio": "use --warmup_steps, where a value below 1 is a fraction of the run",
+    "no_cuda": "use --use_cpu",
+    "per_gpu_train_batch_size": "use --per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use --per_device_eval_batch_size",
+    "logging_dir": "TensorBoard files are in runs/ in --output_dir",
+    "group_by_length": "encoder batches group chunks by length already",
+    "push_to_hub_model_id": "use --hub_model_id",
+    "push_to_hub_organization": "use --hub_model_id ORGANIZATION/NAME",
+    "push_to_hub_token": "use --hub_token, or HF_TOKEN in the environment",
+    "include_inputs_for_metrics": "metrics are computed from logits and labels",
+    "include_tokens_per_second": "use --include_num_input_tokens_seen",
+    "adafactor": "use --optim adafactor",
+    "half_precision_backend": "use --bf16 or --fp16",
+    "fp16_backend": "use --bf16 or --fp16",
+    "fp16_opt_level": "use --bf16 or --fp16",
+    "use_mps_device": "the device is chosen by itself",
+    "use_ipex": "the device is chosen by itself",
+    "xpu_backend": "use --ddp_backend",
+    "sharded_ddp": "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml",
+    "fsdp_min_num_params": "use --fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "use --fsdp_config",
+    "torchdynamo": "use --compile_layers",
+    "jit_mode_eval": "use --compile_layers",
+    "save_safetensors": "weights are always saved as safetensors",
+    "tpu_num_cores": "TPUs are not supported",
+    "tpu_metrics_debug": "TPUs are not supported",
+    "past_index": "an encoder has no past states",
+    "split_batches": "it would separate documents from their chunks",
+    "dispatch_batches": "it would separate documents from their chunks",
+    "ray_scope": "use python -m scripts.search",
+    "mp_parameters": "SageMaker's model parallelism is not supported",
+}
+
 
 class _RecipeParser(HfArgumentParser):
     """An `HfArgumentParser` that raises ValueError."""
@@ -29,6 +66,8 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
     )
     parser.add_argument("--config", help="A recipe: a YAML file with any of these options.")
     recipe, rest = split_off_config(list(argv))
+    for word in rest:
+        refuse_renamed(word.partition("=")[0])
     known = {action.dest for action in parser._actions} - {"help", "config"}
     *parsed, _remaining, unknown = parser.parse_args_into_dataclasses(
         [*_recipe_options(recipe, known), *rest], return_remaining_strings=True, look_for_args_file=False
@@ -36,6 +75,12 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
     if unknown:
         raise ValueError(f"Unknown option {' '.join(unknown)}. ({parser.prog} --help lists every option.)")
     return tuple(parsed)
+
+
+def refuse_renamed(word: str, where: str = "") -> None:
+    """Raise ValueError if the word is the old name of an option, and say what replaces it."""
+    if word.startswith("--") and (replacement := RENAMED.get(word.removeprefix("--").replace("-", "_"))):
+        raise ValueError(f"{where}{word} is no longer an option: {replacement}.")
 
 
 def split_off_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -58,6 +103,8 @@ def _recipe_options(recipe: str | None, known: set[str]) -> list[str]:
         raise ValueError(f"{recipe} is not readable YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{recipe}: expected a mapping of options to values, got {type(content).__name__}.")
+    for key in content:
+        refuse_renamed(f"--{key}", f"{recipe}: ")
     if unknown := [str(key) for key in content if key not in known]:
         raise ValueError(f"{recipe}: unknown key {', '.join(unknown)}.")
     options = []

@@ -32,6 +32,7 @@ from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
 from modeling.training.monitor import extreme_weights_message, frozen_model_message
+from modeling.training.optimizer import optimizer_class_and_kwargs
 from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
 from modeling.training.trainer import WeightedTrainer
@@ -107,6 +108,7 @@ def build_setup(
     Raises:
         ValueError: an encoder, dataset, label or option that cannot be used.
     """
+    optimizer_class_and_kwargs(args)  # refused before the data are read
     tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
     if not with_test:
@@ -213,12 +215,20 @@ def build_model(
     if args.compile_layers:
         model.compile_layers()
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+        checkpoint_activations(model, args.gradient_checkpointing_kwargs or {})
     if message := frozen_model_message(model):
         raise ValueError(message)
     trained, total = model.count_trainable_parameters(), model.num_parameters()
     logger.info(f"{trained:,} of {total:,} parameters are trained.", extra={"detail": True})
     return model
+
+
+def checkpoint_activations(model: HierarchicalRobertaForSequenceClassification, kwargs: dict[str, Any]) -> None:
+    """Enable activation checkpointing as Trainer will, so that memory is planned with it."""
+    layers = {name: kwargs[name] for name in ("every_n_layers", "offload") if name in kwargs}
+    # transformers 5.23 renames the method, and deprecates the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({name: value for name, value in kwargs.items() if name not in layers} or None, **layers)
 
 
 def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_fingerprint: str, needs_best: bool) -> None:
