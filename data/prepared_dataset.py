@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.legacy_tensors import LEGACY_FILES, read_legacy
 from data.tokenization import tokenizer_fingerprint
+from modeling.file_utils import sync_to_disk
 from modeling.hierarchical_roberta.chunking import coverage
 
 MANIFEST = "manifest.json"
@@ -99,7 +100,7 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
         manifest = {**manifest, "data_fingerprint": fingerprint, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in partial.rglob("*"):
-            _sync_to_disk(path)
+            sync_to_disk(path)
         if folder.exists():
             previous = staging_path(folder, "before")
             folder.rename(previous)
@@ -107,15 +108,9 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
             shutil.rmtree(previous)
         else:
             partial.rename(folder)
-        _sync_to_disk(folder.parent)
+        sync_to_disk(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def load_prepared(

@@ -5,12 +5,15 @@ import json
 import math
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a file system answers that cannot flush a file or folder: network and FUSE file systems.
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def disk_error(error: BaseException) -> OSError | None:
@@ -33,6 +36,8 @@ def _to_os_error(error: BaseException) -> OSError | None:
     message = str(error)
     if isinstance(error, OSError):
         return error
+    if isinstance(error, sqlite3.Error):
+        return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, message)
     if number := re.search(r"\(os error (\d+)\)", message):
         return OSError(int(number[1]), message.replace(number[0], "").strip())
     if "PytorchStreamWriter" in message or "inline_container" in message:
@@ -57,7 +62,7 @@ def atomic_write(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         with open(partial, "w", encoding="utf-8", newline=newline) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -65,12 +70,23 @@ def atomic_write(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def sync_to_disk(path: Path) -> None:
-    """fsync a file or directory."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """fsync a file or folder; on a file system or a platform that cannot, leave it to the operating system."""
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # Windows flushes only what may be written to
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

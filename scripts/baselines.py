@@ -15,19 +15,11 @@ def main() -> None:
     arguments = parser.parse_args()
     # Imported here, so that --help is answered at once.
     from data.prepared_dataset import load_prepared
-    from modeling.training.metrics import classification_metrics
-    from modeling.training.training_args import parse_severity_weights
-    from scripts.evaluation.baselines import majority_predictions, tfidf_scores
+    from scripts.evaluation.baselines import baseline_metrics
 
     splits, _ = load_prepared(arguments.dataset_dir)
-    names = splits["train"].features["label"].names
-    weights = parse_severity_weights(None, len(names))
     for split in [name for name in ("validation", "test") if name in splits]:
-        for name, predicted in (
-            ("tfidf", tfidf_scores(splits["train"], splits[split]).argmax(axis=1)),
-            ("majority", majority_predictions(splits["train"], splits[split])),
-        ):
-            metrics = classification_metrics(predicted.tolist(), list(splits[split]["label"]), names, weights)
+        for name, metrics in baseline_metrics(splits["train"], splits[split]).items():
             print(f"{split}: {name}: macro-F1 {metrics['f1_macro']:.4f}, accuracy {metrics['accuracy']:.4f}")
 
 

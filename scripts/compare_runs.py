@@ -21,6 +21,7 @@ import numpy as np
 
 from modeling.file_utils import write_text
 from scripts.common.cli import UserParser, run_main
+from scripts.common.markdown import markdown_table
 from scripts.evaluation.figures import learning_curves_figure
 from scripts.evaluation.statistics import difference, metrics_with_intervals
 
@@ -71,9 +72,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
-        rows = [f"| {' | '.join(row)} |" for row in cells]
-        return "\n".join([f"## {self.title}", "", self.note, "", rows[0], "|---" * len(self.head) + "|", *rows[1:]])
+        return f"## {self.title}\n\n{self.note}\n\n{markdown_table(self.head, self.rows)}"
 
 
 def read_run(folder: Path, name: str, split: str) -> Run:

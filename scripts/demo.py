@@ -18,12 +18,10 @@ import datasets
 from data.demo_corpus import LABELS, demo_corpus
 from data.preparation import prepare_dataset
 from data.prepared_dataset import load_prepared
-from modeling.training.metrics import classification_metrics
-from modeling.training.training_args import parse_severity_weights
 from scripts.common.cli import UserParser, run_main
 from scripts.common.launch import launch_evaluation, launch_training
 from scripts.common.packaged_encoder import copy_packaged_encoder
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores
+from scripts.evaluation.baselines import baseline_metrics
 
 FOLDER = Path("outputs/demo")
 NUM_LAYERS = 2
@@ -49,7 +47,9 @@ def main() -> None:
     encoder = copy_packaged_encoder(FOLDER / "encoder", NUM_LAYERS)
     prepare_stories(dataset_dir, encoder)
     step("2/4  Baselines on the test stories")
-    print_metrics(baselines(dataset_dir))
+    splits, _ = load_prepared(str(dataset_dir))
+    metrics = baseline_metrics(splits["train"], splits["test"])
+    print_metrics({TFIDF: metrics["tfidf"], MAJORITY: metrics["majority"]})
     step("3/4  Training on whole stories")
     directories = {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": run_dir}
     launch_training("scripts/recipes/demo.yaml", "--overwrite_output_dir", *options, **directories)
@@ -89,18 +89,6 @@ def prepare_stories(dataset_dir: Path, encoder: Path) -> None:
     for split, about in manifest["splits"].items():
         counts, tokens = "".join(f"{about['labels'][label]:9}" for label in LABELS), about["tokens"]
         print(f"{split:12}{about['documents']:9}{counts}{tokens['median']:17.0f}{tokens['max']:7.0f}", flush=True)
-
-
-def baselines(dataset_dir: Path) -> dict[str, dict[str, float]]:
-    """Test metrics of TF-IDF and of the majority class."""
-    splits, _ = load_prepared(str(dataset_dir))
-    train, test = splits["train"], splits["test"]
-    weights = parse_severity_weights(None, len(LABELS))
-    predictions = {TFIDF: tfidf_scores(train, test).argmax(axis=1), MAJORITY: majority_predictions(train, test)}
-    return {
-        name: classification_metrics(predicted.tolist(), list(test["label"]), list(LABELS), weights)
-        for name, predicted in predictions.items()
-    }
 
 
 def comparison(report_dir: Path) -> dict[str, dict[str, float]]:

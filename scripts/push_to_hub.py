@@ -13,8 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import httpx2
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from scripts.common.cli import UserParser, run_main
 from scripts.hub.upload import configure_client_timeout, ensure_repo, push_staged, reason_of, stage
@@ -59,7 +58,7 @@ def main() -> None:
         try:
             push_staged(staged, repo_id, arguments.hub_revision, arguments.message)
             break
-        except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
+        except (HfHubHTTPError, HTTPError, OSError, RuntimeError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             if attempt == arguments.attempts or status in (400, 401, 403):
                 raise ValueError(f"Push to {repo_id} failed: {reason_of(error)}") from None

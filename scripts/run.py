@@ -14,6 +14,7 @@ An interrupted run resumes when it is started again. Options that are not listed
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def main() -> None:
     print(f"== 1/3  Preparing {arguments.source}", flush=True)
     manifest = prepare_or_reuse(arguments, encoder, dataset_dir)
     print(preparation_summary(manifest))
-    recipe, options, reason = choose_recipe(dataset_dir, on_gpu)
+    recipe, options, reason = choose_recipe(manifest["splits"]["train"], on_gpu)
     if arguments.recipe:
         recipe, options, reason = arguments.recipe, {}, "as given"
     print(f"\n== 2/3  Training {encoder} with {recipe} ({reason})", flush=True)
@@ -147,25 +148,20 @@ def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: P
     return prepare_dataset(arguments.source, encoder, dataset_dir, overwrite=True, **options)
 
 
-def choose_recipe(dataset_dir: Path, on_gpu: bool) -> tuple[str, dict[str, Any], str]:
-    """Recipe, additional options and the reason."""
-    import numpy as np
-
-    from data.prepared_dataset import load_prepared, num_tokens_of
-
-    splits, _ = load_prepared(str(dataset_dir))
-    num_tokens = num_tokens_of(splits["train"])
-    size = f"{len(num_tokens):,} training documents, {num_tokens.sum():,} tokens"
+def choose_recipe(train: dict[str, Any], on_gpu: bool) -> tuple[str, dict[str, Any], str]:
+    """Recipe, additional options and the reason, from the manifest's description of the training split."""
+    num_documents, num_tokens = train["documents"], train["coverage"]["tokens"]
+    size = f"{num_documents:,} training documents, {num_tokens:,} tokens"
     if on_gpu:
-        long = float(np.quantile(num_tokens, 0.95))
-        max_chunks = int(np.clip(np.ceil(long / 510), 1, MAX_CHUNKS_ON_A_GPU))
+        long = train["tokens"]["95%"]
+        max_chunks = min(max(math.ceil(long / 510), 1), MAX_CHUNKS_ON_A_GPU)
         reason = f"GPU; {size}; {max_chunks} chunks hold 95 % of the documents"
         if long > 510 * MAX_CHUNKS_ON_A_GPU:
             reason = f"GPU; {size}; at most {max_chunks} chunks of a document are read"
         return str(RECIPES / "roberta_base.yaml"), {"max_chunks": max_chunks}, reason
-    if num_tokens.sum() > MAX_TOKENS_TO_TRAIN_ON_A_CPU:
+    if num_tokens > MAX_TOKENS_TO_TRAIN_ON_A_CPU:
         return str(RECIPES / "films_cpu.yaml"), {}, f"CPU; {size}"
-    epochs = -(-MIN_STEPS // -(-len(num_tokens) // 16))
+    epochs = -(-MIN_STEPS // -(-num_documents // 16))
     options = {"num_train_epochs": epochs, "early_stopping_patience": epochs // 3} if epochs > 3 else {}
     reason = f"CPU; {size}" + (f"; {epochs} epochs, because there are few documents" if options else "")
     return str(RECIPES / "upper_layers_cpu.yaml"), options, reason

@@ -3,9 +3,9 @@
     python -m scripts.search --config scripts/recipes/films_cpu.yaml --space scripts/recipes/search/head.yaml \\
         --dataset_dir outputs/films --encoder outputs/minilm --output_dir outputs/search --num_trials 30
 
-The study is a file, study.log: an interrupted search resumes, and several processes with one output_dir may share it. A
-trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Trials are compared on the
-validation split; the test split is not used.
+The study is a file, study.db (SQLite): an interrupted search resumes, and several processes with one output_dir may share
+it. A trial that falls behind is pruned. Writes best.yaml, a recipe for train_hf.py, and search.md. Trials are compared on
+the validation split; the test split is not used.
 """
 
 import sys

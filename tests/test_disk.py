@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import threading
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from modeling.file_utils import disk_error, is_disk_full
 from modeling.training.checkpointing import checkpoint_problem, list_checkpoints
 from scripts.common.cli import run_main
-from tests.conftest import assert_refused, run_command, train, training_command
+from tests.conftest import TRAINING, assert_refused, run_command, train, training_command
 from tests.processes import ROOT, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -74,6 +75,7 @@ WRITERS = {
     "torch": lambda path: torch.save({"weights": torch.ones(2**20)}, path),
     "tensorboard": lambda path: write_events(path),
     "python": lambda path: path.write_bytes(bytes(2**22)),
+    "sqlite": lambda path: sqlite3.connect(path).execute(f"CREATE TABLE t AS SELECT zeroblob({2**22})"),
 }
 
 
@@ -159,6 +161,24 @@ def test_prepare_on_a_full_disk_leaves_nothing(small_disk, csv_file, roberta_fol
     assert [path.name for path in disk.iterdir()] == ["ballast"]
 
 
+def test_search_on_a_full_disk_resumes(small_disk, prepared_folder, roberta_folder, tmp_path):
+    disk, _ = small_disk
+    (tmp_path / "space.yaml").write_text("max_grad_norm: {low: 0.5, high: 2.0}")
+    given = {
+        **TRAINING,
+        "freeze_encoder": True,
+        "num_train_epochs": 1,
+        "space": tmp_path / "space.yaml",
+        "num_trials": 1,
+    }
+    given |= {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": disk / "search"}
+    (disk / "ballast").write_bytes(bytes(2 * 2**20 - 60_000))  # less than the empty tables of a study need
+    assert_refused(run_command("scripts.search", **given), DISK_IS_FULL, "study.db")
+    (disk / "ballast").unlink()
+    done = run_command("scripts.search", **given)
+    assert done.returncode == 0, done.stderr
+
+
 def test_read_only_output_dir_is_named_before_training(small_disk, prepared_folder, roberta_folder):
     disk, mount = small_disk
     (disk / "run").mkdir()
@@ -208,7 +228,7 @@ def test_output_dir_is_locked_until_its_run_ends_or_is_killed(prepared_folder, r
     second = train(prepared_folder, roberta_folder, run, resume_from_checkpoint="auto")
     assert_refused(second, str(run), rf"\b{first.pid}\b")
     assert log in (run / "training.log").read_text()
-    assert str(first.pid + 1) not in (run / ".lock").read_text()
+    assert str(first.pid + 1) not in (run / ".lock_owner").read_text()
     first.kill()
     first.wait()
     step = int(list_checkpoints(str(run))[0].name.split("-")[1])

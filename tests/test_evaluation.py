@@ -412,3 +412,14 @@ def test_evaluation_fits_a_missing_temperature(evaluated, stories, tmp_path):
     done = run_command("scripts.evaluate_and_explain", "--no_sentences", **given)
     assert done.returncode == 0, done.stderr
     assert Model.from_pretrained(model).config.temperature == pytest.approx(config["temperature"], rel=1e-3)
+
+
+def test_baselines_of_a_dataset_are_printed(prepared_folder):
+    done = run_command("scripts.baselines", dataset_dir=prepared_folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        [split, name] for split in ("validation", "test") for name in ("tfidf", "majority")
+    ]
+    # General is half of the documents, and always said: F1 2/3, and 0 for the other two labels.
+    assert [line.split(": ")[2] for line in lines[1::2]] == ["macro-F1 0.2222, accuracy 0.5000"] * 2

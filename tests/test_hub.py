@@ -162,6 +162,20 @@ def test_hub_holds_the_best_model_and_the_last_checkpoint(server, push, on_hub, 
     assert scores[0] == scores[1] == scores[2]
 
 
+def test_a_model_on_the_hub_is_an_encoder(server, push, on_hub, prepared_folder, tmp_path):
+    done = push(tmp_path / "run", num_train_epochs=1)
+    assert done.returncode == 0, done.stdout
+    command = training_command(
+        prepared_folder, "org/model", tmp_path / "next", freeze_encoder=True, num_train_epochs=1, pooling="mean"
+    )
+    done = run(command, cwd=ROOT, env=on_hub("other"))
+    assert done.returncode == 0, done.stderr
+    assert "org/model" in next(line for line in done.stderr.splitlines() if "Starting from the encoder" in line)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("next", "run"))
+    assert all(ours[name].equal(theirs[name]) for name in ours if name.startswith("encoder."))
+    assert not any(name.startswith("pooling.") for name in ours)
+
+
 @pytest.mark.parametrize(("strategy", "folders"), [("end", set()), ("every_save", set()), ("all_checkpoints", {4, 8})])
 def test_hub_strategy(server, push, tmp_path, strategy, folders):
     given = {"hub_strategy": strategy, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from data.prepared_dataset import load_prepared
 from modeling.training.checkpointing import find_checkpoint
 from scripts.run import choose_recipe
 from scripts.training.output_dir import lock_output_dir
@@ -109,7 +110,7 @@ def test_signal_ends_the_training_before_the_command(csv_file, roberta_folder, t
 )
 def test_the_recipe_follows_from_device_and_lengths(prepared_folder, monkeypatch, on_gpu, most_tokens, name, options):
     monkeypatch.setattr("scripts.run.MAX_TOKENS_TO_TRAIN_ON_A_CPU", most_tokens)
-    recipe, chosen, reason = choose_recipe(prepared_folder, on_gpu)
+    recipe, chosen, reason = choose_recipe(load_prepared(str(prepared_folder))[1]["splits"]["train"], on_gpu)
     assert recipe.endswith(name)
     assert chosen == options
     assert "documents" in reason

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from scripts.hpo.space import read_space
 from tests.conftest import TRAINING, assert_refused, options, run_command, train
@@ -41,8 +40,14 @@ def search(*given, **arguments):
 
 
 def trials_of(output_dir) -> list[optuna.trial.FrozenTrial]:
-    storage = JournalStorage(JournalFileBackend(str(output_dir / "study.log")))
-    return optuna.load_study(study_name="search", storage=storage).trials
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{output_dir / 'study.db'}").trials
+
+
+def age_heartbeats(output_dir) -> None:
+    """As if a killed process had been killed an hour ago."""
+    with sqlite3.connect(output_dir / "study.db") as study:
+        study.execute("UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-1 hour')")
+    study.close()
 
 
 def test_search_resumes_prunes_and_writes_the_best_recipe(prepared_folder, roberta_folder, tmp_path):
@@ -50,8 +55,6 @@ def test_search_resumes_prunes_and_writes_the_best_recipe(prepared_folder, rober
     space = {"learning_rate": [1e-9, 3e-2], "lexical_features": [0, 20], "max_grad_norm": {"low": 0.5, "high": 2.0}}
     first = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=3)
     assert first.returncode == 0, first.stderr
-    with open(tmp_path / "s" / "study.log", "a") as file:
-        file.write('{"op_code": 4, "work')  # what a kill or a full disk leaves
     again = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=12)
     assert again.returncode == 0, again.stderr
     trials = trials_of(tmp_path / "s")
@@ -98,7 +101,7 @@ def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, 
         for done in shared:
             assert done.result().returncode == 0, done.result().stderr
     drawn = [trial.params for trial in trials_of(tmp_path / "shared")]
-    # While one runs the last trial that was asked for, the other may begin one more.
+    # Two processes may both begin the last trial that was asked for.
     assert len(drawn) in (4, 5)
     assert drawn[:4] == [trial.params for trial in trials_of(tmp_path / "alone")]
     assert len({params["learning_rate"] for params in drawn}) == len(drawn)
@@ -109,12 +112,18 @@ def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_pat
     given = prepared_folder, roberta_folder, tmp_path / "s", space
     long = {"num_train_epochs": 60, "early_stopping_patience": 0}
     command = [sys.executable, "-m", "scripts.search", *options(**arguments_of(*given, num_trials=3, **long))]
-    study = tmp_path / "s" / "study.log"
 
     def epochs_told() -> int:
-        return study.read_text().count('"intermediate_value"') if study.exists() else 0
+        if not (tmp_path / "s" / "study.db").exists():
+            return 0
+        with sqlite3.connect(tmp_path / "s" / "study.db") as study:
+            try:
+                return study.execute("SELECT count(*) FROM trial_intermediate_values").fetchone()[0]
+            except sqlite3.OperationalError:  # its tables are being created
+                return 0
 
-    for interrupted, (number, status) in enumerate(((signal.SIGTERM, 143), (signal.SIGINT, 130)), 1):
+    statuses = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}
+    for number, status in statuses.items():
         before = epochs_told()
         with start(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             while process.poll() is None and epochs_told() == before:
@@ -122,14 +131,42 @@ def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_pat
             process.send_signal(number)
             said = process.communicate(timeout=60)[1]
         assert process.returncode == status, said
-        assert [trial.state.name for trial in trials_of(tmp_path / "s")].count("FAIL") == interrupted
+    assert [trial.state.name for trial in trials_of(tmp_path / "s")] == ["FAIL", "FAIL", "RUNNING"]
+    age_heartbeats(tmp_path / "s")
     done = search(*given, num_trials=3, **long)
     assert done.returncode == 0, done.stderr
     trials = trials_of(tmp_path / "s")
-    assert [trial.state.name for trial in trials][:3] == ["FAIL", "FAIL", "COMPLETE"]
-    assert trials[0].params == trials[1].params == trials[2].params
+    assert [trial.state.name for trial in trials][:4] == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert len({trial.params["learning_rate"] for trial in trials[:4]}) == 1
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in trials) == 3
     assert "3 trials" in (tmp_path / "s" / "search.md").read_text()
+
+
+def test_last_trial_that_was_killed_is_run_again_and_no_other(prepared_folder, roberta_folder, tmp_path):
+    space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
+    given = prepared_folder, roberta_folder, tmp_path / "s", space
+    done = search(*given, num_trials=1, num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+    # What a kill leaves: a trial that runs, whose heart beat until a moment ago.
+    with sqlite3.connect(tmp_path / "s" / "study.db") as study:
+        study.execute("UPDATE trials SET state = 'RUNNING'")
+        study.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-57 seconds')")
+    study.close()
+    done = search(*given, num_trials=1, num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+    killed, again = trials_of(tmp_path / "s")
+    assert [killed.state.name, again.state.name] == ["FAIL", "COMPLETE"]
+    assert killed.params == again.params
+    assert "1 trials" in (tmp_path / "s" / "search.md").read_text()
+
+
+def test_study_that_cannot_be_read_is_named(prepared_folder, roberta_folder, tmp_path):
+    given = prepared_folder, roberta_folder, tmp_path / "s", {"max_grad_norm": [1.0, 2.0]}
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "study.db").write_text("not a database, but long enough to be read as one" * 99)
+    assert_refused(search(*given, num_trials=1), "study.db", "not a database")
+    (tmp_path / "s" / "study.log").touch()
+    assert_refused(search(*given, num_trials=1), "study.log", "output_dir")
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,8 @@ def test_tensorboard_has_scalars_figure_graph_and_arguments(finished_run):
     for name in (
         "loss",
         "grad_norm",
-        "learning_rate/head",
-        "learning_rate/encoder",
+        "learning_rate_head",
+        "learning_rate_encoder",
         "documents_per_second",
         "chunks_per_second",
         "padding_share",

@@ -124,7 +124,7 @@ def test_every_groups_rate_is_logged(roberta_model, tmp_path):
     trainer = trainer_for(roberta_model, tmp_path, logging_steps=1, max_steps=2)
     trainer.train()
     logged = trainer.state.log_history[0]
-    assert logged["learning_rate/head"] == pytest.approx(2 * logged["learning_rate/encoder"])
+    assert logged["learning_rate_head"] == pytest.approx(2 * logged["learning_rate_encoder"])
 
 
 def test_a_frozen_encoder_has_no_group_and_a_frozen_head_is_an_error(roberta_model, tmp_path):

@@ -45,6 +45,7 @@ def trainer_for(
         "eval_strategy": "no",
         "save_strategy": "no",
         "load_best_model_at_end": False,
+        "report_to": "none",
         **arguments,
     }
     documents = documents or SplitLengths()

@@ -7,7 +7,6 @@ Pushed to the hub with the model; imports nothing else from the project.
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 CHUNK_POLICIES = ("head", "head_tail", "uniform", "random")
 POOLINGS = ("attention", "mean", "max")
@@ -38,23 +37,44 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     """
 
     model_type = "hierarchical_roberta"
-    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta")}
+    sub_configs = {"encoder_config": AutoConfig}
 
-    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    chunk_length: int = 512
-    chunk_overlap: int = 0
-    max_chunks: int = 20
-    chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform"
-    pooling: Literal["attention", "mean", "max"] = "attention"
-    pooling_size: int | None = None
-    chunk_transformer_layers: int = 0
-    lexical_features: int = 0
-    classifier_dropout: float = 0.1
-    initializer_range: float = 0.02
+    # Declared, since newer releases of transformers refuse to save a config with a parameter of generation that is no field.
     temperature: float | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    # Written out, though newer releases of transformers would generate it from fields: the older ones would not.
+    def __init__(
+        self,
+        *,
+        encoder_config: dict[str, Any] | PreTrainedConfig | None = None,
+        chunk_length: int = 512,
+        chunk_overlap: int = 0,
+        max_chunks: int = 20,
+        chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform",
+        pooling: Literal["attention", "mean", "max"] = "attention",
+        pooling_size: int | None = None,
+        chunk_transformer_layers: int = 0,
+        lexical_features: int = 0,
+        classifier_dropout: float = 0.1,
+        initializer_range: float = 0.02,
+        temperature: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(encoder_config, PreTrainedConfig):
+            encoder_config = AutoConfig.for_model(**{"model_type": "roberta", **(encoder_config or {})})
+        self.encoder_config: PreTrainedConfig = encoder_config
+        self.chunk_length = chunk_length
+        self.chunk_overlap = chunk_overlap
+        self.max_chunks = max_chunks
+        self.chunk_policy = chunk_policy
+        self.pooling = pooling
+        self.pooling_size = pooling_size
+        self.chunk_transformer_layers = chunk_transformer_layers
+        self.lexical_features = lexical_features
+        self.classifier_dropout = classifier_dropout
+        self.initializer_range = initializer_range
+        self.temperature = temperature
+        super().__init__(**kwargs)  # last: it passes the attention implementation on to the encoder's config
         # The class that `transformers.pipeline("text-classification")` loads for this model.
         impl = "pipeline.HierarchicalClassificationPipeline"
         self.custom_pipelines = {
@@ -81,7 +101,6 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
     @property
     def hidden_size(self) -> int:
         """Width D of chunk and document vectors: the encoder's."""
-        assert isinstance(self.encoder_config, PreTrainedConfig)
         return self.encoder_config.hidden_size
 
 

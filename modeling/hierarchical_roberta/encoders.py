@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .pooling import to_device
 
 # Names of dropout fields in encoder configs (BERT family, DistilBERT, ModernBERT).
@@ -21,16 +22,37 @@ ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 WITHOUT_DROPOUT = ("flash_attention_3", "flash_attention_4", "flash-attn3", "flash-attn4", "flex_attention")
 
 
+def trained_config(name_or_path: str, revision: str = "main") -> HierarchicalRobertaConfig | None:
+    """The config of a trained classifier, None for an encoder. Read from config.json: code saved with a model never runs.
+
+    Raises:
+        OSError: neither exists, or it cannot be downloaded.
+    """
+    content, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)
+    is_trained = content.get("model_type") == HierarchicalRobertaConfig.model_type
+    return HierarchicalRobertaConfig.from_dict(content) if is_trained else None
+
+
 def load_encoder(
-    name_or_path: str, *, dropout: float | None, attention_dropout: float | None, attn: str | None, revision: str
+    name_or_path: str,
+    *,
+    dropout: float | None,
+    attention_dropout: float | None,
+    attn: str | None,
+    revision: str,
+    classifier: type[PreTrainedModel],
 ) -> PreTrainedModel:
-    """Load a pretrained encoder in fp32 with the given dropouts; see `from_encoder` of the classifier.
+    """Load a pretrained encoder, or that of a trained `classifier`, in fp32 with the given dropouts; see `from_encoder`.
 
     Raises:
         ValueError: unsupported encoder, or its checkpoint lacks weights.
         OSError: the encoder does not exist or cannot be downloaded.
     """
-    encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    trained: Any = trained_config(name_or_path, revision)
+    if trained is None:
+        encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
+    else:
+        encoder_config = trained.encoder_config
     if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
         raise ValueError(
             f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
@@ -40,21 +62,24 @@ def load_encoder(
     set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
     check_attention(encoder_config, attn)
     # Master weights are fp32 whatever the checkpoint's dtype; autocast lowers the precision of the arithmetic only.
-    encoder, loading = AutoModel.from_pretrained(
+    model, loading = (AutoModel if trained is None else classifier).from_pretrained(
         name_or_path,
-        config=encoder_config,
+        config=trained or encoder_config,
         revision=revision,
         dtype=torch.float32,
         output_loading_info=True,
         trust_remote_code=False,
     )
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+    ours = "" if trained is None else "encoder."
+    missing = sorted(
+        name for name in loading["missing_keys"] if name.startswith(ours) and not name.startswith("pooler.")
+    )
     if missing:
         raise ValueError(
             f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …), which would "
             "stay randomly initialized. Is it a checkpoint of another architecture?"
         )
-    return encoder
+    return model if trained is None else model.encoder
 
 
 def set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:

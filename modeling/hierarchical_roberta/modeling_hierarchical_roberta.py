@@ -16,13 +16,17 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
+# Imports marked "pushed" are not used here: of a local folder, transformers before 5.10 copies only what this file imports.
+from .chunk_attribution import leave_one_out_attributions  # noqa: F401 (pushed)
+from .chunking import Chunker  # noqa: F401 (pushed)
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical_features import LexicalFeatures
-from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed with the model)
+from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
 from .precision import full_precision
+from .prefetch import prefetched  # noqa: F401 (pushed)
 from .recomputation import recomputed
 
 # Encoder batches that share one low-precision copy of the weights, whose gradients accumulate in half precision; with
@@ -83,7 +87,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
         self.chunk_transformer = None
         if config.chunk_transformer_layers:
-            heads = config.encoder_config.num_attention_heads  # type: ignore[union-attr]
+            heads = config.encoder_config.num_attention_heads
             self.chunk_transformer = ChunkTransformer(
                 config.hidden_size, heads, config.chunk_transformer_layers, config.classifier_dropout
             )
@@ -92,7 +96,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.lexical = None
         if config.lexical_features:
-            vocab_size = config.encoder_config.vocab_size  # type: ignore[union-attr]
+            vocab_size = config.encoder_config.vocab_size
             self.lexical = LexicalFeatures(vocab_size, config.lexical_features, config.num_labels)
         self.token_budget: int | None = None
         self.batch_cost: int | None = None
@@ -119,7 +123,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Build a classifier with a pretrained encoder and a new head.
 
         Args:
-            name_or_path: hub name or folder of an encoder that `AutoModel` can load.
+            name_or_path: hub name or folder of an encoder that `AutoModel` can load, or of a model of this class, whose
+                encoder is used; pooling and head are new, and the chunk geometry is that of `config`.
             dropout: all dropouts except attention dropout, in encoder and head (None: the encoder's own, head 0.1).
             attention_dropout: the encoder's attention dropout (None: the encoder's own).
             attn_implementation: attention implementation, as named in transformers (None: its default, sdpa if
@@ -137,6 +142,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             attention_dropout=attention_dropout,
             attn=attn_implementation,
             revision=revision,
+            classifier=cls,
         )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)

@@ -17,6 +17,7 @@ from transformers import Pipeline
 
 from .chunk_attribution import leave_one_out_attributions
 from .chunking import Chunker, select_chunks, tokenize_batch
+from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
 from .precision import full_precision
 from .prefetch import prefetched
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 def describe_lexical(config: dict[str, Any]) -> str:
@@ -65,128 +65,54 @@ def model_card(
             scripts.evaluate_and_explain, or None.
     """
     config = record["config"]
-    shown = ["loss", "accuracy", "f1_macro", "f1_weighted", "severity_f1", "quadratic_kappa"]
-    head = "| | " + " | ".join(f"{split} ({_support(values)} documents)" for split, values in metrics.items()) + " |"
-    rule = "|---" * (len(metrics) + 1) + "|"
-    rows = [f"| {name} | " + " | ".join(f"{values[name]:.4f}" for values in metrics.values()) + " |" for name in shown]
-    per_class = [
-        f"| {label} | "
-        + " | ".join(
-            f"{values[f'precision_{label}']:.3f} / {values[f'recall_{label}']:.3f} / {values[f'f1_{label}']:.3f}"
-            for values in metrics.values()
-        )
-        + " |"
-        for label in labels
-    ]
-    lines = [
-        "---",
-        yaml.safe_dump(metadata(record, metrics), sort_keys=False, allow_unicode=True).rstrip(),
-        "---",
-        "",
-        f"# {config['run_name']}",
-        "",
-        f"Classifies documents of any length as {', '.join(labels)}: the text is split into chunks, an encoder embeds "
-        f"each chunk, {config['pooling']} pooling combines them into one document vector, and a linear head classifies "
-        f"it{describe_lexical(config)}.",
-        "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        f'classify = pipeline("text-classification", model="{config["run_name"]}", trust_remote_code=True)',
-        'classify("Once upon a time …")  # label, scores and evidence spans',
-        "```",
-        "",
-        f"## Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint",
-        "",
-        head,
-        rule,
-        *rows,
-        "",
-        "Precision / recall / F1 per class:",
-        "",
-        head,
-        rule,
-        *per_class,
-        "",
-        *(_evaluation_lines(evaluation, labels) if evaluation else []),
-        "## Training",
-        "",
-        *[f"- **{name}**: {value}" for name, value in training_facts(record).items()],
-        "",
-        "## Limitations and misuse",
-        "",
-        *_limits(record, metrics, labels),
-        "",
-    ]
-    return "\n".join(lines)
+    card = ModelCard.from_template(
+        card_data(record, metrics),
+        template_path=str(Path(__file__).with_name("model_card_template.md")),
+        config=config,
+        metrics=metrics,
+        num_documents={split: _support(values) for split, values in metrics.items()},
+        labels=labels,
+        evaluation=evaluation,
+        facts=training_facts(record),
+        limits=_limits(record, metrics, labels),
+        lexical=describe_lexical(config),
+    )
+    return f"{card}\n"
 
 
-def metadata(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+def card_data(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> ModelCardData:
     """YAML metadata of the card, with the best checkpoint's metrics as a model-index. Unknown fields are omitted."""
     config = record["config"]
-    sources = [source.get("name", "") for source in config["data_sources"]]
-    result: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-classification"}
-    if config.get("license"):
-        result["license"] = config["license"]
-    if config.get("encoder_is_on_hub"):
-        result["base_model"] = config["encoder"]
-    if datasets := [source["name"] for source in config["data_sources"] if source.get("is_on_hub")]:
-        result["datasets"] = datasets
-    result["tags"] = ["text-classification", "long-document-classification", "hierarchical-roberta"]
-    result["widget"] = [
-        {"text": "The ferry was late again, and they played cards on the jetty until the lamps were lit."}
-    ]
+    on_hub = [source["name"] for source in config["data_sources"] if source.get("is_on_hub")]
+    dataset = {
+        "dataset_name": ", ".join(source.get("name", "") for source in config["data_sources"]),
+        "dataset_type": (on_hub or ["private"])[0],
+    }
     names = {"f1_macro": ("f1", "Macro-F1"), "accuracy": ("accuracy", "Accuracy"), "f1_weighted": ("f1", "Weighted F1")}
-    result["model-index"] = [
-        {
-            "name": config["run_name"],
-            "results": [
-                {
-                    "task": {"type": "text-classification", "name": "Text classification"},
-                    "dataset": {"name": ", ".join(sources), "type": (datasets or ["private"])[0], "split": split},
-                    "metrics": [
-                        {"type": kind, "name": title, "value": round(float(values[key]), 6)}
-                        for key, (kind, title) in names.items()
-                    ],
-                }
-                for split, values in metrics.items()
-            ],
-        }
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            task_name="Text classification",
+            **dataset,
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(float(values[key]), 6),
+        )
+        for split, values in metrics.items()
+        for key, (kind, title) in names.items()
     ]
-    return result
-
-
-def _evaluation_lines(evaluation: dict[str, Any], labels: list[str]) -> list[str]:
-    """Metrics with intervals, compared with the baselines; calibration and thresholds."""
-    most_severe = labels[-1]
-    shown = ["f1_macro", "accuracy", f"recall_{most_severe}", "quadratic_kappa"]
-    rows = {"this model": evaluation["model"]} | evaluation["baselines"]
-    calibration = evaluation["calibration"]
-    return [
-        f"## Comparison with baselines on {evaluation['split']}",
-        "",
-        "With 95 % bootstrap confidence intervals; differences are paired.",
-        "",
-        "| | " + " | ".join(shown) + " | macro-F1 difference (this model − baseline) |",
-        "|---" * (len(shown) + 2) + "|",
-        *(
-            f"| {name} | "
-            + " | ".join(_interval(values[key]) for key in shown)
-            + f" | {_interval(values['difference_f1_macro']) if 'difference_f1_macro' in values else ''} |"
-            for name, values in rows.items()
-        ),
-        "",
-        f"Scores are softmax(logits / {calibration['temperature']:.3f}); expected calibration error "
-        f"{calibration['ece_before']:.3f} before temperature scaling, {calibration['ece_after']:.3f} after.",
-        "",
-        *(
-            f"- A threshold of {point['threshold']:.6g} on the score of {most_severe}, chosen on validation for "
-            f"{point['target_recall']:.0%} recall: recall {point['recall']:.1%}, precision {point['precision']:.1%}, "
-            f"{point['flagged_share']:.1%} of the documents flagged."
-            for point in evaluation["operating_points"]
-        ),
-        "",
-    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        license=config.get("license"),
+        base_model=config["encoder"] if config.get("encoder_is_on_hub") else None,
+        datasets=on_hub or None,
+        tags=["text-classification", "long-document-classification", "hierarchical-roberta"],
+        widget=[{"text": "The ferry was late again, and they played cards on the jetty until the lamps were lit."}],
+        model_name=config["run_name"],
+        eval_results=results,
+    )
 
 
 def _interval(entry: dict[str, float]) -> str:
@@ -203,12 +129,12 @@ def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels
         else f"unknown for {most_severe} documents, since {split} has none"
     )
     return [
-        f"- False negatives: {misses}. Consequential decisions need a human who has read the evidence.",
-        f"- At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are read per document; "
+        f"False negatives: {misses}. Consequential decisions need a human who has read the evidence.",
+        f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are read per document; "
         "`truncated` in the result indicates that there was more.",
-        f"- The model reflects its {sum(config['label_counts']['train'].values())} training documents and labels, "
+        f"The model reflects its {sum(config['label_counts']['train'].values())} training documents and labels, "
         "including their biases. Other languages, genres or labeling rules were not tested.",
-        "- It classifies texts, not people, and must not be used to judge authors or readers.",
+        "It classifies texts, not people, and must not be used to judge authors or readers.",
     ]
 
 
@@ -242,7 +168,7 @@ def latex_paragraph(
         f"Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint: {results}."
         + (_latex(_comparison_sentence(evaluation)) if evaluation else "")
         + "\n\n\\paragraph{Limitations.}\n"
-        + " ".join(_latex(line.removeprefix("- ").replace("`", "")) for line in _limits(record, metrics, labels))
+        + " ".join(_latex(line.replace("`", "")) for line in _limits(record, metrics, labels))
         + "\n"
     )
 

@@ -66,6 +66,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         peaks = (torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
         return {"peak_memory_gib": peaks[0] / gib, "peak_reserved_gib": peaks[1] / gib}
+    if sys.platform == "win32":
+        return {"peak_memory_gib": psutil.Process().memory_info().peak_wset / gib}
     status = Path("/proc/self/status")
     if status.exists():  # getrusage may report the peak of the parent process
         return {"peak_memory_gib": 1024 * int(status.read_text().split("VmHWM:")[1].split()[0]) / gib}

@@ -41,6 +41,11 @@ class TensorBoard(TensorBoardCallback):
         if not self.trainer.is_fsdp_enabled:  # FSDP layers run collectives
             self.add_graph()
 
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        # After training, and on other processes, transformers' callback would open a writer in another folder.
+        if self.tb_writer is not None:
+            super().on_log(*args, **kwargs)
+
     def add_graph(self) -> None:
         """Add the model's graph, traced on two documents of two short chunks."""
         assert self.tb_writer is not None

@@ -69,7 +69,7 @@ def _to_tensorboard(callback: Any, figure: Figure, step: int) -> None:
 def _to_wandb(callback: Any, figure: Figure, step: int) -> None:
     import wandb
 
-    wandb.log({"eval/confusion_matrix": wandb.Image(figure), "train/global_step": step})
+    wandb.log({"eval/confusion_matrix": wandb.Image(_pixels(figure)), "train/global_step": step})
 
 
 def _to_mlflow(callback: Any, figure: Figure, step: int) -> None:
@@ -81,10 +81,14 @@ def _to_mlflow(callback: Any, figure: Figure, step: int) -> None:
 def _to_trackio(callback: Any, figure: Figure, step: int) -> None:
     import trackio
 
+    trackio.log({"eval/confusion_matrix": trackio.Image(_pixels(figure)), "train/global_step": step})
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """RGB image (height, width, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    image = trackio.Image(np.asarray(canvas.buffer_rgba())[..., :3], caption=f"step {step}")
-    trackio.log({"eval/confusion_matrix": image, "train/global_step": step})
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 SENDERS: dict[type[TrainerCallback], Callable[[Any, Figure, int], None]] = {

@@ -330,7 +330,7 @@ class WeightedTrainer(ResumableTrainer):
             logs.pop("loss")
             if losses:  # none, if all steps since the last log were skipped
                 logs = {"loss": sum(losses) / len(losses)} | logs
-            logs |= {f"learning_rate/{name}": lr for name, lr in self.learning_rates().items()}
+            logs |= {f"learning_rate_{name}": lr for name, lr in self.learning_rates().items()}
             logs |= self.stats.speed() | {"padding_share": self.padding_share()} | peak_memory(self.args.device)
         super().log(logs, start_time)
 

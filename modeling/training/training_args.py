@@ -156,7 +156,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
     )
     logging_nan_inf_filter: bool = False
     report_to: str | list[str] = field(
-        default="tensorboard",
+        default_factory=lambda: ["tensorboard"],
         metadata={"help": "Trackers, e.g. tensorboard,mlflow,wandb,trackio; all (that are installed), or none."},
     )
     remove_unused_columns: bool = False

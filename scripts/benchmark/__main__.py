@@ -24,7 +24,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--third_party", help="Python interpreter of an environment with belt-nlp and simpletransformers"
     )
-    parser.add_argument("--neighbours", help=argparse.SUPPRESS)  # the former name of --third_party
     parser.add_argument("--rounds", type=int, default=3, help="number of runs per system")
     parser.add_argument(
         "--scenarios", default=",".join(SCENARIOS), help=f"comma-separated, from {', '.join(SCENARIOS)}"
@@ -33,8 +32,6 @@ def parse_arguments() -> argparse.Namespace:
         "--most_chunks", type=int, default=2000, help="chunks of the longest document in the scenario growth"
     )
     arguments = parser.parse_args()
-    if arguments.neighbours:
-        raise ValueError("--neighbours is --third_party now.")
     arguments.scenarios = arguments.scenarios.split(",")
     if unknown := set(arguments.scenarios) - set(SCENARIOS):
         raise ValueError(f"--scenarios takes {', '.join(SCENARIOS)}; got {', '.join(sorted(unknown))}.")

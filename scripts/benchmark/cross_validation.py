@@ -41,7 +41,7 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     terms["source"] = describe_source(arguments.source)
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
-    stored = json.loads(path.read_text()) if path.exists() else {"terms": terms, "candidates": {}}
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"terms": terms, "candidates": {}}
     runs = arguments.output_dir / "runs"
     # A candidate whose options train_hf.py refused has no epoch yet: its options may be corrected.
     epochs = ("checkpoint-*", "training_history.json", "cost.json")
@@ -73,7 +73,7 @@ def run_once(command: list[str], log: Path) -> float:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    with open(log, "w") as output:
+    with open(log, "w", encoding="utf-8") as output:
         status = run_to_end(command, stdout=output, stderr=subprocess.STDOUT)
     if status:
         errors = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
@@ -97,7 +97,7 @@ def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, 
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     was_interrupted = any(folder.glob("checkpoint-*"))
     seconds = run_once([sys.executable, "train_hf.py", "--config", candidate.recipe, *words], Path(f"{folder}.log"))
-    history = json.loads((folder / "training_history.json").read_text())
+    history = json.loads((folder / "training_history.json").read_text(encoding="utf-8"))
     peak = max(epoch["peak_memory_gib"] for epoch in history["epochs"]) * 1024
     # The time of an interrupted run is unknown.
     write_json(folder / "cost.json", {"seconds": None if was_interrupted else seconds, "peak_mib": peak})

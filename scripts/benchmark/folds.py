@@ -127,7 +127,7 @@ class Folds:
         whole = cached_chunk_vectors(model, documents, collator, cache, accelerator)["whole"]
         for number in range(len(self.rows)):
             folder = self.path(number)
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             fold_cache = folder / ".chunk_vectors" / cache_key(model, manifest, args.precision)
             for split, rows in self.rows[number].items():
                 (fold_cache / split).mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from scripts.common.markdown import markdown_table
+
 Line = dict[str, Any]
 
 # check/figure (with wildcards) → (comparison, bound). The first match applies.
@@ -83,7 +85,7 @@ def format_value(value: Any) -> str:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, int):
         return f"{value:,}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str(value).replace("\n", " ")
 
 
 def markdown(lines: Sequence[Line], names: Iterable[str] = ()) -> str:
@@ -109,13 +111,13 @@ def _environment(figures: dict[str, Any]) -> str:
 
 
 def _overview(lines: Sequence[Line], device: str) -> str:
-    rows = ["| check | result | seconds | aims met |", "|---|---|---|---|"]
+    rows = []
     for line in lines:
         met = [is_met(value, aim, device) for _, value, aim in _with_aims(line)]
         result = "ok" if line["ok"] else line.get("error") or f"{len(line.get('failed', {}))} parts failed"
         aims = f"{sum(met)} of {len(met)}" if met else ""
-        rows.append(f"| {line['check']} | {format_value(result)} | {line['seconds']:.0f} | {aims} |")
-    return "\n".join(rows)
+        rows.append([line["check"], format_value(result), f"{line['seconds']:.0f}", aims])
+    return markdown_table(["check", "result", "seconds", "aims met"], rows)
 
 
 def _with_aims(line: Line) -> Iterator[tuple[str, Any, tuple[str, Any]]]:
@@ -150,12 +152,12 @@ def _topic(line: Line, device: str) -> str:
     single = {name: value for name, value in figures.items() if ": " not in name}
     parts = [f"## {check}"]
     if single:
-        rows = ["| figure | measured | aim | met |", "|---|---|---|---|"]
+        rows = []
         for name, value in single.items():
             aim = None if is_skipped(value) else aim_of(check, name)
-            last = f"{aim_text(aim, device)} | {'yes' if is_met(value, aim, device) else 'NO'}" if aim else " | "
-            rows.append(f"| {name} | {format_value(value)} | {last} |")
-        parts.append("\n".join(rows))
+            last = (aim_text(aim, device), "yes" if is_met(value, aim, device) else "NO") if aim else ("", "")
+            rows.append([name, format_value(value), *last])
+        parts.append(markdown_table(["figure", "measured", "aim", "met"], rows))
     parts += _matrices(check, {name: value for name, value in figures.items() if ": " in name}, device)
     parts += [f"**{name}** failed: {format_value(message)}" for name, message in line.get("failed", {}).items()]
     return "\n\n".join(parts)
@@ -167,10 +169,7 @@ def _matrices(check: str, figures: dict[str, Any], device: str) -> list[str]:
     for name, value in figures.items():
         row, _, column = name.partition(": ")
         rows.setdefault(row, {})[column] = _cell(check, name, value, device)
-    tables: dict[tuple[str, ...], list[str]] = {}
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
     for row, cells in rows.items():
-        tables.setdefault(tuple(cells), []).append(f"| {format_value(row)} | {' | '.join(cells.values())} |")
-    return [
-        "\n".join([f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|", *body])
-        for columns, body in tables.items()
-    ]
+        tables.setdefault(tuple(cells), []).append([row, *cells.values()])
+    return [markdown_table(["", *columns], body) for columns, body in tables.items()]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.common.markdown import markdown_table
 from scripts.evaluation.statistics import interval, metrics_of
 
 NUM_RESAMPLES = 2000
@@ -103,7 +104,7 @@ def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tup
 
 def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
     """Mean duration and maximum peak memory of runs, if known."""
-    costs = [json.loads((folder / "cost.json").read_text()) for folder in folders]
+    costs = [json.loads((folder / "cost.json").read_text(encoding="utf-8")) for folder in folders]
     seconds = [cost["seconds"] for cost in costs if cost["seconds"] is not None]
     peaks = [cost["peak_mib"] for cost in costs if cost["peak_mib"] is not None]
     return {"seconds": float(np.mean(seconds)) if seconds else None, "peak_mib": max(peaks, default=None)}
@@ -159,11 +160,11 @@ def markdown(measured: dict[str, Any]) -> str:
         "s per run",
         "peak MiB",
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     order = sorted(measured["systems"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
     for name, system in order:
         f1 = system["f1_macro"]
-        cells = [
+        row = [
             name,
             f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
             "" if name == REFERENCE else format_interval(system["f1_macro_less_tfidf"]),
@@ -174,12 +175,12 @@ def markdown(measured: dict[str, Any]) -> str:
             "" if system["seconds"] is None else f"{system['seconds']:.0f}",
             "" if system["peak_mib"] is None else f"{system['peak_mib']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(row)
     note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
     note += "Run times of frozen encoders exclude the one-off encoding of all documents."
     if measured.get("first_chunk_length"):
         note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
-    return "\n".join([*lines, "", note, ""])
+    return f"{markdown_table(head, rows)}\n\n{note}\n"
 
 
 def format_interval(value: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -54,7 +55,7 @@ class Bench:
         is_third_party = spec["system"] in THIRD_PARTY
         module = "third_party" if is_third_party else "worker"
         python = self.arguments.third_party if is_third_party else sys.executable
-        command = [python, "-m", f"scripts.benchmark.{module}", json.dumps(spec)]
+        command = [python, "-m", f"scripts.benchmark.{module}", json.dumps({**spec, "num_threads": joblib.cpu_count()})]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:

@@ -9,6 +9,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from scripts.common.markdown import markdown_table
+
 Results = dict[str, dict[str, Any]]
 
 
@@ -31,25 +33,22 @@ def markdown(results: Results) -> str:
             f"{frozen['later_seconds']:.4f} s: {frozen['seconds'] / frozen['later_seconds']:.0f} times faster."
         )
     if ranks := results.get("ranks"):
-        rows = [f"| {number} | {even['dealt out']:.3f} | {even['random']:.3f} |" for number, even in ranks.items()]
-        head = "| ranks | balanced order | random order |\n|---|---|---|\n"
-        parts.append(f"**Load balance: mean ÷ maximum cost over ranks (simulated)**\n\n{head}" + "\n".join(rows))
+        rows = [[number, f"{even['dealt out']:.3f}", f"{even['random']:.3f}"] for number, even in ranks.items()]
+        table = markdown_table(["ranks", "balanced order", "random order"], rows)
+        parts.append(f"**Load balance: mean ÷ maximum cost over ranks (simulated)**\n\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
 def systems_table(systems: dict[str, Any]) -> str:
     ours = systems["ours"]
-    lines = [
-        "| | seconds | documents/s | real tokens/s | peak MiB above the model | time ÷ ours | memory ÷ ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["", "seconds", "documents/s", "real tokens/s", "peak MiB above the model", "time ÷ ours", "memory ÷ ours"]
+    rows = []
     for name, result in systems.items():
         seconds, peak = result["seconds"], result["peak_mib"]
-        lines.append(
-            f"| {name} | {seconds:.2f} | {ours['documents'] / seconds:.2f} | {ours['tokens'] / seconds:,.0f} | {peak:,.0f} "
-            f"| {seconds / ours['seconds']:.2f} | {peak / ours['peak_mib']:.2f} |"
-        )
-    return "\n".join(lines)
+        speeds = [f"{seconds:.2f}", f"{ours['documents'] / seconds:.2f}", f"{ours['tokens'] / seconds:,.0f}"]
+        ratios = [f"{seconds / ours['seconds']:.2f}", f"{peak / ours['peak_mib']:.2f}"]
+        rows.append([name, *speeds, f"{peak:,.0f}", *ratios])
+    return markdown_table(head, rows)
 
 
 def growth_of(results: Results) -> dict[str, list[tuple[int, float, float]]]:
@@ -65,10 +64,11 @@ def growth_of(results: Results) -> dict[str, list[tuple[int, float, float]]]:
 def growth_table(results: Results) -> str:
     growth = growth_of(results)
     numbers = sorted({chunks for rows in growth.values() for chunks, _, _ in rows})
-    lines = [f"| seconds, MiB | {' | '.join(map(str, numbers))} |", "|---" * (len(numbers) + 1) + "|"]
-    for name, rows in growth.items():
-        cells = {chunks: f"{seconds:.2f}, {peak:,.0f}" for chunks, seconds, peak in rows}
-        lines.append(f"| {name} | {' | '.join(cells.get(number, '') for number in numbers)} |")
+    cells = {
+        name: {chunks: f"{seconds:.2f}, {peak:,.0f}" for chunks, seconds, peak in rows} for name, rows in growth.items()
+    }
+    table = [[name, *(of.get(number, "") for number in numbers)] for name, of in cells.items()]
+    lines = [markdown_table(["seconds, MiB", *numbers], table)]
     for name, rows in growth.items():
         long = np.array([(chunks, seconds) for chunks, seconds, _ in rows if 5 <= chunks <= 200])
         if len(long) > 3:

@@ -7,7 +7,6 @@ BELT (belt-nlp on PyPI) pads every chunk to full length and averages the logits 
 """
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -85,7 +84,7 @@ def simple_transformers(spec: dict[str, Any], texts: list[str], labels: list[int
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(spec["num_threads"])
     texts = json.loads(Path(spec["documents"]).read_text(encoding="utf-8"))
     system = {"BELT": belt, "Simple Transformers": simple_transformers}[spec["system"]]
     meter = system(spec, texts, [i % 3 for i in range(len(texts))])

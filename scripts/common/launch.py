@@ -32,6 +32,8 @@ def run_to_end(command: Sequence[str], **options: Any) -> int:
             break
         except BaseException as error:
             received = error
+            if os.name == "nt" and interruption(error) == signal.SIGINT:
+                continue  # Windows sends Ctrl-C to every process of a console, and cannot send it to one
             process.send_signal(interruption(error) or signal.SIGTERM)
     if received is not None:
         raise received

@@ -9,6 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from modeling.training.metrics import classification_metrics
+from modeling.training.training_args import parse_severity_weights
+
 
 def tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
     """Class-balanced logistic regression on unigram TF-IDF of the full text: probabilities of `test`, (B, K)."""
@@ -22,6 +25,14 @@ def tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
 def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
     """The most frequent training label for every document, (B,)."""
     return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
+
+
+def baseline_metrics(train: datasets.Dataset, test: datasets.Dataset) -> dict[str, dict[str, float]]:
+    """Metrics on `test` of TF-IDF (`tfidf`) and of the most frequent class (`majority`)."""
+    names = train.features["label"].names
+    predictions = {"tfidf": tfidf_scores(train, test).argmax(axis=1), "majority": majority_predictions(train, test)}
+    options = (list(test["label"]), names, parse_severity_weights(None, len(names)))
+    return {name: classification_metrics(predicted.tolist(), *options) for name, predicted in predictions.items()}
 
 
 def vector_scores(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray, num_labels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data.chunk_dataset import ChunkedDocuments
+from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import logits_of_subsets
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.precision import full_precision
@@ -103,13 +104,10 @@ def _with_sentences(
                 is_left[sentence.first_token : sentence.end_token] = False
         for position in explained:
             chunk = slice(*result.bounds[result.read[position]])
-            chunks.append(torch.from_numpy(chunked.chunker.with_special_tokens(tokens[chunk][is_left[chunk]])))
-    padding = chunked.tokenizer.pad_token_id
-    ids_NL = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True, padding_value=padding)
-    lengths = torch.tensor([len(chunk) for chunk in chunks])
-    mask_NL = (torch.arange(ids_NL.shape[1]) < lengths[:, None]).long()
+            chunks.append(chunked.chunker.with_special_tokens(tokens[chunk][is_left[chunk]]))
+    batch = DocumentCollator(chunked.tokenizer.pad_token_id)([{"input_ids": chunks}])
     with full_precision(model.device):
-        vectors_ND = model.extract_features(ids_NL.to(model.device), mask_NL.to(model.device))
+        vectors_ND = model.extract_features(*(batch[name].to(model.device) for name in ("input_ids", "attention_mask")))
     chunk_SCD = result.chunk_CD.to(model.device).expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
     logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(result.chunk_CD)] * len(kept))

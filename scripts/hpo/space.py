@@ -74,26 +74,16 @@ def _sampler(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any
     return lambda trial: trial.suggest_float(name, low, high, **options)
 
 
-class NumberedSampler(optuna.samplers.BaseSampler):
+class NumberedSampler(optuna.samplers.TPESampler):
     """TPE (Bergstra et al. 2011) seeded by seed + trial number, so that an interrupted search continues with the same trials,
-    and processes that share a study never sample each other's trials."""
+    and processes that share a study never sample each other's trials.
+
+    Optuna seeds a sampler once: a second process, or a resumed one, would start with the first one's samples again.
+    """
 
     def __init__(self, seed: int):
+        super().__init__(seed=seed)
         self.seed = seed
-        self.sampler = optuna.samplers.TPESampler(seed=seed)
 
     def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        self.sampler = optuna.samplers.TPESampler(seed=self.seed + trial.number)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-        return self.sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, search_space: dict[str, Any]
-    ) -> dict[str, Any]:
-        return self.sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str, param_distribution: Any
-    ) -> Any:
-        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+        super().__init__(seed=self.seed + trial.number)

@@ -1,9 +1,9 @@
 """The trials of a hyperparameter search: Optuna, by way of `Trainer.hyperparameter_search`. Used by scripts/search.py."""
 
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+import warnings
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,10 @@ import optuna
 import torch
 import yaml
 from accelerate import Accelerator
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from filelock import FileLock
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from modeling.file_utils import write_text
@@ -26,6 +28,7 @@ from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.common.cli import interruption
 from scripts.common.log_setup import set_up_logging
+from scripts.common.markdown import markdown_table
 from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
 from scripts.training.fit_lexical_features import fit_lexical_features
@@ -49,6 +52,11 @@ SAME_IN_ALL_TRIALS: tuple[str, ...] = (
     "max_loss_spike",
     "optim",
 )
+
+# Seconds without a heartbeat after which a trial counts as killed.
+GRACE_PERIOD = 60
+# Held while the study is created and while results are written.
+LOCK = ".search.lock"
 
 
 class Search:
@@ -152,82 +160,97 @@ def search(
     if search_args.num_trials < 1:
         raise ValueError(f"`num_trials` must be at least 1, got {search_args.num_trials}.")
     space = read_space(search_args.space)
-    folder = Path(args.output_dir).absolute()  # optuna's lock is a symlink, which needs an absolute path
+    folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "study.log").exists():
+        raise ValueError(f"{folder / 'study.log'} is a search by an earlier version: choose another output_dir.")
     set_up_logging(None, logging.INFO)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if args.device.type == "cpu":
         set_num_threads(args.cpu_threads)
     trials = Search(model_args, data_args, args)
-    truncate_incomplete_line(folder / "study.log")
-    storage = JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    direction: Any = "maximize" if args.greater_is_better else "minimize"
-    options: dict[str, Any] = {"study_name": "search", "storage": storage}
-    study = optuna.create_study(direction=direction, load_if_exists=True, **options)
     for name in ("train_hf", "modeling.training.trainer"):  # repeated for every trial
         logging.getLogger(name).setLevel(logging.WARNING)
-    if study.user_attrs.get("fixed", trials.fixed) != trials.fixed:
+    try:
+        study = run_trials(trials, space, folder, search_args.num_trials)
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        cause = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error
         raise ValueError(
-            f"{folder / 'study.log'} belongs to a search with other data, recipe, metric or seed: choose another output_dir."
-        )
-    study.set_user_attr("fixed", trials.fixed)
-    while len(finished(study)) < search_args.num_trials:
-        sampler, pruner = NumberedSampler(args.seed), optuna.pruners.MedianPruner()
-        try:
-            number = trials.run_trial(space, direction=direction, sampler=sampler, pruner=pruner, **options)
-        except BaseException as error:
-            if interruption(error) is not None:
-                requeue_trial(study, trials.number)
-            raise
-        last = study.trials[number]
-        shown = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in last.params.items()
-        )
-        logger.info(f"trial {len(finished(study))} of {search_args.num_trials}: {value_shown(last)}; {shown}")
-    with locked(folder / "study.log"):
+            f"{folder / 'study.db'} cannot be read or written: {cause}. It needs room on the disk and a file system with locks: "
+            "run the command again when it has both, or choose another output_dir."
+        ) from error
+    with FileLock(folder / LOCK):
         return write_results(study, folder, args, recipe_values)
 
 
-def truncate_incomplete_line(path: Path) -> None:
-    """Truncate an incomplete last line of a study, left by a kill or a full disk: what is appended to it could not be read."""
-    if not path.exists():
-        return
-    with locked(path):
-        content = path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
+def run_trials(
+    trials: Search, space: dict[str, Callable[[optuna.Trial], Any]], folder: Path, num_trials: int
+) -> optuna.Study:
+    """Run trials until `num_trials` of the study in `folder` are finished.
+
+    Optuna's heartbeat fails and requeues the trial of a process that was killed. A signal that Python sees ends a trial at
+    once: the same callback requeues it.
+    """
+    # The heartbeat is marked as experimental.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    requeue = RetryHeartbeatStaleTrialCallback()
+    direction: Any = "maximize" if trials.args.greater_is_better else "minimize"
+    options: dict[str, Any] = {"study_name": "search", "direction": direction}
+    with FileLock(folder / LOCK):  # two processes that create the tables at once both fail
+        options["storage"] = RDBStorage(
+            f"sqlite:///{folder / 'study.db'}",
+            engine_kwargs={"connect_args": {"timeout": GRACE_PERIOD}},  # for another process's write
+            heartbeat_interval=GRACE_PERIOD // 6,
+            grace_period=GRACE_PERIOD,
+            heartbeat_stale_trial_callback=requeue,
+        )
+        study = optuna.create_study(load_if_exists=True, **options)
+        if study.user_attrs.get("fixed", trials.fixed) != trials.fixed:
+            raise ValueError(
+                f"{folder / 'study.db'} belongs to a search with other data, recipe, metric or seed: choose another "
+                "output_dir."
+            )
+        study.set_user_attr("fixed", trials.fixed)
+    while needs_trial(study, num_trials):
+        sampler, pruner = NumberedSampler(trials.args.seed), optuna.pruners.MedianPruner()
+        try:
+            number = trials.run_trial(space, sampler=sampler, pruner=pruner, **options)
+        except BaseException as error:
+            if interruption(error) is not None and trials.number is not None:
+                if not study.trials[trials.number].state.is_finished():
+                    study.tell(trials.number, state=TrialState.FAIL)
+                requeue(study, study.trials[trials.number])
+            raise
+        last = study.trials[number]
+        options_shown = ", ".join(f"{name} {shown(value)}" for name, value in last.params.items())
+        logger.info(f"trial {len(finished(study))} of {num_trials}: {value_shown(last)}; {options_shown}")
+    return study
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the study's file lock."""
-    lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+def needs_trial(study: optuna.Study, num_trials: int) -> bool:
+    """Whether another trial has to be started. If running trials would be the last ones, it waits first until they finish or
+    turn out to have been killed, but no longer than it takes to tell."""
+    end = time.monotonic() + GRACE_PERIOD + 1
+    while True:
+        optuna.storages.fail_stale_trials(study)
+        missing = num_trials - len(finished(study))
+        if missing <= 0 or missing > len(study.get_trials(states=(TrialState.RUNNING,))) or time.monotonic() > end:
+            return missing > 0
+        time.sleep(0.5)
 
 
-def requeue_trial(study: optuna.Study, number: int | None) -> None:
-    """Requeue the options of an interrupted trial."""
-    if number is None:
-        return
-    trial = study.trials[number]
-    if not trial.state.is_finished():
-        study.tell(number, state=optuna.trial.TrialState.FAIL)
-    if study.trials[number].state == optuna.trial.TrialState.FAIL:
-        study.enqueue_trial(trial.params, user_attrs={"again": number})
-
-
-def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def finished(study: optuna.Study) -> list[FrozenTrial]:
     """Finished trials, whatever their state, except requeued ones."""
-    again = {trial.user_attrs.get("again") for trial in study.trials}
-    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in again]
+    trials = study.trials
+    again = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    return [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
 
 
-def value_shown(trial: optuna.trial.FrozenTrial) -> str:
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def value_shown(trial: FrozenTrial) -> str:
     value = (
         trial.value
         if trial.value is not None
@@ -250,20 +273,12 @@ def write_results(
     chosen += "an optimistic estimate (the best of many): train with this recipe to measure it on the test split."
     recipe = yaml.safe_dump(recipe_values | study.best_params, sort_keys=False, allow_unicode=True)
     write_text(folder / "best.yaml", f"# {chosen}\n{recipe}")
-    names = list(study.best_params)
     scored = sorted(
         (t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, reverse=bool(args.greater_is_better)
     )
     rows = [*scored, *(trial for trial in trials if trial.value is None)]
-    lines = ["# Search", "", chosen, "", f"| trial | {metric} | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for trial in rows:
-        cells = [
-            f"{trial.params.get(name):.4g}"
-            if isinstance(trial.params.get(name), float)
-            else str(trial.params.get(name, ""))
-            for name in names
-        ]
-        lines.append(f"| {trial.number} | {value_shown(trial)} | {' | '.join(cells)} |")
-    write_text(folder / "search.md", "\n".join(lines) + "\n")
+    head = ["trial", metric, *study.best_params]
+    cells = [[t.number, value_shown(t), *(shown(t.params.get(name, "")) for name in study.best_params)] for t in rows]
+    write_text(folder / "search.md", f"# Search\n\n{chosen}\n\n{markdown_table(head, cells)}\n")
     logger.info(f"{chosen} {folder / 'best.yaml'} is the recipe, {folder / 'search.md'} has every trial.")
     return 0

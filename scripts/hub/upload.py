@@ -9,12 +9,12 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx2
 import huggingface_hub
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoCard
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory  # not exported; respects offline mode
 
 from modeling import hierarchical_roberta
@@ -83,9 +83,9 @@ def _link(source: Path, target: Path) -> None:
 def configure_client_timeout(seconds: float) -> None:
     """Set the timeout of the Hub client, which has none by default."""
 
-    def factory() -> httpx2.Client:
+    def factory() -> Any:
         client = default_client_factory()
-        client.timeout = httpx2.Timeout(seconds)
+        client.timeout = seconds
         return client
 
     huggingface_hub.set_client_factory(factory)
@@ -128,7 +128,7 @@ def ensure_repo(
             api.create_branch(repo_id, branch=revision)
     except (
         HfHubHTTPError,
-        httpx2.HTTPError,
+        HTTPError,
         OfflineModeIsEnabled,
         huggingface_hub.errors.LocalTokenNotFoundError,
     ) as error:
@@ -210,7 +210,7 @@ def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) 
             allow_patterns=patterns,
             ignore_patterns=["checkpoint-*/*", "runs/*"],
         )
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise ValueError(f"Cannot resume from {repo_id}: {reason_of(error)}") from None
     downloaded = download / LAST_CHECKPOINT
     if not (downloaded / "trainer_state.json").is_file():

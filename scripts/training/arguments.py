@@ -10,7 +10,9 @@ MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical
 class ModelArguments:
     """The encoder and what is built on it."""
 
-    encoder: str = field(metadata={"help": "Encoder: name on the hub or folder."})
+    encoder: str = field(
+        metadata={"help": "Encoder, or a trained model whose encoder is used: name on the hub or folder."}
+    )
     encoder_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the encoder on the hub."})
     chunk_length: int = field(default=512, metadata={"help": "Tokens in a chunk, special tokens included."})
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})

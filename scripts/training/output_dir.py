@@ -1,6 +1,6 @@
 """A run's output_dir: locked while in use; an earlier run is resumed or replaced, never mixed with a new one."""
 
-import fcntl
+import errno
 import json
 import logging
 import os
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from modeling.file_utils import is_disk_full
 from modeling.training.checkpointing import STAGING_DIR, find_checkpoint, list_checkpoints
 
@@ -17,38 +19,44 @@ logger = logging.getLogger(__name__)
 
 # Staging folder of the exported model.
 EXPORT = ".export"
+# What a file system without locks answers.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 RESULTS = ("model.safetensors", "training_history.json", "metrics.json", "README.md", "training.tex")
 
 
 @contextmanager
 def lock_output_dir(folder: Path) -> Iterator[None]:
-    """Lock the folder for this process. Released when the process ends; loader workers do not inherit it (fcntl).
+    """Lock the folder for this process. Released when the process ends, however it ends: loader workers do not inherit it
+    (since filelock 3.30). On a file system without locks, a warning.
 
     Raises:
         ValueError: another run holds the lock, or the folder is not writable.
     """
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)  # a soft lock would outlive a killed run
+    owner = folder / ".lock_owner"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (for as long as the run)
+        lock.acquire(timeout=0)
+    except Timeout:
+        name = owner.read_text(encoding="utf-8") if owner.is_file() else "just started"
+        raise ValueError(
+            f"{folder} is locked by another run ({name}): wait for it to finish, or choose another output_dir."
+        ) from None
     except OSError as error:
         if is_disk_full(error):
             raise
-        reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
-        raise ValueError(f"output_dir {folder} {reason}: expected a writable folder or a new path.") from None
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is locked by another run ({file.read().strip() or 'just started'}): wait for it to finish, or choose "
-                "another output_dir."
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        if error.errno not in NO_LOCKS:
+            reason = "is a file" if folder.is_file() else f"cannot be written to ({error.strerror})"
+            raise ValueError(f"output_dir {folder} {reason}: expected a writable folder or a new path.") from None
+        logger.warning(
+            f"The file system of {folder} has no locks ({error.strerror}): make sure that no other run uses this output_dir."
+        )
+    try:
+        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         clear_unfinished(folder)
         yield
+    finally:
+        lock.release()
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -26,6 +26,7 @@ from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
 from modeling.hierarchical_roberta.chunking import chunk_sizes, coverage, special_token_frame
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
@@ -201,6 +202,12 @@ def build_model(
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
+    if origin := trained_config(model_args.encoder, model_args.encoder_revision):
+        here, there = (", ".join(f"{n} {getattr(config, n)}" for n in geometry) for config in (model.config, origin))
+        logger.info(
+            f"Starting from the encoder of {model_args.encoder}, trained for {', '.join(origin.id2label.values())}, with new "
+            f"pooling and head. Chunks are not inherited: {here} (there {there})."
+        )
     model.token_budget = args.token_budget
     if args.freeze_encoder:
         model.freeze_encoder()
