@@ -414,11 +414,6 @@ def memory_metrics(run: Trainings) -> None:
     assert "train_mem_cpu_alloc_delta" not in run().metrics
 
 
-def sharding(run: Trainings) -> None:
-    with pytest.raises(ValueError, match="fsdp"):
-        run.trainer(fsdp="full_shard")
-
-
 WORKS: dict[str, Callable[[Trainings], None]] = {
     "output_dir": output_dir,
     "per_device_train_batch_size": train_batch_size,
@@ -480,7 +475,6 @@ WORKS: dict[str, Callable[[Trainings], None]] = {
     ),
     "report_to": trackers,
     "skip_memory_metrics": memory_metrics,
-    "fsdp": sharding,
 }
 
 # File and function of the test.
@@ -514,7 +508,6 @@ NOT_HERE = {
     "do_eval": "train_hf.py always evaluates",
     "do_predict": "train_hf.py always predicts",
     "ddp_find_unused_parameters": "gradients are averaged once a step, whichever there are",
-    "fsdp_config": "an option of fsdp, which needs several processes",
     "deepspeed": "needs GPUs",
     "local_rank": "launchers set LOCAL_RANK",
 }
@@ -548,6 +541,8 @@ OTHER_VALUES = {
     "label_names": ["other"],
     "debug": "underflow_overflow",
     "ddp_bucket_cap_mb": 25,
+    "fsdp": "full_shard",
+    "fsdp_config": {"min_num_params": 1},
     "parallelism_config": object(),
 }
 

@@ -96,6 +96,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     # Several processes
     "ddp_bucket_cap_mb": ((None,), "gradients are averaged once a step, and not by DDP"),
     "ddp_static_graph": ((None, False), "gradients are averaged once a step, and not by DDP"),
+    "fsdp": ((None, "", []), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
+    "fsdp_config": ((None,), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
     "parallelism_config": ((None,), "documents are shared among processes; use scripts/recipes/accelerate/"),
 }
 # Likewise the settings of `accelerator_config`.
