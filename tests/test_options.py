@@ -19,7 +19,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import ElectraConfig, ElectraModel, TrainerCallback, TrainingArguments
+from transformers import (
+    DebertaV2Config,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -620,7 +627,7 @@ def test_optimizer_trains_and_resumes_exactly_or_is_refused(optim, run):
     ("optim", "optim_args"), [("adamw_torch", "momentum=0.9"), ("sgd", "momentum"), ("sgd", "weight_decay=1")]
 )
 def test_optim_args_that_are_of_no_use_are_refused(optim, optim_args, run):
-    with pytest.raises(ValueError, match=rf"`optim_args` {optim_args}"):
+    with pytest.raises(ValueError, match=rf"`optim_args`.*{optim_args}"):
         run.trainer(optim=optim, optim_args=optim_args).create_optimizer()
 
 
@@ -665,21 +672,32 @@ def test_settings_that_a_schedule_lacks_or_does_not_take_are_refused(kind, setti
 # ---- activation checkpointing ----
 
 
-def electra(**_: Any) -> HierarchicalRobertaForSequenceClassification:
-    """ELECTRA projects its embeddings to the width of the layers."""
-    sizes = {"embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = ElectraConfig(vocab_size=99, intermediate_size=37, max_position_embeddings=64, **sizes)
-    torch.manual_seed(0)
-    encoder = ElectraModel(config).config.to_dict()
-    return HierarchicalRobertaForSequenceClassification(
-        HierarchicalRobertaConfig(encoder_config=encoder, num_labels=3, chunk_length=16)
-    )
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+}
+ENCODERS = {
+    "roberta": RobertaConfig(**SIZES, max_position_embeddings=66),
+    "electra": ElectraConfig(**SIZES, embedding_size=16),  # the embeddings are projected to the width of the layers
+    "deberta": DebertaV2Config(
+        **SIZES, relative_attention=True, pos_att_type=["c2p", "p2c"], norm_rel_ebd="layer_norm"
+    ),
+    "modernbert": ModernBertConfig(**SIZES, pad_token_id=1),  # a norm follows the layers
+}
 
 
-@pytest.mark.parametrize("kind", ["roberta", "bert", "electra"])
+def tensor_of(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("live_chunks", [0, 4])
-def test_backward_pass_ends_at_the_first_trained_layer(kind, live_chunks, _models, run):
-    model = electra() if kind == "electra" else copy.deepcopy(_models[kind])
+def test_backward_pass_ends_at_the_first_trained_layer(kind, live_chunks, run):
+    config = HierarchicalRobertaConfig(encoder_config=ENCODERS[kind].to_dict(), num_labels=3, chunk_length=16)
+    model = HierarchicalRobertaForSequenceClassification(config)
     model.freeze_layers(1)
     model.live_chunks = live_chunks
     batch = next(iter(run.trainer().get_train_dataloader()))
@@ -690,7 +708,7 @@ def test_backward_pass_ends_at_the_first_trained_layer(kind, live_chunks, _model
         reached = set()
         first, second = model.encoder_layers()
         for part in (model.encoder.embeddings, first):
-            part.register_forward_hook(lambda *call, reached=reached: reached.add(call[2].requires_grad))
+            part.register_forward_hook(lambda *call, reached=reached: reached.add(tensor_of(call[2]).requires_grad))
         model.train().zero_grad()
         torch.manual_seed(0)
         model(**batch).loss.backward()

@@ -185,9 +185,11 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.train(self.training)
 
     def freeze_layers(self, num_layers: int) -> None:
-        """Freeze the encoder's first `num_layers` layers and what precedes them, and disable their dropout (0: nothing).
+        """Freeze the encoder's first `num_layers` layers, and disable their dropout (0: nothing).
 
-        The backward pass stops at the first trainable layer; no activations of the frozen ones are kept.
+        What precedes the layers is frozen too (embeddings, ELECTRA's projection of them), and so is what they share
+        (DeBERTa's relative positions). The backward pass stops at the first trainable layer; no activations of the frozen
+        ones are kept.
 
         Raises:
             ValueError: `num_layers` exceeds the encoder's layers, or they cannot be identified.
@@ -199,12 +201,13 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             raise ValueError(
                 f"`freeze_layers` must be from 0 to {len(layers)} (the encoder's layers), got {num_layers}."
             )
-        for part in self.encoder.children():  # the embeddings, and their projection to the layers' width (ELECTRA)
+        trained = {weight for layer in layers[num_layers:] for weight in layer.parameters()}
+        for part in self.encoder.children():  # up to the one that holds the layers
+            for weight in part.parameters():
+                if weight not in trained:
+                    weight.requires_grad_(False)
             if layers[0] in part.modules():
                 break
-            part.requires_grad_(False)
-        for layer in layers[:num_layers]:
-            layer.requires_grad_(False)
         self.train(self.training)
 
     # transformers makes the embeddings' output require gradients, for reentrant checkpointing and adapters; the backward

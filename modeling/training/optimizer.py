@@ -36,6 +36,8 @@ def optimizer_class_and_kwargs(args: TrainingArguments) -> tuple[type, dict[str,
     for part, reason in REFUSED.items():
         if part in name:
             raise ValueError(f"`optim` {name} {reason}: use adamw_torch_fused or, for less memory, adafactor.")
+    if args.optim_args and not all(part.count("=") == 1 for part in args.optim_args.split(",")):
+        raise ValueError(f"`optim_args` must be name=value,name=value,…, got {args.optim_args!r}.")
     without = copy(args)
     without.optim_args = None
     try:
