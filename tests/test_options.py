@@ -409,7 +409,8 @@ def memory_metrics(run: Trainings) -> None:
 
 
 def sharding(run: Trainings) -> None:
-    with pytest.raises(ValueError, match="fsdp"):
+    # It arrives: who refuses it without a launcher depends on accelerate's version.
+    with pytest.raises((ValueError, RuntimeError), match=r"fsdp|no available devices"):
         run.trainer(fsdp="full_shard")
 
 

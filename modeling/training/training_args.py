@@ -249,6 +249,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
     # Output
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing run in output_dir."})
 
+    # transformers before 5.18 loads an optimizer's state to this device, and torch can load none to cpu:0.
+    @property
+    def device(self) -> torch.device:
+        """Like TrainingArguments', but a CPU without an index."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def __post_init__(self) -> None:
         if self.hub_token:
             # Keep the token out of everything that is saved or logged.
