@@ -60,6 +60,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "torch_compile_backend": ((None,), "it would also compile the planning of encoder batches; use --compile_layers"),
     "torch_compile_mode": ((None,), "it would also compile the planning of encoder batches; use --compile_layers"),
     "use_cache": ((False,), "an encoder has no cache of keys and values"),
+    "dataloader_persistent_workers": (
+        (False,),
+        "workers ignore signals while an interrupted run is saved, so that persistent ones would keep it from ending",
+    ),
     "dataloader_in_order": ((True,), "a resumed run must read the same batches"),
     "debug": (
         ("", [], None),
@@ -92,6 +96,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     # Several processes
     "ddp_bucket_cap_mb": ((None,), "gradients are averaged once a step, and not by DDP"),
     "ddp_static_graph": ((None, False), "gradients are averaged once a step, and not by DDP"),
+    "fsdp": ((None, "", []), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
+    "fsdp_config": ((None,), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
     "parallelism_config": ((None,), "documents are shared among processes; use scripts/recipes/accelerate/"),
 }
 # Likewise the settings of `accelerator_config`.

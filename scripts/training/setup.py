@@ -274,11 +274,6 @@ def chunk_splits(
 ) -> tuple[dict[str, ChunkedDocuments], dict[str, SplitLengths]]:
     """Each split as chunks, and its documents' lengths. Logs the share that max_chunks cuts."""
     config = model.config
-    if args.dataloader_persistent_workers and config.chunk_policy == "random":
-        raise ValueError(
-            "Persistent loader workers would draw the same random chunks in every epoch: leave "
-            "--dataloader_persistent_workers out, or choose another --chunk_policy."
-        )
     chunked, lengths = {}, {}
     num_special = sum(map(len, special_token_frame(tokenizer)))
     for name, part in splits.items():
