@@ -21,10 +21,16 @@ from scripts.common.recipe import parse_with_recipe, split_off_config
 from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 
 # A trial saves nothing and reports nowhere.
-TRIAL_OPTIONS = ("--save_strategy=no", "--load_best_model_at_end=False", "--report_to=none", "--log_level=warning")
+TRIAL_OPTIONS: tuple[str, ...] = (
+    "--save_strategy=no",
+    "--load_best_model_at_end=False",
+    "--report_to=none",
+    "--log_level=warning",
+)
+TRIAL_OPTIONS += ("--eval_on_start=False",)
 # Options of a search that are not part of the recipe it writes.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
-NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to"}
+NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to", "eval_on_start"}
 
 
 def command() -> int:

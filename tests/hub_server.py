@@ -1,4 +1,4 @@
-"""Our own double of the Hugging Face hub: what huggingface_hub 2.4 asks of it over HTTP, in both transfer modes.
+"""Our own double of the Hugging Face hub: what huggingface_hub (1.33 and 2.4) asks of it over HTTP, in both transfer modes.
 
     with HubServer() as server:
         server.add_user("alice", token="hf_alice", orgs=["org"])
@@ -6,7 +6,8 @@
         subprocess.run([sys.executable, "train_hf.py", ...], env=environment)
         assert server.repos["alice/model"].commits("main")[-1].read("config.json")
 
-Two origins on 127.0.0.1: the hub, and the storage that it sends large files to (signed URLs for LFS, the Xet service).
+Two origins: the hub on 127.0.0.1, and the storage that it sends large files to (signed URLs for LFS, the Xet service) on
+127.0.0.2, since huggingface_hub 1.x knows a storage by its host, whatever the port.
 Models only: no pull requests, tags, datasets or spaces.
 """
 
@@ -195,8 +196,8 @@ class HubServer:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_OFFLINE": "0",
             "TRANSFORMERS_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1,localhost",
-            "no_proxy": "127.0.0.1,localhost",
+            "NO_PROXY": "127.0.0.1,127.0.0.2,localhost",
+            "no_proxy": "127.0.0.1,127.0.0.2,localhost",
         }
 
     def sign(self, path: str) -> str:
@@ -320,9 +321,10 @@ class _Origin(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, hub: HubServer, name: str, port: int):
-        super().__init__(("127.0.0.1", port), _Handler)
+        host = "127.0.0.1" if name == "hub" else "127.0.0.2"
+        super().__init__((host, port), _Handler)
         self.hub, self.name = hub, name
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.url = f"http://{host}:{self.server_address[1]}"
         self.connections: set[socket.socket] = set()
 
     def route(self, method: str, path: str) -> tuple[str, Callable | None, tuple[str, ...]]:

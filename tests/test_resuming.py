@@ -19,10 +19,9 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.training.callbacks import EarlyStopping, HistoryCallback, SignalCallback
-from modeling.training.checkpointing import checkpoint_problem, commit_checkpoint, find_checkpoint
+from modeling.training.checkpointing import commit_checkpoint, find_checkpoint
 from modeling.training.monitor import TrainingMonitor
 from modeling.training.sampling import EpochSampler
-from modeling.training.step_conversion import convert_run, saved_epoch_size
 from modeling.training.trainer import WeightedTrainer
 from scripts.training.output_dir import resolve_output_dir
 from scripts.training.setup import check_checkpoint
@@ -206,100 +205,82 @@ def test_resume_applies_new_learning_rate_and_weight_decay(roberta_folder, tmp_p
     assert decays == {1e-3: {0.0, 0.01}, 1e-4: {0.0, 0.001}}
 
 
-class Numbered(SplitLengths):
-    """Documents that begin with a token of their own."""
-
-    def __init__(self):
-        super().__init__()
-        for index, item in enumerate(self.items):
-            item["input_ids"][0][0] = 100 + index
-
-
-class Watch(TrainerCallback):
-    """Learning rate before each step, by epoch."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_step_begin(self, args, state, control, optimizer, **_):
-        self.rates.append((int(state.epoch), optimizer.param_groups[0]["lr"]))
+@pytest.mark.parametrize("event", ["none", "step", "evaluation"])
+def test_run_that_ends_within_an_epoch_is_resumed_exactly(event, roberta_folder, tmp_path):
+    given = {"num_train_epochs": 1.5}  # 6 steps of 4 an epoch
+    stoppable(roberta_folder, tmp_path / "whole", **given)
+    cut = tmp_path / "cut"
+    stop, _ = stoppable(
+        roberta_folder, cut, SignalAt(6, event), grace_seconds=0.0 if event == "evaluation" else 30, **given
+    )
+    assert stop.exit_status == (None if event == "none" else 143)
+    _, trainer = stoppable(roberta_folder, cut, resume=cut, **given)
+    assert trainer.state.global_step == 6
+    ends_alike(tmp_path / "whole", cut, "checkpoint-6")
 
 
-def numbered_run(encoder, folder, resume=None, signal_at=None, **arguments):
-    """A run on numbered documents: the trainer, and the documents of each epoch in the order in which they were trained on."""
-    epochs: dict[int, list[int]] = {}
+def test_loader_worker_killed_in_an_evaluation_leaves_it_pending(roberta_folder, tmp_path, monkeypatch):
+    stoppable(roberta_folder, tmp_path / "whole")
+    cut, signal_at = tmp_path / "cut", SignalAt(4, "evaluation")
+    predict = WeightedTrainer.prediction_step
 
-    class Recording(WeightedTrainer):
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            firsts = inputs["input_ids"][inputs["num_chunks"].cumsum(0) - inputs["num_chunks"], 0]
-            firsts = firsts[inputs["labels"] != -100].tolist()
-            epochs.setdefault(int(self.state.epoch or 0), []).extend(first - 100 for first in firsts)
-            return super().compute_loss(model, inputs, *args, **kwargs)
+    def killed(self, *args, **kwargs):
+        if self.stop.received:
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+        return predict(self, *args, **kwargs)
 
-    given = {"num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 9}
-    given |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "warmup_steps": 0}
-    given["lr_scheduler_type"] = "linear"
+    monkeypatch.setattr(WeightedTrainer, "prediction_step", killed)
+    stop, _ = stoppable(roberta_folder, cut, signal_at)
+    assert stop.exit_status == 143
+    monkeypatch.undo()
+    stoppable(roberta_folder, cut, resume=cut)
+    ends_alike(tmp_path / "whole", cut, "checkpoint-8")
+
+
+def test_interrupted_run_is_saved_before_other_callbacks_end(roberta_folder, tmp_path):
+    seen = []
+
+    class Order(SignalAt):
+        def on_save(self, args, state, control, **_):
+            seen.append(("save", state.global_step))
+
+        def on_train_end(self, args, state, control, **_):
+            seen.append(("end", state.global_step))
+
+    stoppable(roberta_folder, tmp_path, Order(3, "step"), grace_seconds=0.0)
+    assert seen == [("save", 2), ("end", 2)]
+
+
+def test_trainer_can_train_twice(roberta_folder, tmp_path):
+    """Nothing of the first training is left in the second."""
+    _, trainer = stoppable(roberta_folder, tmp_path, num_train_epochs=1, max_loss_spike=1.5)
+    [early] = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, EarlyStopping)]
+    early.early_stopping_patience_counter = 5  # as after an early stop
+    trainer.resume_state.losses = [1e-9] * 20
+    trainer.resume_state.seen = (0, 30)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert trainer.stats.synchronize()["skipped"] == 0
+    assert len(trainer.resume_state.losses) == 4
+    assert json.loads((tmp_path / "training_history.json").read_text())["epochs"][0]["documents_per_second"] > 0
+
+
+def test_resume_from_the_last_checkpoint_or_with_another_optimizer_object(roberta_folder, tmp_path):
+    stoppable(roberta_folder, tmp_path)
     torch.manual_seed(5)
-    model = Model.from_encoder(str(encoder), num_labels=3, chunk_length=16)
-    trainer = trainer_for(model, folder, Numbered(), kind=Recording, **{**given, **arguments})
-    stop, early, watch = SignalCallback(), EarlyStopping(0), Watch()
-    trainer.stop = stop
-    for callback in (early, *([signal_at] if signal_at else []), stop, watch, HistoryCallback(trainer, early, {})):
-        trainer.add_callback(callback)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=find_checkpoint(str(resume), "auto") if resume else None)
-    return trainer, epochs, watch.rates
-
-
-@pytest.mark.parametrize(("batch", "accumulation", "steps"), [(16, 4, 1), (1, 1, 50), (5, 2, 5)])
-def test_resume_with_another_effective_batch_trains_each_epoch_once(
-    batch, accumulation, steps, roberta_folder, tmp_path
-):
-    numbered_run(roberta_folder, tmp_path)  # steps of 16: 4 an epoch
-    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "num_train_epochs": 4}
-    trainer, epochs, rates = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
-    assert set(epochs) == {2, 3}
-    assert all(sorted(order) == list(range(50)) for order in epochs.values())
-    assert trainer.state.global_step == 4 * steps
-    # Half of the linear schedule is left.
-    assert rates[0][1] == pytest.approx(0.5e-3)
-    history = json.loads((tmp_path / "training_history.json").read_text())
-    assert [(epoch["epoch"], epoch["step"]) for epoch in history["epochs"]] == [(n, n * steps) for n in (1, 2, 3, 4)]
-    folders = [int(folder.name.split("-")[1]) for folder in tmp_path.glob("checkpoint-*")]
-    assert sorted(folders) == [steps * epoch for epoch in (2, 3, 4)]  # the second epoch is the best of the first two
-    assert find_checkpoint(str(tmp_path), "auto") == str(tmp_path / f"checkpoint-{4 * steps}")
-
-
-@pytest.mark.parametrize("batch", [1, 3, 16])
-def test_resume_within_an_epoch_continues_with_the_documents_not_seen(batch, roberta_folder, tmp_path):
-    _, first, _ = numbered_run(roberta_folder, tmp_path, signal_at=SignalAt(7, "step"))  # 3 steps into the second epoch
-    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
-    _, then, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
-    assert len(first[1]) == 48
-    assert sorted(first[1] + then[1]) == list(range(50))
-    assert sorted(then[2]) == list(range(50))
-
-
-def test_converted_checkpoint_is_resumed_where_the_original_stood(roberta_folder, tmp_path):
-    _, first, _ = numbered_run(roberta_folder, tmp_path, signal_at=SignalAt(7, "step"))
-    other = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}
-    trainer, _, _ = numbered_run(roberta_folder, tmp_path / "empty", num_train_epochs=1, **other)
-    new = trainer.epoch_size()
-    original = tmp_path / "checkpoint-7"
-    converted = convert_run(original, tmp_path, saved_epoch_size(original), new, trainer.accelerator)
-    assert checkpoint_problem(converted) is None
-    assert not original.exists()
-    _, then, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
-    assert sorted(first[1] + then[1]) == list(range(50))
-
-
-def test_finished_run_is_given_more_epochs_and_names_the_new_schedule(roberta_folder, tmp_path, caplog):
-    numbered_run(roberta_folder, tmp_path)
-    with caplog.at_level("INFO"):
-        _, epochs, rates = numbered_run(roberta_folder, tmp_path, resume=tmp_path, num_train_epochs=4)
-    assert set(epochs) == {2, 3}
-    assert re.search(r"\b4 epochs\b.*\b2\b.*learning rate", caplog.text)
-    assert rates[0][1] == pytest.approx(0.5e-3)
+    model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16)
+    trainer = trainer_for(model, tmp_path, save_strategy="epoch", num_train_epochs=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 12
+    trainer = trainer_for(model, tmp_path / "passed", save_strategy="epoch")
+    trainer.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trainer.train()
+    trainer = trainer_for(model, tmp_path / "passed", save_strategy="epoch", num_train_epochs=2)
+    trainer.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "passed" / "checkpoint-4"))
+    assert trainer.state.global_step == 8
+    with pytest.raises(ValueError, match="no checkpoint"):
+        trainer_for(model, tmp_path / "empty").train(resume_from_checkpoint=True)
 
 
 def test_eval_on_start_is_a_baseline_and_runs_once(roberta_folder, tmp_path):
@@ -397,6 +378,10 @@ def test_non_finite_step_is_skipped_and_its_documents_are_named(roberta_model, t
     assert ", ".join(f"d{index}" for index in second_step[4:8]) in caplog.text
     assert f"d{second_step[0]}," not in caplog.text
     assert all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    [total] = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
+    assert len(losses) == 3
+    assert total == pytest.approx(sum(losses) / 3)
     assert trainer.stats.synchronize()["skipped"] == 1
     assert trainer.stats.totals["documents"] == 34
 

@@ -102,5 +102,11 @@ def test_few_private_methods_of_trainer_are_overridden():
     own = [kind for kind in WeightedTrainer.__mro__ if kind.__module__.startswith("modeling.")]
     overridden = {name for kind in own for name in vars(kind) if name[:2] != "__" and name in dir(Trainer)}
     private = sorted(name for name in overridden if name.startswith("_"))
-    assert private == ["_get_grad_norm", "_get_output_dir", "_load_best_model", "_save_checkpoint"]
+    assert private == [
+        "_finalize_training",
+        "_get_grad_norm",
+        "_get_output_dir",
+        "_load_best_model",
+        "_save_checkpoint",
+    ]
     assert {"compute_loss", "create_optimizer"} <= overridden

@@ -66,6 +66,10 @@ class EarlyStopping(EarlyStoppingCallback):
         # A resumed run may already have stopped early.
         control.should_training_stop = control.should_training_stop or self.has_stopped
 
+    def on_evaluate(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:
+        if args.metric_for_best_model is not None:
+            super().on_evaluate(args, *rest, **kwargs)
+
     def check_metric_value(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
     ) -> None:
@@ -250,7 +254,8 @@ class SignalCallback(TrainerCallback):
 
 
 def _epoch_has_ended(state: TrainerState) -> bool:
-    return float(state.epoch or 0.5).is_integer()
+    """Whether an epoch is over, or the last one, which may be cut short."""
+    return float(state.epoch or 0.5).is_integer() or state.global_step >= state.max_steps
 
 
 class ProgressLogCallback(ProgressCallback):

@@ -43,10 +43,13 @@ def rotate(output_dir: Path, limit: int | None, kept: Container[Path]) -> None:
     checkpoints = list_checkpoints(str(output_dir))
     num_excess = len(checkpoints) - limit if limit else 0
     for folder in [folder for folder in checkpoints[::-1] if folder not in kept][: max(num_excess, 0)]:
-        # Renamed first, so that an interruption leaves no incomplete checkpoint.
-        (output_dir / STAGING_DIR).mkdir(exist_ok=True)
-        discarded = folder.rename(output_dir / STAGING_DIR / f"{folder.name}-old")
-        shutil.rmtree(discarded, ignore_errors=True)
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that an interruption leaves no incomplete one."""
+    (folder.parent / STAGING_DIR).mkdir(exist_ok=True)
+    shutil.rmtree(folder.rename(folder.parent / STAGING_DIR / f"{folder.name}-old"), ignore_errors=True)
 
 
 def _fingerprint(file: Path) -> dict[str, int | str]:

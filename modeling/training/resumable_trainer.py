@@ -4,6 +4,7 @@ Checkpoints are written atomically. A step or evaluation that would exceed the g
 when the run is resumed. Base class of WeightedTrainer.
 """
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from ..file_utils import disk_error, is_disk_full
-from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, rotate
+from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, find_checkpoint, rotate
 from .step_conversion import EpochSize, convert_run, saved_epoch_size
 
 logger = logging.getLogger(__name__)
@@ -51,13 +52,11 @@ class ResumeState(TrainerCallback, ExportableState):
         has_pending_evaluation: the evaluation after the checkpoint's step was interrupted and runs first on resume.
         skipped: the latest consecutive skipped steps: (step, reason, ids of documents).
         losses: losses of the last completed steps.
-        epoch_size: see `ResumableTrainer.epoch_size`.
         seen: (epoch, documents): how many of that epoch's documents were seen before the effective batch was changed.
     """
 
     def __init__(self, trainer: "ResumableTrainer") -> None:
         self.trainer = trainer
-        self.epoch_size: EpochSize | None = None
         self.seen: tuple[int, int] | None = None
         self.first_step = 0  # of this process
         self.has_pending_evaluation = False
@@ -79,6 +78,7 @@ class ResumeState(TrainerCallback, ExportableState):
         **_: Any,
     ) -> None:
         self.first_step = state.global_step
+        self.trainer._saved_step = None
         checkpoint = self.trainer.resumed_from
         if checkpoint is None:
             return
@@ -90,7 +90,8 @@ class ResumeState(TrainerCallback, ExportableState):
         for folder in (Path(checkpoint).parent, Path(args.output_dir)):
             self.trainer.resolve_best_checkpoint(folder)
         restore_callbacks(self.trainer.callback_handler.callbacks, state)
-        update_groups(optimizer, lr_scheduler, self.trainer.group_settings)
+        if self.trainer.group_settings:
+            update_groups(optimizer, lr_scheduler, self.trainer.group_settings)
         if saved.num_train_epochs != state.num_train_epochs:
             logger.info(
                 f"The schedule now ends after {state.num_train_epochs} epochs (before: {saved.num_train_epochs}): the "
@@ -102,10 +103,12 @@ class ResumeState(TrainerCallback, ExportableState):
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.trainer.sampler is not None:
             self.trainer.sampler.seen = self.seen
+        size = self.trainer.epoch_size()
+        epoch = state.global_step // size.steps_per_epoch if size and size.steps_per_epoch else int(state.epoch or 0)
         # accelerate's loader reaches neither a sampler that it has sharded nor a stream.
         for part in (self.trainer.sampler, self.trainer.train_dataset):
             if part is not None and hasattr(part, "set_epoch"):
-                part.set_epoch(int(state.epoch or 0))
+                part.set_epoch(epoch)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
@@ -120,7 +123,8 @@ class ResumeState(TrainerCallback, ExportableState):
 
 
 def restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> None:
-    """Restore the callbacks' attributes. (Trainer would replace the callbacks, and restore e.g. an old patience too.)"""
+    """Restore the callbacks' attributes from a checkpoint. (Trainer would replace the callbacks, and restore e.g. an old
+    patience too.)"""
     current = {type(callback).__name__: callback for callback in callbacks if isinstance(callback, ExportableState)}
     if unknown := sorted(set(state.stateful_callbacks) - set(current) - {TrainerControl.__name__}):
         logger.warning(
@@ -128,9 +132,14 @@ def restore_callbacks(callbacks: list[TrainerCallback], state: TrainerState) -> 
             "warnings and counters of before are not restored. Weights, optimizer and data order are."
         )
     for name, callback in current.items():
-        saved = state.stateful_callbacks.setdefault(name, callback.state())  # Trainer expects one when it saves
-        for attribute, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
-            setattr(callback, attribute, value)
+        # Trainer expects one of each when it saves.
+        set_attributes(callback, state.stateful_callbacks.setdefault(name, callback.state()))
+
+
+def set_attributes(callback: TrainerCallback, saved: Any) -> None:
+    """Set the attributes of a callback's saved state."""
+    for name, value in (saved if isinstance(saved, dict) else {}).get("attributes", {}).items():
+        setattr(callback, name, value)
 
 
 def update_groups(optimizer: Any, lr_scheduler: Any, settings: list[tuple[float | None, float]]) -> None:
@@ -168,7 +177,10 @@ class ResumableTrainer(Trainer):
         self.resume_state = ResumeState(self)
         self.add_callback(self.resume_state)
         self.control: TrainerControl
+        self.args.restore_callback_states_from_checkpoint = False  # `ResumeState` restores them
         self._is_saving = False
+        self._saved_step: int | None = None
+        self._initial_states: dict[TrainerCallback, Any] = {}
 
     @property
     def is_interrupted(self) -> bool:
@@ -192,28 +204,50 @@ class ResumableTrainer(Trainer):
 
         `eval_on_start` evaluates at the start of a run only, not whenever it is resumed.
         """
-        self.resumed_from = resume_from_checkpoint = self._checkpoint_for_this_batch(resume_from_checkpoint or None)
+        started = time.time()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = find_checkpoint(self.args.output_dir, "auto")
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} holds no checkpoint to resume from.")
+        self.resumed_from = checkpoint = self._checkpoint_for_this_epoch(resume_from_checkpoint or None)
         # Last of the callbacks, so that the others are ready when it runs an evaluation.
         self.remove_callback(self.resume_state)
         self.add_callback(self.resume_state)
+        self._reset_callbacks()
         eval_on_start = self.args.eval_on_start
-        self.args.eval_on_start = eval_on_start and self.resumed_from is None
+        self.args.eval_on_start = eval_on_start and checkpoint is None
         try:
-            output = super().train(resume_from_checkpoint, trial, *args, **kwargs)
+            return super().train(checkpoint, trial, *args, **kwargs)
         except (TrainingInterrupted, RuntimeError) as error:
             self._raise_unless_interrupted(error)
             self.restore_step_start()
-            output = self._finalize_training(trial, 0, time.time())
+            return self._finalize_training(trial, 0, started)
         finally:
             self.args.eval_on_start = eval_on_start
+
+    def _reset_callbacks(self) -> None:
+        """Give the callbacks the state that they had before the first training."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                initial = self._initial_states.setdefault(callback, copy.deepcopy(callback.state()))
+                set_attributes(callback, copy.deepcopy(initial))
+
+    # Trainer would delete the last checkpoint if only one is kept and another is the best: it is for resuming, and for the
+    # hub. An interrupted run is saved before trackers and other callbacks end.
+    def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        """Like Trainer's, but keep the last checkpoint, and save an interrupted run first."""
         if self.is_interrupted:
             self._save_if_missing(trial)
-        return output
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
-    def _checkpoint_for_this_batch(self, checkpoint: str | None) -> str | None:
-        """The checkpoint, converted to steps of the current effective batch if it was written with another."""
+    def _checkpoint_for_this_epoch(self, checkpoint: str | None) -> str | None:
+        """The checkpoint, converted if it was written with other steps an epoch or documents a step."""
         old, new = checkpoint and saved_epoch_size(Path(checkpoint)), self.epoch_size()
-        if not checkpoint or not old or new is None or old.documents_per_step == new.documents_per_step:
+        if not checkpoint or not old or new is None or old == new:
             return checkpoint
         return str(convert_run(Path(checkpoint), Path(self.args.output_dir), old, new, self.accelerator))
 
@@ -231,19 +265,17 @@ class ResumableTrainer(Trainer):
 
     def _save_if_missing(self, trial: Any) -> None:
         """Save the state after the last completed step, unless it is already saved."""
-        step, is_pending = self.state.global_step, self.resume_state.has_pending_evaluation
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
-        if is_pending or (step > self.resume_state.first_step and checkpoint_problem(folder)):
+        is_saved = self.state.global_step in (self._saved_step, self.resume_state.first_step)
+        if self.resume_state.has_pending_evaluation or not is_saved:
             self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Like Trainer's, but an evaluation of training that is interrupted runs first on resume."""
-        try:
-            return super().evaluate(*args, **kwargs)
-        except TrainingInterrupted:
-            self.resume_state.has_pending_evaluation = self.is_in_train and self.state.global_step > 0
-            raise
+        self.resume_state.has_pending_evaluation = self.is_in_train and self.state.global_step > 0
+        metrics = super().evaluate(*args, **kwargs)
+        self.resume_state.has_pending_evaluation = False
+        return metrics
 
     def run_pending_evaluation(self) -> None:
         """Run an interrupted evaluation, and save the checkpoint as it would have been without the interruption."""
@@ -304,6 +336,7 @@ class ResumableTrainer(Trainer):
             raise ValueError(_save_error_message(reason, folder)) from error
         finally:
             self._is_saving = False
+        self._saved_step = step
         self.accelerator.wait_for_everyone()
 
     # Trainer would go on with the last model if the best checkpoint is missing.

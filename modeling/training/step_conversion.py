@@ -1,4 +1,4 @@
-"""Resume with another effective batch: a run's checkpoints, counted in steps of the new batch.
+"""Resume with another effective batch, or another number of documents: checkpoints in steps of the new size.
 
 Trainer finds its place in the data by the number of steps. Here a place is a number of epochs, and of documents of the
 next one; a step that holds documents of both kinds trains on the unseen ones.
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from ..file_utils import write_json
-from .checkpointing import STAGING_DIR, commit_checkpoint, list_checkpoints
+from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, discard, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -36,29 +36,35 @@ class Place(NamedTuple):
 
 
 def find_place(state: dict[str, Any], old: EpochSize, new: EpochSize) -> Place:
-    """Where a checkpoint stands, in steps of the new batch.
+    """Where a checkpoint stands, in steps of the new size.
 
     Args:
         state: content of its trainer_state.json.
     """
     epoch = state["global_step"] // old.steps_per_epoch
     documents = state["global_step"] % old.steps_per_epoch * old.documents_per_step
+    if (seen := _resume_state(state).get("seen")) and seen[0] == epoch:  # it was converted, and saved no step since
+        documents = max(documents, seen[1])
     step = epoch * new.steps_per_epoch + min(documents // new.documents_per_step, new.steps_per_epoch - 1)
     return Place(epoch, documents, step)
 
 
 def saved_epoch_size(checkpoint: Path) -> EpochSize | None:
     """Epoch size with which a checkpoint was written; None if an older version wrote it."""
-    resume_state = _read_state(checkpoint).get("stateful_callbacks", {}).get("ResumeState")
-    saved = resume_state.get("attributes", {}).get("epoch_size") if isinstance(resume_state, dict) else None
+    saved = _resume_state(_read_state(checkpoint)).get("epoch_size")
     return EpochSize(*saved) if saved else None
 
 
-def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSize, accelerator: Accelerator) -> Path:
-    """Convert a checkpoint, and the best one of its run, to steps of the new batch, and delete the others of `output_dir`.
+def _resume_state(state: dict[str, Any]) -> dict[str, Any]:
+    saved = state.get("stateful_callbacks", {}).get("ResumeState")
+    return saved.get("attributes", {}) if isinstance(saved, dict) else {}
 
-    A kill leaves the original in place until its converted copy is complete. Every process must call it; the main process
-    writes.
+
+def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSize, accelerator: Accelerator) -> Path:
+    """Convert a checkpoint, and the best one of its run, to steps of the new size, and delete the others of `output_dir`.
+
+    Killed at any moment, it resumes: the original stays the newest one, or its complete copy has become that. Every process
+    must call it; the main process writes.
 
     Returns:
         The converted checkpoint, in `output_dir`.
@@ -66,45 +72,49 @@ def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSi
     Raises:
         ValueError: both fall on the same step, or the documents are a stream.
     """
-    batches = f"an effective batch of {new.documents_per_step} documents (it had {old.documents_per_step})"
+    sizes = "{0.documents_per_step} documents a step and {0.steps_per_epoch} steps an epoch"
+    change = f"{sizes.format(new)} (before: {sizes.format(old)})"
     if not (old.steps_per_epoch and new.steps_per_epoch):
         raise ValueError(
-            f"A stream cannot be resumed with {batches}, since its place is a number of steps: keep the batch."
+            f"{checkpoint} cannot be resumed with {new.documents_per_step} documents a step (before: "
+            f"{old.documents_per_step}), since the place in a stream is a number of steps: keep the effective batch."
         )
     state = _read_state(checkpoint)
     place, best = find_place(state, old, new), _best_of(checkpoint, state)
     target = output_dir / f"checkpoint-{place.step}"
-    conversions: dict[Path, tuple[Path, dict[str, Any], Place | None]] = {target: (checkpoint, state, place)}
-    if best is not None and best.resolve() != checkpoint.resolve():
-        best_state = _read_state(best)
-        best_step = min(find_place(best_state, old, new).step, place.step - 1)
-        if best_step < 0:
-            raise ValueError(
-                f"{checkpoint} cannot be resumed with {batches}: it and the best checkpoint fall on the same step. Resume "
-                "with the batch that it had, or with a smaller one."
-            )
-        conversions[output_dir / f"checkpoint-{best_step}"] = (best, best_state, None)
+    is_done = checkpoint_problem(target) is None and saved_epoch_size(target) == new
+    conversions: list[tuple[Path, Path, dict[str, Any], Place | None]] = [(checkpoint, target, state, place)]
+    if best is not None:
+        best_target = target
+        if best.resolve() != checkpoint.resolve():
+            best_state = _read_state(best)
+            # Below both, so that neither `auto` nor the original takes it for something else.
+            best_step = min(find_place(best_state, old, new).step, place.step - 1, state["global_step"] - 1)
+            if best_step < 0:
+                raise ValueError(
+                    f"{checkpoint} cannot be resumed with {change}: it and the best checkpoint fall on the same step. Resume "
+                    "with the effective batch that it had, or with a smaller one."
+                )
+            best_target = output_dir / f"checkpoint-{best_step}"
+            conversions.insert(0, (best, best_target, best_state, None))
+        for _, _, one, _ in conversions:
+            one["best_global_step"] = int(best_target.name.split("-")[1])
+            one["best_model_checkpoint"] = str(best_target)
     accelerator.wait_for_everyone()  # all have read
     if accelerator.is_main_process:
-        best_target = [*conversions][-1]
-        staged = {}
-        for folder, (source, source_state, source_place) in conversions.items():
-            if best is not None:
-                source_state["best_global_step"] = int(best_target.name.split("-")[1])
-                source_state["best_model_checkpoint"] = str(best_target)
-            source_state["global_step"] = int(folder.name.split("-")[1])
-            staged[folder] = _stage(source, output_dir / STAGING_DIR / folder.name, source_state, new, source_place)
-        obsolete = list_checkpoints(str(output_dir))[::-1]
-        # The best one first, unless it takes the name of the original.
-        for folder in [*staged] if best_target == checkpoint else [*staged][::-1]:
-            commit_checkpoint(staged[folder], folder)
-        for folder in obsolete:  # from the oldest to the one resumed from
-            if folder not in staged:
-                shutil.rmtree(folder)
-    logger.info(
-        f"Resuming with {batches}: {checkpoint.name} is {target.name} in the new steps, after epoch {place.epoch} and "
-        f"{place.documents} documents of the next."
-    )
+        kept = [folder for _, folder, _, _ in conversions]
+        obsolete = [folder for folder in list_checkpoints(str(output_dir))[::-1] if folder not in kept]
+        for source, folder, one, where in [] if is_done else conversions:
+            partial = output_dir / STAGING_DIR / folder.name
+            _stage(source, partial, one | {"global_step": int(folder.name.split("-")[1])}, new, where)
+            commit_checkpoint(partial, folder)
+        for folder in obsolete:  # the original is the last
+            discard(folder)
+        deleted = f" Deleted: {', '.join(folder.name for folder in obsolete)}." if obsolete else ""
+        logger.info(
+            f"Resuming with {change}: {checkpoint.name} has become {target.name}, after epoch {place.epoch} and "
+            f"{place.documents} documents of the next.{deleted}"
+        )
     accelerator.wait_for_everyone()
     return target
 
@@ -123,11 +133,12 @@ def _stage(source: Path, partial: Path, state: dict[str, Any], new: EpochSize, p
     """Copy a checkpoint to the staging folder, with this state and with everything else that counts steps."""
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
-    scheduler_file = partial / SCHEDULER_NAME
+    scheduler_file, old_step = partial / SCHEDULER_NAME, _read_state(source)["global_step"]
     scheduler = torch.load(scheduler_file, weights_only=True) if scheduler_file.exists() else {}
-    if scheduler.get("last_epoch") == _read_state(source)["global_step"]:  # a schedule by steps, not by evaluations
-        step = state["global_step"]
-        torch.save(scheduler | {"last_epoch": step, "_step_count": step + 1}, scheduler_file)
+    if scheduler and "num_bad_epochs" not in scheduler:  # a schedule by steps, not by evaluations
+        # Not simply the step: a schedule stands still in steps that fp16's gradient scaler skips.
+        last_epoch = round(scheduler["last_epoch"] * state["global_step"] / max(old_step, 1))
+        torch.save(scheduler | {"last_epoch": last_epoch, "_step_count": last_epoch + 1}, scheduler_file)
 
     def renumbered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [record | {"step": round(record["epoch"] * new.steps_per_epoch)} for record in records]

@@ -94,7 +94,6 @@ class WeightedTrainer(ResumableTrainer):
         )
         self._full_precision = False
         self._step_ids: list[list[str]] = []  # document ids of the current step's micro-batches
-        self._logged_losses: list[float] = []  # losses of the completed steps since the last log
 
     # ---- the loss ----
 
@@ -131,7 +130,7 @@ class WeightedTrainer(ResumableTrainer):
         Raises:
             TrainingInterrupted: training must stop before this step, e.g. resumed after it had stopped early.
         """
-        if self.control.should_training_stop:
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             raise TrainingInterrupted
         self.recovery.reset()
         self.stats.begin_step()
@@ -252,8 +251,10 @@ class WeightedTrainer(ResumableTrainer):
             passed = self.optimizer_cls_and_kwargs  # type: ignore[has-type]
             optimizer_class, kwargs = passed or optimizer_class_and_kwargs(self.args)
             self.optimizer_cls_and_kwargs = optimizer_class, kwargs | {"params": groups}
-            self.optimizer = super().create_optimizer(model)
-            self.optimizer_cls_and_kwargs = passed
+            try:
+                self.optimizer = super().create_optimizer(model)
+            finally:
+                self.optimizer_cls_and_kwargs = passed
             survive_out_of_memory(self.optimizer)
             self.group_settings = [(group["lr"], group["weight_decay"]) for group in groups]
             for group in groups:
@@ -286,7 +287,6 @@ class WeightedTrainer(ResumableTrainer):
         if (reason := self._skip_reason(loss, float(norm))) is None:
             self.last_grad_norm = norm
             self.stats.complete_step(loss)
-            self._logged_losses.append(loss)
             self.resume_state.skipped = []
             self.resume_state.losses = [*self.resume_state.losses, loss][-LOSS_WINDOW:]
             self.recovery.reset()
@@ -325,11 +325,12 @@ class WeightedTrainer(ResumableTrainer):
         """Like Trainer's, so that every tracker gets it: the mean loss of the completed steps, the learning rate of every
         group (Trainer: of the first), throughput, padding and memory.
         """
-        if "loss" in logs:
-            losses, self._logged_losses = self._logged_losses, []
-            logs.pop("loss")
-            if losses:  # none, if all steps since the last log were skipped
-                logs = {"loss": sum(losses) / len(losses)} | logs
+        for name, mean in (("loss", self.stats.mean_new_loss), ("train_loss", self.stats.mean_loss)):
+            if name in logs and (loss := mean()) is not None:
+                logs[name] = loss
+            else:  # all steps were skipped
+                logs.pop(name, None)
+        if "grad_norm" in logs:
             logs |= {f"learning_rate_{name}": lr for name, lr in self.learning_rates().items()}
             logs |= self.stats.speed() | {"padding_share": self.padding_share()} | peak_memory(self.args.device)
         super().log(logs, start_time)
@@ -371,7 +372,9 @@ class WeightedTrainer(ResumableTrainer):
         if self.train_dataset is None or isinstance(self.train_dataset, IterableDataset):
             return EpochSize(documents, 0)
         num_documents = len(self.train_dataset)  # type: ignore[arg-type]
-        num_batches = num_documents // batch_size if args.dataloader_drop_last else -(-num_documents // batch_size)
+        # With several processes, `EpochSampler` pads the last batches.
+        drops_last = args.dataloader_drop_last and args.world_size == 1
+        num_batches = num_documents // batch_size if drops_last else -(-num_documents // batch_size)
         return EpochSize(documents, max(-(-num_batches // args.gradient_accumulation_steps), 1))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

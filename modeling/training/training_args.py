@@ -12,7 +12,7 @@
 | lr_scheduler_type | cosine | linear | decays to zero |
 | logging_steps | 10 | 500 | few, long steps |
 | eval_strategy, save_strategy | epoch | no, steps | early stopping is checked every epoch |
-| save_total_limit | 3 | none | the best and up to two more; 1 is taken as 2: Trainer would delete the last one |
+| save_total_limit | 3 | none | the best and up to two more |
 | load_best_model_at_end | True | False | the best model is exported, not the last |
 | metric_for_best_model | f1_macro | loss | all classes count equally |
 | dataloader_num_workers | 2 on CUDA | 0 | cuts chunks while the GPU computes; on a CPU workers compete for cores |
@@ -255,6 +255,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
     # Output
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete an existing run in output_dir."})
 
+    # transformers before 5.18 loads an optimizer's state to this device, and torch can load none to cpu:0.
+    @property
+    def device(self) -> torch.device:
+        """Like TrainingArguments', but a CPU without an index."""
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def __post_init__(self) -> None:
         if self.hub_token:
             # Keep the token out of everything that is saved or logged.
@@ -299,8 +306,6 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"`label_smoothing_factor` must be in [0, 1), got {self.label_smoothing_factor}.")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
-        if self.save_total_limit == 1:  # Trainer would delete the last checkpoint in the end, if another is the best
-            self.save_total_limit = 2
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # Trainer would minimize recall_loss, the recall of a label named "loss".
             self.greater_is_better: bool | None = self.metric_for_best_model.removeprefix("eval_") != "loss"

@@ -24,6 +24,11 @@ class TrainingStats(TrainerCallback, ExportableState):
         self._counts: dict[str, Any] = dict.fromkeys(STAT_KEYS, 0.0)
         self._before_step: dict[str, Any] = {}  # counts before the current step; empty between steps
         self._clock: float | None = None
+        self._losses: list[float] = []  # of the steps completed in this training
+        self._num_logged = 0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._losses, self._num_logged = [], 0
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"totals": dict(self.totals)}}
@@ -44,7 +49,17 @@ class TrainingStats(TrainerCallback, ExportableState):
     def complete_step(self, loss: float) -> None:
         """End the current step and add its loss, over all processes."""
         self._counts["loss"] += loss / self.accelerator.num_processes
+        self._losses.append(loss)
         self._before_step = {}
+
+    def mean_loss(self) -> float | None:
+        """Mean loss of the steps completed in this training; None without any."""
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
+    def mean_new_loss(self) -> float | None:
+        """Mean loss of the steps completed since the last call; None without any."""
+        losses, self._num_logged = self._losses[self._num_logged :], len(self._losses)
+        return sum(losses) / len(losses) if losses else None
 
     def discard_step(self, is_skipped: bool = False) -> None:
         """Undo the counts of the current step, if any, except its seconds."""

@@ -166,7 +166,7 @@ def warm_up(trainer: WeightedTrainer, batch: dict[str, torch.Tensor]) -> None:
     """Warm up threads, kernels, buffers and optimizer state with one step before timing starts."""
     optimizer = trainer.create_optimizer()
     with trainer.accelerator.autocast():
-        trainer.training_step(trainer.model, batch)
+        trainer.training_step(trainer.model, batch, torch.tensor(1.0))  # the divisor of the loss; any will do
     optimizer.step()
     optimizer.zero_grad()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory  # not exported; respects offline mode
 
@@ -140,13 +140,16 @@ def ensure_repo(
 
 def check_license(license: str) -> None:
     """Raises ValueError if the Hub rejects a model card with this license."""
-    try:
-        RepoCard(f"---\n{yaml.safe_dump({'license': license})}---\n").validate(repo_type="model")
-    except ValueError as error:
+    card = {"repoType": "model", "content": f"---\n{yaml.safe_dump({'license': license})}---\n"}
+    # As RepoCard.validate does, which in huggingface_hub 1.x asks huggingface.co whatever HF_ENDPOINT says.
+    url = f"{huggingface_hub.constants.ENDPOINT}/api/validate-yaml"
+    response = huggingface_hub.get_session().post(url, json=card, headers={"Accept": "text/plain"})
+    if response.status_code == 400:
         raise ValueError(
-            f"The Hub rejects --license {license}: {' '.join(str(error).split())} Use one of its identifiers, e.g. "
+            f"The Hub rejects --license {license}: {' '.join(response.text.split())} Use one of its identifiers, e.g. "
             "apache-2.0 or other."
-        ) from None
+        )
+    huggingface_hub.utils.hf_raise_for_status(response)
 
 
 def _info_of(api: HfApi, repo_id: str) -> ModelInfo | None:

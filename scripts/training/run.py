@@ -104,11 +104,17 @@ def add_callbacks(
     trainer.remove_callback(ProgressCallback)
     board = TensorBoard(trainer, config) if trainer.pop_callback(TensorBoardCallback) else None
     matrices, evaluation_log = ConfusionMatrixCallback(trainer, labels), EvaluationLogCallback(history, labels)
-    first, last = (
-        (ProgressLogCallback(), early_stopping, board, monitor),
-        (matrices, signals, history, evaluation_log, pusher),
-    )
-    for callback in (*first, *last):
+    for callback in (
+        ProgressLogCallback(),
+        early_stopping,
+        board,
+        monitor,
+        matrices,
+        signals,
+        history,
+        evaluation_log,
+        pusher,
+    ):
         if callback is not None:
             trainer.add_callback(callback)
     return Watchers(history, monitor, signals)
