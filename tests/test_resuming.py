@@ -251,6 +251,29 @@ def test_interrupted_run_is_saved_before_other_callbacks_end(roberta_folder, tmp
     assert seen == [("save", 2), ("end", 2)]
 
 
+def test_interrupted_step_is_not_counted(roberta_model, tmp_path):
+    class Late:
+        """Interrupts the second step in its second micro-batch."""
+
+        received = agreed = None
+        calls = 0
+
+        def deadline_reached(self) -> bool:
+            self.calls += 1
+            self.agreed = signal.SIGTERM if self.calls == 6 else None
+            return self.agreed is not None
+
+    given = {"include_num_input_tokens_seen": "non_padding", "save_strategy": "steps", "save_steps": 9}
+    whole = trainer_for(copy.deepcopy(roberta_model), tmp_path / "whole", max_steps=1, **given)
+    whole.train()
+    cut = trainer_for(roberta_model, tmp_path / "cut", **given)
+    cut.stop = Late()
+    cut.train()
+    saved = json.loads((tmp_path / "cut" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert saved["num_input_tokens_seen"] == whole.state.num_input_tokens_seen > 0
+    assert cut.stats.synchronize()["documents"] == 16
+
+
 def test_trainer_can_train_twice(roberta_folder, tmp_path):
     """Nothing of the first training is left in the second."""
     _, trainer = stoppable(roberta_folder, tmp_path, num_train_epochs=1, max_loss_spike=1.5)

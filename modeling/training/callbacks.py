@@ -266,7 +266,7 @@ class ProgressLogCallback(ProgressCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.current_step = 0
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=args.disable_tqdm or None)
 
     def on_prediction_step(
         self,
@@ -281,7 +281,8 @@ class ProgressLogCallback(ProgressCallback):
         if self.prediction_bar is None:
             # On the line of the training bar: a second line would need cursor movements, which leave escape codes.
             total = len(eval_dataloader)
-            self.prediction_bar = tqdm(total=total, position=0, leave=False, dynamic_ncols=True, disable=None)
+            disable = args.disable_tqdm or None
+            self.prediction_bar = tqdm(total=total, position=0, leave=False, dynamic_ncols=True, disable=disable)
         self.prediction_bar.update(1)
 
     def on_log(

@@ -23,7 +23,8 @@ def data_loader(
     """A loader with the options `--dataloader_*`, all of which `DataLoader` knows by the same names.
 
     It has a generator of its own, so that starting it (also for an evaluation) draws nothing from the global one: random
-    states before and after an evaluation are the same.
+    states before and after an evaluation are the same. Its workers end with each pass: those that outlive it, and ignore
+    signals, would keep the process from ending.
 
     Args:
         options: override those of `args`.
@@ -33,9 +34,10 @@ def data_loader(
         name.removeprefix(prefix): getattr(args, name)
         for name in (field.name for field in fields(args))
         if name.startswith(prefix)
-    } | options
+    }
+    given |= {"persistent_workers": False} | options
     if not given["num_workers"]:
-        given |= {"prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None}
+        given |= {"prefetch_factor": None, "multiprocessing_context": None}
     generator = torch.Generator().manual_seed(args.seed)
     return DataLoader(
         documents,

@@ -93,6 +93,7 @@ class WeightedTrainer(ResumableTrainer):
             lambda: self.accelerator.unwrap_model(self.model), self.args.device, self._can_retry
         )
         self._full_precision = False
+        self._counts_before_step: tuple[Any, float] = (0, 0.0)  # Trainer's, of tokens and floating point operations
         self._step_ids: list[list[str]] = []  # document ids of the current step's micro-batches
 
     # ---- the loss ----
@@ -134,6 +135,7 @@ class WeightedTrainer(ResumableTrainer):
             raise TrainingInterrupted
         self.recovery.reset()
         self.stats.begin_step()
+        self._counts_before_step = (self.state.num_input_tokens_seen, self.current_flos)
         started = time.perf_counter()
         batches = list(islice(epoch_iterator, num_batches))
         self._step_ids = [batch.pop("ids", []) for batch in batches]
@@ -182,6 +184,7 @@ class WeightedTrainer(ResumableTrainer):
         """Undo the current step's statistics, except its seconds, and its random numbers."""
         self.stats.discard_step()
         if self.recovery.batches:
+            self.state.num_input_tokens_seen, self.current_flos = self._counts_before_step
             set_random_state(self.args.device, self.recovery.step_rng_state)
 
     def padding_share(self) -> float:
@@ -378,15 +381,14 @@ class WeightedTrainer(ResumableTrainer):
         return EpochSize(documents, max(-(-num_batches // args.gradient_accumulation_steps), 1))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Like Trainer's, but no document is dropped, and workers end with the evaluation."""
+        """Like Trainer's, but no document is dropped."""
         documents = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(documents, str):
             documents = self.eval_dataset[documents]  # type: ignore[index]
         if documents is None:
             raise ValueError("Evaluation requires an `eval_dataset`.")
-        options = {"drop_last": False, "persistent_workers": False}
         return self.accelerator.prepare(
-            data_loader(documents, self.args.eval_batch_size, self.data_collator, self.args, **options)
+            data_loader(documents, self.args.eval_batch_size, self.data_collator, self.args, drop_last=False)
         )
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:

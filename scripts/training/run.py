@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed import DistError
-from transformers import ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from modeling.training.callbacks import (
@@ -75,9 +75,9 @@ def lost_connection_message(rank: int, error: RuntimeError) -> str:
 
 def terminal_level(args: HierarchicalTrainingArguments) -> int:
     """Minimum log level on this process's terminal."""
-    if args.process_index > 0:
-        return logging.WARNING
-    return args.get_process_log_level() if args.log_level != "passive" else logging.INFO
+    if args.process_index == 0 and args.log_level == "passive":
+        return logging.INFO
+    return args.get_process_log_level()
 
 
 @dataclass
@@ -101,7 +101,8 @@ def add_callbacks(
     monitor, signals = TrainingMonitor(trainer), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = signals
     history = HistoryCallback(trainer, early_stopping, config)
-    trainer.remove_callback(ProgressCallback)
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
     board = TensorBoard(trainer, config) if trainer.pop_callback(TensorBoardCallback) else None
     matrices, evaluation_log = ConfusionMatrixCallback(trainer, labels), EvaluationLogCallback(history, labels)
     for callback in (
@@ -150,7 +151,7 @@ def train(trainer: WeightedTrainer, checkpoint: str | None, watchers: Watchers, 
 @contextmanager
 def without_loader_workers(args: HierarchicalTrainingArguments) -> Iterator[None]:
     """A step on cached embeddings is faster than a worker can send a batch: train without workers."""
-    options = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None, "dataloader_persistent_workers": False}
+    options = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None}
     before = {name: getattr(args, name) for name in options}
     for name, value in options.items():
         setattr(args, name, value)
