@@ -82,10 +82,8 @@ class ResumeState(TrainerCallback, ExportableState):
         checkpoint = self.trainer.resumed_from
         if checkpoint is None:
             return
-        old_lr, saved = (
-            optimizer.param_groups[0]["lr"],
-            TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}"),
-        )
+        old_lr = optimizer.param_groups[0]["lr"]
+        saved = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
         # The run may have moved.
         for folder in (Path(checkpoint).parent, Path(args.output_dir)):
             self.trainer.resolve_best_checkpoint(folder)
