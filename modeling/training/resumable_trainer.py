@@ -8,7 +8,7 @@ import copy
 import logging
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,25 +20,10 @@ from ..file_utils import disk_error, is_disk_full
 from .checkpointing import STAGING_DIR, checkpoint_problem, commit_checkpoint, find_checkpoint, rotate
 from .step_conversion import EpochSize, convert_run, saved_epoch_size
 
+if TYPE_CHECKING:
+    from .callbacks import SignalCallback
+
 logger = logging.getLogger(__name__)
-
-
-class StopSignal(Protocol):
-    """Interface of SignalCallback.
-
-    Attributes:
-        received: signal received by this process, or None.
-        agreed: signal on which all processes stop, or None.
-    """
-
-    received: int | None
-    agreed: int | None
-
-    def deadline_reached(self) -> bool:
-        """Whether the current step must be interrupted. Called on every process before each micro-batch."""
-
-    def sync(self) -> int | None:
-        """Synchronize the received signal across processes."""
 
 
 class TrainingInterrupted(Exception):
@@ -168,7 +153,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stop: StopSignal | None = None
+        self.stop: SignalCallback | None = None
         self.sampler: Any = None
         self.resumed_from: str | None = None
         self.group_settings: list[tuple[float | None, float]] = []
