@@ -27,6 +27,7 @@ import psutil  # whose Linux part needs the module resource
 sys.modules["fcntl"] = sys.modules["resource"] = None  # importing them raises ImportError
 for name in ("sched_getaffinity", "sched_setaffinity", "fork", "forkpty", "killpg", "setsid", "getuid", "geteuid"):
     delattr(os, name)
+os.process_cpu_count = os.cpu_count  # since Python 3.13; on Linux by sched_getaffinity
 for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "pthread_kill", "pthread_sigmask"):
     delattr(signal, name)
 def symlink(*_, **__):

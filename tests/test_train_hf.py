@@ -212,8 +212,10 @@ def test_early_stopping_ends_a_run_and_resume_trains_no_further(prepared_folder,
     assert len(history["epochs"]) == 3
     assert history["stopped_early"]
     weights = load_file(tmp_path / "run" / "model.safetensors")
-    again = train(prepared_folder, roberta_folder, tmp_path / "run", resume_from_checkpoint="auto", **rule)
+    more = {**rule, "num_train_epochs": 12, "resume_from_checkpoint": "auto"}
+    again = train(prepared_folder, roberta_folder, tmp_path / "run", **more)
     assert again.returncode == 0, again.stderr
+    assert "--early_stopping_patience" in again.stderr
     assert len(json.loads((tmp_path / "run" / "training_history.json").read_text())["epochs"]) == 3
     again_weights = load_file(tmp_path / "run" / "model.safetensors")
     assert all(torch.equal(weights[name], again_weights[name]) for name in weights)

@@ -63,8 +63,9 @@ class EarlyStopping(EarlyStoppingCallback):
         """Nothing: without evaluations, or without the best model at the end, it has nothing to do."""
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # A resumed run may already have stopped early.
-        control.should_training_stop = control.should_training_stop or self.has_stopped
+        if self.has_stopped:  # before this run was resumed
+            logger.info("The run had stopped early: to train on, raise --early_stopping_patience.")
+            control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:
         if args.metric_for_best_model is not None:

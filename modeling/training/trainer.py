@@ -360,7 +360,7 @@ class WeightedTrainer(ResumableTrainer):
             self._train_batch_size,
             args.gradient_accumulation_steps,
             self.document_costs,
-            shuffle=getattr(args, "train_sampling_strategy", "random") != "sequential",
+            shuffle=args.train_sampling_strategy != "sequential",
         )
         loader = data_loader(
             PaddedDataset(documents), self._train_batch_size, self.data_collator, args, sampler=self.sampler
