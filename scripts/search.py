@@ -21,16 +21,21 @@ from scripts.common.recipe import parse_with_recipe, split_off_config
 from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 
 # A trial saves nothing and reports nowhere.
-TRIAL_OPTIONS: tuple[str, ...] = (
+TRIAL_OPTIONS = (
     "--save_strategy=no",
     "--load_best_model_at_end=False",
     "--report_to=none",
     "--log_level=warning",
+    "--eval_on_start=False",
 )
-TRIAL_OPTIONS += ("--eval_on_start=False",)
 # Options of a search that are not part of the recipe it writes.
 NOT_IN_A_RECIPE = {"config", "space", "num_trials", "dataset_dir", "encoder", "output_dir", "save_strategy"}
-NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to", "eval_on_start"}
+NOT_IN_A_RECIPE |= {"load_best_model_at_end", "report_to", "eval_on_start", "log_level"}
+
+
+def plain(value: Any) -> Any:
+    """A parsed option as YAML can hold it."""
+    return value.value if isinstance(value, Enum) else value.to_dict() if hasattr(value, "to_dict") else value
 
 
 def command() -> int:
@@ -43,7 +48,7 @@ def command() -> int:
     content: dict[str, Any] = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {} if recipe else {}
     parsed = {**vars(model_args), **vars(args)}
     chosen = [name for name in [*content, *named] if name in parsed and name not in NOT_IN_A_RECIPE]
-    values = {name: parsed[name].value if isinstance(parsed[name], Enum) else parsed[name] for name in chosen}
+    values = {name: plain(parsed[name]) for name in chosen}
     from scripts.hpo.trials import search  # the libraries are imported once the options are known to be right
 
     return search(model_args, data_args, args, search_args, values)

@@ -731,6 +731,15 @@ def test_checkpointing_settings_that_would_fail_or_change_gradients_are_refused(
 # ---- old names ----
 
 
+@pytest.mark.parametrize("name", ["report_to", "save_total_limit", "metric_for_best_model"])
+def test_option_that_a_recipe_leaves_empty_is_named(name, tmp_path):
+    """Its default would be used, and TensorBoard be written where nothing was wanted."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{name}:\nbf16:\ninclude_for_metrics: []\nencoder: roberta\n")
+    with pytest.raises(ValueError, match=rf"recipe\.yaml: {name} is empty"):
+        parse_with_recipe(KINDS, ["--config", str(recipe)])
+
+
 @pytest.mark.parametrize("name", RENAMED)
 def test_old_name_is_answered_with_the_new_one(name, tmp_path):
     for word in (f"--{name}", f"--{name.replace('_', '-')}"):

@@ -251,6 +251,40 @@ def test_interrupted_run_is_saved_before_other_callbacks_end(roberta_folder, tmp
     assert seen == [("save", 2), ("end", 2)]
 
 
+def test_run_resumed_from_another_folder_saves_where_it_was_interrupted(roberta_folder, tmp_path):
+    stoppable(roberta_folder, tmp_path / "there", SignalAt(3, "step"))
+    stoppable(roberta_folder, tmp_path / "here", SignalAt(4, "step"), resume=tmp_path / "there", grace_seconds=0.0)
+    assert find_checkpoint(str(tmp_path / "here"), "auto") == str(tmp_path / "here" / "checkpoint-3")
+
+
+@pytest.mark.parametrize("strategy", ["no", "best"])
+def test_signal_in_the_last_evaluation_leaves_a_checkpoint(strategy, roberta_folder, tmp_path):
+    given = {"save_strategy": strategy, "load_best_model_at_end": strategy == "best", "greater_is_better": True}
+    stop, _ = stoppable(roberta_folder, tmp_path, SignalAt(8, "evaluation"), **given)
+    assert stop.exit_status == 143
+    assert find_checkpoint(str(tmp_path), "auto") == str(tmp_path / "checkpoint-8")
+
+
+def test_diverged_model_is_not_saved_by_a_signal_either(roberta_model, tmp_path):
+    poison(roberta_model)
+    given = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    trainer = trainer_for(roberta_model, tmp_path, Poisoned(set(range(50))), **given)
+    trainer.stop = stop = SignalCallback()
+    for callback in (SignalAt(3, "step"), stop, TrainingMonitor(trainer)):
+        trainer.add_callback(callback)
+    with stop.listening():
+        trainer.train()
+    assert trainer.has_failed
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_resume_applies_new_intervals(roberta_folder, tmp_path):
+    given = {"save_strategy": "steps", "eval_strategy": "no", "load_best_model_at_end": False}
+    stoppable(roberta_folder, tmp_path, SignalAt(3, "step"), save_steps=4, **given)
+    stoppable(roberta_folder, tmp_path, resume=tmp_path, save_steps=1, **given)
+    assert sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")) == [3, 4, 5, 6, 7, 8]
+
+
 def test_interrupted_step_is_not_counted(roberta_model, tmp_path):
     class Late:
         """Interrupts the second step in its second micro-batch."""
@@ -262,6 +296,9 @@ def test_interrupted_step_is_not_counted(roberta_model, tmp_path):
             self.calls += 1
             self.agreed = signal.SIGTERM if self.calls == 6 else None
             return self.agreed is not None
+
+        def sync(self) -> int | None:
+            return self.agreed
 
     given = {"include_num_input_tokens_seen": "non_padding", "save_strategy": "steps", "save_steps": 9}
     whole = trainer_for(copy.deepcopy(roberta_model), tmp_path / "whole", max_steps=1, **given)

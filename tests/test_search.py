@@ -201,7 +201,10 @@ def test_study_is_not_resumed_with_other_options(prepared_folder, roberta_folder
 
 
 def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta_folder, tmp_path):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**TRAINING, "freeze_encoder": True, "lexical_features": 7}))
+    odd = {"log_level": "info", "accelerator_config": {"non_blocking": False}}
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({**TRAINING, "freeze_encoder": True, "lexical_features": 7, **odd})
+    )
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"learning_rate": [1e-3]}))
     words = [f"--config={tmp_path / 'recipe.yaml'}", "--max-grad-norm", "0.5", "--num_trials", "1"]
     given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "s"}
@@ -210,6 +213,8 @@ def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta
     best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
     told = ("lexical_features", "freeze_encoder", "max_grad_norm", "learning_rate")
     assert [best[name] for name in told] == [7, True, 0.5, 1e-3]
+    assert best["accelerator_config"]["non_blocking"] is False
+    assert "log_level" not in best
 
 
 def test_missing_space_is_named(prepared_folder, roberta_folder, tmp_path):

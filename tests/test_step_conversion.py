@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
@@ -18,6 +19,7 @@ from modeling.training.checkpointing import checkpoint_problem, commit_checkpoin
 from modeling.training.step_conversion import convert_run, saved_epoch_size
 from modeling.training.trainer import WeightedTrainer
 from scripts.training.output_dir import clear_unfinished
+from scripts.training.setup import check_checkpoint
 from tests.test_resuming import SignalAt
 from tests.tiny_training import SplitLengths, trainer_for
 
@@ -122,13 +124,12 @@ class Killed(BaseException):
     """Raised in place of a kill."""
 
 
-@pytest.mark.parametrize("moment", range(1, 6))
+@pytest.mark.parametrize("moment", range(1, 7))
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_conversion_killed_at_any_moment_loses_nothing(batch, moment, roberta_folder, tmp_path, monkeypatch):
-    """The best checkpoint is the first of two, and takes the name of the last with 7 documents a step (without care)."""
-    numbered_run(
-        roberta_folder, tmp_path, greater_is_better=True
-    )  # the loss falls: checkpoint-4 is the best of 4 and 8
+    """The best checkpoint is the first of three, and takes the name of another with 7 documents a step (without care)."""
+    # The loss falls, so that checkpoint-4 is the best of 4, 8 and 12.
+    numbered_run(roberta_folder, tmp_path, greater_is_better=True, num_train_epochs=3)
     best = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     count = 0
 
@@ -144,14 +145,16 @@ def test_conversion_killed_at_any_moment_loses_nothing(batch, moment, roberta_fo
 
     for name in ("_stage", "commit_checkpoint", "discard"):
         monkeypatch.setattr(step_conversion, name, killing(getattr(step_conversion, name)))
-    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1, "num_train_epochs": 3}
+    other = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1, "num_train_epochs": 4}
     other["greater_is_better"] = True
     with pytest.raises(Killed):
         numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
     monkeypatch.undo()
     clear_unfinished(tmp_path)
+    newest = Path(find_checkpoint(str(tmp_path), "auto"))
+    check_checkpoint(newest, HierarchicalRobertaConfig.from_pretrained(newest), "", needs_best=True)
     trainer, epochs, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, **other)
-    assert sorted(epochs) == [2]
+    assert sorted(epochs) == [3]
     ended = load_file(Path(trainer.state.best_model_checkpoint) / "model.safetensors")
     assert all(torch.equal(ended[name], value) for name, value in best.items())
     assert all(torch.equal(value, best[name]) for name, value in trainer.model.state_dict().items())
@@ -187,6 +190,13 @@ def test_run_is_resumed_with_more_documents(roberta_folder, tmp_path):
     assert trainer.state.global_step == 15
 
 
+def test_epoch_starts_again_if_documents_were_added_within_it(roberta_folder, tmp_path):
+    numbered_run(roberta_folder, tmp_path, signal_at=SignalAt(7, "step"))
+    _, epochs, _ = numbered_run(roberta_folder, tmp_path, resume=tmp_path, count=80)
+    assert sorted(epochs) == [1]
+    assert sorted(epochs[1]) == list(range(80))
+
+
 def test_checkpoint_behind_a_symbolic_link_is_converted(roberta_folder, tmp_path):
     numbered_run(roberta_folder, tmp_path / "run")
     (tmp_path / "run" / "checkpoint-8").rename(tmp_path / "disk")
@@ -200,7 +210,7 @@ def test_stream_is_not_resumed_with_another_batch(roberta_model, tmp_path):
     trainer = trainer_for(roberta_model, tmp_path, save_strategy="epoch")
     trainer.train()
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["ResumeState"]["attributes"]["epoch_size"] == [16, 4]
+    assert state["stateful_callbacks"]["ResumeState"]["attributes"]["epoch_size"] == [16, 4, 50]
     old, new = step_conversion.EpochSize(16, 0), step_conversion.EpochSize(8, 0)
     with pytest.raises(ValueError, match=r"\b8 documents.*\b16\b"):
         convert_run(tmp_path / "checkpoint-4", tmp_path, old, new, trainer.accelerator)

@@ -64,7 +64,10 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.has_stopped:  # before this run was resumed
-            logger.info("The run had stopped early: to train on, raise --early_stopping_patience.")
+            logger.info(
+                f"{self.early_stopping_patience_counter} evaluations without improvement already: to train on, raise "
+                f"--early_stopping_patience ({self.early_stopping_patience})."
+            )
             control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, *rest: Any, **kwargs: Any) -> None:

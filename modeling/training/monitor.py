@@ -52,6 +52,9 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         attributes = {"losses": self.losses, "evaluations": self.evaluations, "warnings": self.warnings}
         return {"args": {}, "attributes": attributes}
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.failure, self.trainer.has_failed = None, False
+
     def warn(self, name: str, detail: str) -> None:
         """Log a warning once."""
         if name not in self.warnings:
@@ -75,6 +78,7 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         if len(skipped) >= (MAX_SKIPPED_FP16 if args.fp16 else MAX_SKIPPED) and self.failure is None:
             ids = list(dict.fromkeys(id_ for _, _, step_ids in skipped for id_ in step_ids))
             self.warnings.append("nan_loss")
+            self.trainer.has_failed = True
             self.failure = (
                 f"nan_loss: {len(skipped)} consecutive steps were skipped, most recently step {skipped[-1][0]} "
                 f"({skipped[-1][1]}). Documents: {format_ids(ids)}. {SUGGESTIONS['nan_loss']} The checkpoints in "

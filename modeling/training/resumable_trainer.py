@@ -69,6 +69,9 @@ class ResumeState(TrainerCallback, ExportableState):
             return
         old_lr = optimizer.param_groups[0]["lr"]
         saved = TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
+        # Trainer would keep the checkpoint's.
+        state.compute_steps(args, state.max_steps)
+        state.train_batch_size = args.train_batch_size
         # The run may have moved.
         for folder in (Path(checkpoint).parent, Path(args.output_dir)):
             self.trainer.resolve_best_checkpoint(folder)
@@ -149,6 +152,7 @@ class ResumableTrainer(Trainer):
         sampler: the order of the training documents.
         resumed_from: checkpoint that training resumed from.
         group_settings: learning rate and weight decay of each of the optimizer's groups, as configured.
+        has_failed: whether a callback has ended training because it diverged: the model is not saved.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -157,6 +161,7 @@ class ResumableTrainer(Trainer):
         self.sampler: Any = None
         self.resumed_from: str | None = None
         self.group_settings: list[tuple[float | None, float]] = []
+        self.has_failed = False
         self.resume_state = ResumeState(self)
         self.add_callback(self.resume_state)
         self.control: TrainerControl
@@ -219,7 +224,9 @@ class ResumableTrainer(Trainer):
     # hub. An interrupted run is saved before trackers and other callbacks end.
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         """Like Trainer's, but keep the last checkpoint, and save an interrupted run first."""
-        if self.is_interrupted:
+        if self.stop is not None:
+            self.stop.sync()  # a signal since the last step
+        if self.is_interrupted and not self.has_failed:
             self._save_if_missing(trial)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -248,7 +255,9 @@ class ResumableTrainer(Trainer):
 
     def _save_if_missing(self, trial: Any) -> None:
         """Save the state after the last completed step, unless it is already saved."""
-        is_saved = self.state.global_step in (self._saved_step, self.resume_state.first_step)
+        step, first_step = self.state.global_step, self.resume_state.first_step
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"  # resumed from another run's otherwise
+        is_saved = step in (0, self._saved_step) or (step == first_step and folder.is_dir())
         if self.resume_state.has_pending_evaluation or not is_saved:
             self._save_checkpoint(self.model_wrapped, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)

@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSize(NamedTuple):
-    """Documents of an optimizer step over all processes, and steps of an epoch (0: a stream has no epochs)."""
+    """Documents of an optimizer step over all processes; steps (0: a stream has no epochs) and documents of an epoch."""
 
     documents_per_step: int
     steps_per_epoch: int
+    num_documents: int = 0
 
 
 class Place(NamedTuple):
@@ -45,6 +46,8 @@ def find_place(state: dict[str, Any], old: EpochSize, new: EpochSize) -> Place:
     documents = state["global_step"] % old.steps_per_epoch * old.documents_per_step
     if (seen := _resume_state(state).get("seen")) and seen[0] == epoch:  # it was converted, and saved no step since
         documents = max(documents, seen[1])
+    if old.num_documents != new.num_documents:  # in another order: the epoch starts again
+        documents = 0
     step = epoch * new.steps_per_epoch + min(documents // new.documents_per_step, new.steps_per_epoch - 1)
     return Place(epoch, documents, step)
 
@@ -63,8 +66,8 @@ def _resume_state(state: dict[str, Any]) -> dict[str, Any]:
 def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSize, accelerator: Accelerator) -> Path:
     """Convert a checkpoint, and the best one of its run, to steps of the new size, and delete the others of `output_dir`.
 
-    Killed at any moment, it resumes: the original stays the newest one, or its complete copy has become that. Every process
-    must call it; the main process writes.
+    Killed at any moment, it can be called again: the original is deleted last, unless its copy is newer by number. Every
+    process must call it; the main process writes.
 
     Returns:
         The converted checkpoint, in `output_dir`.
@@ -83,10 +86,16 @@ def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSi
     place, best = find_place(state, old, new), _best_of(checkpoint, state)
     target = output_dir / f"checkpoint-{place.step}"
     is_done = checkpoint_problem(target) is None and saved_epoch_size(target) == new
+    if is_done:  # killed before everything else was deleted
+        state = _read_state(target)
+        best = _best_of(target, state)
     conversions: list[tuple[Path, Path, dict[str, Any], Place | None]] = [(checkpoint, target, state, place)]
     if best is not None:
         best_target = target
-        if best.resolve() != checkpoint.resolve():
+        if is_done:
+            best_target = best
+            conversions.append((best, best, {}, None))
+        elif best.resolve() != checkpoint.resolve():
             best_state = _read_state(best)
             # Below both, so that neither `auto` nor the original takes it for something else.
             best_step = min(find_place(best_state, old, new).step, place.step - 1, state["global_step"] - 1)
@@ -97,7 +106,7 @@ def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSi
                 )
             best_target = output_dir / f"checkpoint-{best_step}"
             conversions.insert(0, (best, best_target, best_state, None))
-        for _, _, one, _ in conversions:
+        for _, _, one, _ in () if is_done else conversions:
             one["best_global_step"] = int(best_target.name.split("-")[1])
             one["best_model_checkpoint"] = str(best_target)
     accelerator.wait_for_everyone()  # all have read
@@ -119,6 +128,16 @@ def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSi
     return target
 
 
+def is_being_converted(checkpoint: Path) -> bool:
+    """Whether a conversion of the run was interrupted: another of its checkpoints counts other steps."""
+    sizes = {
+        saved_epoch_size(folder)
+        for folder in list_checkpoints(str(checkpoint.parent))
+        if not checkpoint_problem(folder)
+    }
+    return len(sizes | {saved_epoch_size(checkpoint)}) > 1
+
+
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
 
@@ -132,7 +151,13 @@ def _best_of(checkpoint: Path, state: dict[str, Any]) -> Path | None:
 def _stage(source: Path, partial: Path, state: dict[str, Any], new: EpochSize, place: Place | None) -> Path:
     """Copy a checkpoint to the staging folder, with this state and with everything else that counts steps."""
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    try:
+        shutil.copytree(source, partial)
+    except shutil.Error as error:
+        [(_, _, reason), *_] = error.args[0]
+        raise ValueError(
+            f"{source} cannot be copied to {partial} ({reason}): make room on the disk and resume."
+        ) from error
     scheduler_file, old_step = partial / SCHEDULER_NAME, _read_state(source)["global_step"]
     scheduler = torch.load(scheduler_file, weights_only=True) if scheduler_file.exists() else {}
     if scheduler and "num_bad_epochs" not in scheduler:  # a schedule by steps, not by evaluations

@@ -28,7 +28,7 @@ MAX_INCHES, MAX_ANNOTATED = 15.0, 20
 def check_trackers(report_to: Any) -> None:
     """Raise ValueError for a tracker that is unknown or not installed."""
     get_reporting_integration_callbacks(report_to)  # unknown names
-    if missing := sorted(set(report_to) - {*get_available_reporting_integrations(), "flyte"}):
+    if missing := sorted(set(report_to) - {*get_available_reporting_integrations(), "flyte", "azure_ml"}):
         raise ValueError(
             f"`report_to` names {', '.join(missing)}, which is not installed: install it (pip install {' '.join(missing)}), "
             "or leave it out."

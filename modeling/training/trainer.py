@@ -368,7 +368,7 @@ class WeightedTrainer(ResumableTrainer):
         return self.accelerator.prepare(loader)
 
     def epoch_size(self) -> EpochSize:
-        """Documents of a step over all processes, and steps of an epoch (0: a stream has no epochs)."""
+        """Documents of a step over all processes; steps (0: a stream has no epochs) and documents of an epoch."""
         args = self.args
         batch_size = self._train_batch_size * args.world_size
         documents = batch_size * args.gradient_accumulation_steps
@@ -378,7 +378,7 @@ class WeightedTrainer(ResumableTrainer):
         # With several processes, `EpochSampler` pads the last batches.
         drops_last = args.dataloader_drop_last and args.world_size == 1
         num_batches = num_documents // batch_size if drops_last else -(-num_documents // batch_size)
-        return EpochSize(documents, max(-(-num_batches // args.gradient_accumulation_steps), 1))
+        return EpochSize(documents, max(-(-num_batches // args.gradient_accumulation_steps), 1), num_documents)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Like Trainer's, but no document is dropped."""

@@ -18,7 +18,7 @@
 | dataloader_num_workers | 2 on CUDA | 0 | cuts chunks while the GPU computes; on a CPU workers compete for cores |
 | dataloader_pin_memory | on CUDA | True | causes a warning elsewhere |
 | accelerator_config | non_blocking on CUDA | blocking | asynchronous copies from pinned memory |
-| logging_nan_inf_filter | False | True | NaN values must be visible in the logs |
+| logging_nan_inf_filter | False | True | no effect: non-finite steps are skipped, and enter no mean |
 | report_to | tensorboard | none | curves without a further option |
 | ddp_broadcast_buffers | False | None (True) | buffers are constant and equal on all processes |
 | remove_unused_columns | False | True | the collator selects what it needs |
@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "dataloader_in_order": ((True,), "a resumed run must read the same batches"),
     "debug": (
         ("", [], None),
-        "it fails on attention masks; non-finite steps are skipped, and their documents are named",
+        "its overflow detection reports attention masks; non-finite steps are skipped, and their documents are named",
     ),
     # Evaluation
     "prediction_loss_only": ((False,), "metrics, early stopping and the best model need the logits"),
@@ -90,14 +90,14 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (False,),
         "callbacks restore their state in any case, and this would replace them by the checkpoint's",
     ),
-    "save_on_each_node": ((False,), "all machines must see output_dir, and the first one writes"),
+    "save_on_each_node": ((False,), "output_dir must be on a shared file system, and the first machine writes"),
     "enable_jit_checkpoint": ((False,), "a signal saves a checkpoint already; see --grace_seconds"),
     "hub_always_push": ((False,), "the newest save is always pushed, after the push before it"),
     # Several processes
     "ddp_bucket_cap_mb": ((None,), "gradients are averaged once a step, and not by DDP"),
     "ddp_static_graph": ((None, False), "gradients are averaged once a step, and not by DDP"),
-    "fsdp": ((None, "", []), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
-    "fsdp_config": ((None,), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
+    "fsdp": ((None, "", [], False), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
+    "fsdp_config": ((None, {}), "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml"),
     "parallelism_config": ((None,), "documents are shared among processes; use scripts/recipes/accelerate/"),
 }
 # Likewise the settings of `accelerator_config`.
@@ -362,6 +362,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
     def _check_scheduler(self) -> None:
         """Raise ValueError for `lr_scheduler_kwargs` that the scheduler does not take, or for those that it lacks."""
         kind, kwargs = self.lr_scheduler_type.value, self.lr_scheduler_kwargs  # type: ignore[attr-defined]
+        if kwargs is not None and not isinstance(kwargs, dict):
+            raise ValueError(f"`lr_scheduler_kwargs` must be a mapping (JSON on the command line), got {kwargs!r}.")
         if kwargs and kind in ("constant", "constant_with_warmup"):
             raise ValueError(f"`lr_scheduler_kwargs` {kwargs} has no effect on `lr_scheduler_type` {kind}: remove it.")
         try:

@@ -30,8 +30,8 @@ RENAMED = {
     "half_precision_backend": "use --bf16 or --fp16",
     "fp16_backend": "use --bf16 or --fp16",
     "fp16_opt_level": "use --bf16 or --fp16",
-    "use_mps_device": "the device is chosen by itself",
-    "use_ipex": "the device is chosen by itself",
+    "use_mps_device": "the device is selected automatically",
+    "use_ipex": "the device is selected automatically",
     "xpu_backend": "use --ddp_backend",
     "sharded_ddp": "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml",
     "fsdp_min_num_params": "use accelerate launch --config_file scripts/recipes/accelerate/fsdp.yaml",
@@ -70,7 +70,7 @@ def parse_with_recipe(kinds: Sequence[Any], argv: Sequence[str], description: st
         refuse_renamed(word.partition("=")[0])
     known = {action.dest for action in parser._actions} - {"help", "config"}
     *parsed, _remaining, unknown = parser.parse_args_into_dataclasses(
-        [*_recipe_options(recipe, known), *rest], return_remaining_strings=True, look_for_args_file=False
+        [*_recipe_options(recipe, known, parser), *rest], return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         raise ValueError(f"Unknown option {' '.join(unknown)}. ({parser.prog} --help lists every option.)")
@@ -91,7 +91,7 @@ def split_off_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return known.config, rest
 
 
-def _recipe_options(recipe: str | None, known: set[str]) -> list[str]:
+def _recipe_options(recipe: str | None, known: set[str], parser: HfArgumentParser) -> list[str]:
     """Convert a recipe to command-line options, so that its values are validated alike."""
     if recipe is None:
         return []
@@ -109,7 +109,12 @@ def _recipe_options(recipe: str | None, known: set[str]) -> list[str]:
         raise ValueError(f"{recipe}: unknown key {', '.join(unknown)}.")
     options = []
     for key, value in content.items():
-        if value is None:
+        if value is None or value == []:
+            if parser.get_default(key):
+                raise ValueError(
+                    f"{recipe}: {key} is empty, and its default ({parser.get_default(key)}) would be used: leave it out, or "
+                    "name the value that turns it off (none, False or 0)."
+                )
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         options += [f"--{key}={values[0]}"] if len(values) == 1 else [f"--{key}", *map(str, values)]

@@ -75,8 +75,8 @@ def _sampler(name: str, choices: Any, path: str) -> Callable[[optuna.Trial], Any
 
 
 class NumberedSampler(optuna.samplers.TPESampler):
-    """TPE (Bergstra et al. 2011) seeded by seed + trial number, so that an interrupted search continues with the same trials,
-    and processes that share a study never sample each other's trials.
+    """TPE (Bergstra et al. 2011) seeded by seed + trial number, so that neither a resumed search nor processes that share a
+    study repeat samples.
 
     Optuna seeds a sampler once: a second process, or a resumed one, would start with the first one's samples again.
     """

@@ -173,14 +173,14 @@ def search(
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         study = run_trials(trials, space, folder, search_args.num_trials)
+        with FileLock(folder / LOCK, fallback_to_soft=False):
+            return write_results(study, folder, args, recipe_values)
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         cause = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error
         raise ValueError(
             f"{folder / 'study.db'} cannot be read or written: {cause}. It needs room on the disk and a file system with locks: "
             "run the command again when it has both, or choose another output_dir."
         ) from error
-    with FileLock(folder / LOCK):
-        return write_results(study, folder, args, recipe_values)
 
 
 def run_trials(
@@ -188,21 +188,21 @@ def run_trials(
 ) -> optuna.Study:
     """Run trials until `num_trials` of the study in `folder` are finished.
 
-    Optuna's heartbeat fails and requeues the trial of a process that was killed. A signal that Python sees ends a trial at
-    once: the same callback requeues it.
+    Optuna's heartbeat fails and requeues the trial of a process that was killed, three times at most: the trial may be what
+    ends the process. A signal that Python sees ends a trial at once: the same callback requeues it.
     """
     # The heartbeat is marked as experimental.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     requeue = RetryHeartbeatStaleTrialCallback()
     direction: Any = "maximize" if trials.args.greater_is_better else "minimize"
     options: dict[str, Any] = {"study_name": "search", "direction": direction}
-    with FileLock(folder / LOCK):  # two processes that create the tables at once both fail
+    with FileLock(folder / LOCK, fallback_to_soft=False):  # two processes that create the tables at once both fail
         options["storage"] = RDBStorage(
             f"sqlite:///{folder / 'study.db'}",
             engine_kwargs={"connect_args": {"timeout": GRACE_PERIOD}},  # for another process's write
             heartbeat_interval=GRACE_PERIOD // 6,
             grace_period=GRACE_PERIOD,
-            heartbeat_stale_trial_callback=requeue,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=3),
         )
         study = optuna.create_study(load_if_exists=True, **options)
         if study.user_attrs.get("fixed", trials.fixed) != trials.fixed:
@@ -219,7 +219,8 @@ def run_trials(
             if interruption(error) is not None and trials.number is not None:
                 if not study.trials[trials.number].state.is_finished():
                     study.tell(trials.number, state=TrialState.FAIL)
-                requeue(study, study.trials[trials.number])
+                if study.trials[trials.number].state == TrialState.FAIL:
+                    requeue(study, study.trials[trials.number])
             raise
         last = study.trials[number]
         options_shown = ", ".join(f"{name} {shown(value)}" for name, value in last.params.items())
@@ -228,14 +229,17 @@ def run_trials(
 
 
 def needs_trial(study: optuna.Study, num_trials: int) -> bool:
-    """Whether another trial has to be started. If running trials would be the last ones, it waits first until they finish or
-    turn out to have been killed, but no longer than it takes to tell."""
+    """Whether another trial has to be started. If the running ones are enough, it waits until they finish or turn out to have
+    been killed, but no longer than it takes to tell."""
     end = time.monotonic() + GRACE_PERIOD + 1
     while True:
         optuna.storages.fail_stale_trials(study)
-        missing = num_trials - len(finished(study))
-        if missing <= 0 or missing > len(study.get_trials(states=(TrialState.RUNNING,))) or time.monotonic() > end:
+        missing, num_running = num_trials - len(finished(study)), len(study.get_trials(states=(TrialState.RUNNING,)))
+        if missing <= 0 or missing > num_running:
             return missing > 0
+        if time.monotonic() > end:
+            logger.info(f"{num_running} trials are left to other processes.")
+            return False
         time.sleep(0.5)
 
 

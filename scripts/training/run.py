@@ -96,7 +96,11 @@ def add_callbacks(
     args: HierarchicalTrainingArguments,
     pusher: HubPusher | None,
 ) -> Watchers:
-    """Add the run's callbacks. The history comes after the monitor, since it resets the totals that the monitor reads."""
+    """Add the run's callbacks.
+
+    The monitor comes after the signals, as a diverged model must not be saved, and before the history, which resets the
+    totals that it reads.
+    """
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
     monitor, signals = TrainingMonitor(trainer), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = signals
@@ -109,9 +113,9 @@ def add_callbacks(
         ProgressLogCallback(),
         early_stopping,
         board,
-        monitor,
         matrices,
         signals,
+        monitor,
         history,
         evaluation_log,
         pusher,

@@ -35,6 +35,7 @@ from modeling.training.monitor import extreme_weights_message, frozen_model_mess
 from modeling.training.optimizer import optimizer_class_and_kwargs
 from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
+from modeling.training.step_conversion import is_being_converted
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import (
     HierarchicalTrainingArguments,
@@ -252,7 +253,7 @@ def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_finge
     state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
     best = folder.parent / f"checkpoint-{state.best_global_step}"
     exists = best.is_dir() or Path(state.best_model_checkpoint or best).is_dir()
-    if needs_best and state.best_global_step and not exists:
+    if needs_best and state.best_global_step and not exists and not is_being_converted(folder):
         raise ValueError(
             f"{best.name}, the best checkpoint of the run, is missing beside {folder}: copy it there too, or resume with "
             "--load_best_model_at_end False, which keeps the last model."
