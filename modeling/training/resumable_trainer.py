@@ -331,7 +331,7 @@ class ResumableTrainer(Trainer):
         self._saved_step = step
         self.accelerator.wait_for_everyone()
 
-    # Trainer would go on with the last model if the best checkpoint is missing.
+    # Trainer would keep the last model if the best checkpoint is missing.
     def _load_best_model(self) -> None:
         """Like Trainer's, after validating the checkpoint; an interrupted run does not need its best model."""
         if self.is_interrupted:
