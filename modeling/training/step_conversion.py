@@ -66,8 +66,8 @@ def _resume_state(state: dict[str, Any]) -> dict[str, Any]:
 def convert_run(checkpoint: Path, output_dir: Path, old: EpochSize, new: EpochSize, accelerator: Accelerator) -> Path:
     """Convert a checkpoint, and the best one of its run, to steps of the new size, and delete the others of `output_dir`.
 
-    Killed at any moment, it can be called again: the original is deleted last, unless its copy is newer by number. Every
-    process must call it; the main process writes.
+    Killed at any moment, it can be called again, since the original is deleted last. Every process must call it; the main
+    process writes.
 
     Returns:
         The converted checkpoint, in `output_dir`.
