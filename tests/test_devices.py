@@ -220,7 +220,9 @@ def test_the_process_with_least_memory_bounds_live_chunks_on_all(roberta_model, 
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "max"])
-@pytest.mark.parametrize("extra", [{}, {"lexical_features": 4}, {"chunk_transformer_layers": 1}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"lexical_features": 4}, {"chunk_transformer_layers": 1}, {"token_pooling": "last"}]
+)
 def test_a_step_asks_the_device_nothing_where_the_host_knows_the_lengths(pooling, extra):
     """Fake tensors have no values: what reads one (and, on a GPU, waits for it) raises."""
     model = Model(tiny_config(pooling=pooling, **extra)).train()

@@ -62,6 +62,15 @@ def test_embeddings_of_a_trained_encoder_are_cached_apart(finished_run, roberta_
     assert before != trained == again
 
 
+@pytest.mark.parametrize("option", [{"token_pooling": "cls"}])
+def test_embeddings_are_cached_apart_by_what_changes_them(roberta_model, option):
+    before, trained = cache_key(roberta_model, {"data_fingerprint": "data"}, "fp32"), roberta_model.config
+    trained.update({"pooling": "mean", "chunk_transformer_layers": 1})  # on top of the embeddings
+    assert cache_key(roberta_model, {"data_fingerprint": "data"}, "fp32") == before
+    trained.update(option)
+    assert cache_key(roberta_model, {"data_fingerprint": "data"}, "fp32") != before
+
+
 def test_run_without_some_of_its_encoder_is_refused(run_copy):
     from safetensors.torch import save_file
 

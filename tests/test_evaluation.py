@@ -237,9 +237,11 @@ def test_explain_chunks_gives_the_log_odds_lost_without_the_chunk(read):
         assert reading.contributions[place] == pytest.approx(lost.item(), abs=1e-5)
 
 
-def test_token_attributions_sum_to_the_chunks_share(read):
-    model, _, chunked, readings = read
-    reading = readings[0]
+@pytest.mark.parametrize("token_pooling", ["mean", "cls", "last"])
+def test_token_attributions_sum_to_the_chunks_share(read, token_pooling):
+    model, tokenizer, chunked, _ = read
+    model.config.token_pooling = token_pooling
+    reading = next(read_documents(model, chunked, DocumentCollator(tokenizer.pad_token_id)))
     ids_L = torch.from_numpy(chunked[reading.index]["input_ids"][0])
     blank_L = ids_L.clone()
     blank_L[1:-1] = 3  # not the padding token, which RoBERTa gives a position of its own

@@ -1,6 +1,7 @@
 """The model: a document's logits are its own, memory tricks change nothing, and it loads anywhere."""
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -224,15 +225,60 @@ def reference_attention(module, query, key, value, attention_mask, cu_seq_lens_q
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
-def test_the_unpadded_path_gives_what_the_padded_one_gives(model):
+@pytest.mark.parametrize("token_pooling", ["mean", "cls", "last"])
+def test_the_unpadded_path_gives_what_the_padded_one_gives(model, token_pooling):
     """The kernel itself needs a GPU; what it is given does not. In fp16, since in fp32 the padded path stands in."""
     AttentionInterface.register("flash_reference", reference_attention)
+    model.config.token_pooling = token_pooling
     with torch.autocast("cpu", torch.float16):
         expected = model.eval()(**batch_of(model, DOCUMENTS)).logits
         model.encoder.config._attn_implementation = "flash_reference"
         unpadded = model(**batch_of(model, DOCUMENTS)).logits
     torch.testing.assert_close(unpadded, expected, atol=2e-4, rtol=0)
     assert not torch.equal(unpadded, expected)  # it was another path
+
+
+@pytest.mark.parametrize("token_pooling", ["mean", "cls", "last"])
+def test_a_chunk_vector_is_pooled_from_the_chunks_own_tokens(model, token_pooling):
+    """With padding, without any, with a mask or none, and beside the dummy batch of a rank that has fewer."""
+    model = Model(HierarchicalRobertaConfig(**{**model.config.to_dict(), "token_pooling": token_pooling})).eval()
+
+    def encoded(lengths: list[int], with_mask: bool = True) -> torch.Tensor:
+        batch = batch_of(model, [lengths])
+        mask = batch["attention_mask"] if with_mask else None
+        return model.extract_features(batch["input_ids"], mask).detach()
+
+    def pooled(length: int) -> torch.Tensor:
+        [token_LD] = model.encoder(batch_of(model, [[length]])["input_ids"]).last_hidden_state.detach()
+        return {"mean": token_LD.mean(dim=0), "cls": token_LD[0], "last": token_LD[-1]}[token_pooling]
+
+    expected = {length: pooled(length) for length in (5, 9, 16)}
+    cases = [([16, 5, 9, 5], True), ([9, 9], True), ([9, 9], False)]
+    for agree in (None, lambda recomputes: [*recomputes, True]):
+        model.agree_on_batches = agree
+        for lengths, with_mask in cases:
+            rows = torch.stack([expected[length] for length in lengths])
+            torch.testing.assert_close(encoded(lengths, with_mask), rows, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("token_pooling", ["cls", "last"])
+def test_gradients_of_pooled_tokens_do_not_depend_on_recomputation_or_other_ranks(roberta_model, token_pooling):
+    roberta_model.config.token_pooling = token_pooling
+    kept, again = (gradients(roberta_model, live_chunks) for live_chunks in (1000, 2))
+    roberta_model.agree_on_batches = lambda recomputes: [*recomputes, True]
+    agreed = gradients(roberta_model, 2)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    for name in kept:
+        torch.testing.assert_close(agreed[name], kept[name], atol=1e-6, rtol=1e-4)
+
+
+def test_an_export_from_before_token_pooling_averages_its_tokens(roberta_model, tmp_path):
+    roberta_model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["token_pooling"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    batch = batch_of(roberta_model, DOCUMENTS)
+    assert torch.equal(Model.from_pretrained(tmp_path)(**batch).logits, roberta_model.eval()(**batch).logits)
 
 
 def test_chunk_vectors_stand_for_their_tokens(model):
@@ -253,6 +299,7 @@ def test_gradient_checkpointing_inside_the_encoder_changes_no_gradient(roberta_m
 
 
 def test_it_loads_from_its_own_folder_without_this_project(model, tmp_path):
+    model.config.token_pooling = "last"
     model.eval().save_pretrained(tmp_path / "saved")
     batch = batch_of(model, DOCUMENTS)
     torch.save({"batch": batch, "logits": model(**batch).logits}, tmp_path / "expected.pt")
@@ -309,6 +356,7 @@ def test_an_encoder_that_is_none_is_refused(tmp_path):
     [
         ({"chunk_overlap": 600, "chunk_length": 512}, r"chunk_overlap.*600.*chunk_length.*510"),
         ({"max_chunks": 0}, "max_chunks.*1"),
+        ({"token_pooling": "median"}, "token_pooling.*mean, cls, last.*median"),
         ({"chunk_length": 2}, "chunk_length.*3"),
         ({"classifier_dropout": 1.0}, "classifier_dropout"),
     ],

@@ -248,6 +248,7 @@ def test_embedding_cache_of_a_frozen_encoder_changes_nothing(prepared_folder, ro
         ({"learning_rate": "fast"}, "learning_rate.*fast"),
         ({"learning_rat": 1}, "--learning_rat 1"),
         ({"pooling": "median"}, "pooling.*attention, mean, max"),
+        ({"token_pooling": "first"}, "token_pooling.*mean, cls, last"),
         ({"config": "scripts/recipes/none.yaml"}, "scripts/recipes/none.yaml"),
         ({"resume_from_checkpoint": "nothing"}, "nothing"),
         ({"severity_weights": "1,2"}, r"severity_weights.*\b3\b|\b3\b.*weights"),

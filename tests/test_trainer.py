@@ -229,14 +229,17 @@ def test_blanks_fill_up_the_order_of_several_processes():
     assert list(first) == order[:50] != list(second)
 
 
-def test_a_frozen_encoder_ends_the_same_with_kept_vectors_and_without(splits, roberta_folder, tmp_path):
+@pytest.mark.parametrize("token_pooling", ["mean", "last"])
+def test_a_frozen_encoder_ends_the_same_with_kept_vectors_and_without(splits, roberta_folder, tmp_path, token_pooling):
     """Kept vectors are what the encoder would have made, so pooling and head end with the same weights."""
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     documents = ChunkedDocuments(splits["train"], tokenizer, chunk_length=16, max_chunks=4, chunk_policy="uniform")
     ends = {}
     for way in ("kept", "encoded again"):
         torch.manual_seed(2)
-        model = Model.from_encoder(str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2)
+        model = Model.from_encoder(
+            str(roberta_folder), num_labels=3, chunk_length=16, dropout=0.2, token_pooling=token_pooling
+        )
         model.freeze_encoder()
         trainer = trainer_for(model, tmp_path / way, documents, num_train_epochs=3)
         if way == "kept":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 
 CHUNK_POLICIES = ("head", "head_tail", "uniform", "random")
+TOKEN_POOLINGS = ("mean", "cls", "last")
 POOLINGS = ("attention", "mean", "max")
 NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
@@ -24,6 +25,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_policy: which chunks to read when a document has more than `max_chunks`: the first (`head`), half from
             each end (`head_tail`), evenly spaced (`uniform`), or a new random sample each epoch in training and
             evenly spaced in evaluation (`random`).
+        token_pooling: token vectors → chunk vector: the `mean` over all real tokens, the first token's (`cls`), or the
+            last real token's (`last`, for decoders). Take the one that the encoder was pretrained with.
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
@@ -51,6 +54,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_overlap: int = 0,
         max_chunks: int = 20,
         chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform",
+        token_pooling: Literal["mean", "cls", "last"] = "mean",  # noqa: S107 (tokens of a text, no password)
         pooling: Literal["attention", "mean", "max"] = "attention",
         pooling_size: int | None = None,
         chunk_transformer_layers: int = 0,
@@ -67,6 +71,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.chunk_overlap = chunk_overlap
         self.max_chunks = max_chunks
         self.chunk_policy = chunk_policy
+        self.token_pooling = token_pooling
         self.pooling = pooling
         self.pooling_size = pooling_size
         self.chunk_transformer_layers = chunk_transformer_layers
@@ -80,7 +85,11 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.custom_pipelines = {
             "text-classification": {"impl": impl, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
         }
-        for name, choices in (("chunk_policy", CHUNK_POLICIES), ("pooling", POOLINGS)):
+        for name, choices in (
+            ("chunk_policy", CHUNK_POLICIES),
+            ("token_pooling", TOKEN_POOLINGS),
+            ("pooling", POOLINGS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         for name, minimum in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1), *NOT_NEGATIVE):

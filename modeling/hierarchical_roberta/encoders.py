@@ -125,9 +125,9 @@ def attention_for(encoder: Any, device: torch.device) -> Iterator[None]:
 
 
 def encode_unpadded(
-    encoder: Any, input_ids_nl: torch.Tensor, lengths_n: list[int], first_position: int
+    encoder: Any, input_ids_nl: torch.Tensor, lengths_n: list[int], first_position: int, kind: str
 ) -> torch.Tensor:
-    """Token means of each chunk, (n, d), encoding the chunks as one unpadded row separated by cumulative lengths.
+    """Chunk vectors, (n, d), as of `pool_tokens`, encoding the chunks as one unpadded row separated by cumulative lengths.
 
     Like `DataCollatorWithFlattening` in transformers, but per encoder batch. Indices are computed on the host, which
     knows the lengths.
@@ -146,5 +146,8 @@ def encode_unpadded(
         max_length_k=longest,
     )
     token_td = output.last_hidden_state[0].float()
+    if kind != "mean":
+        last_n = length_n.cumsum(0) - 1
+        return token_td[to_device(last_n if kind == "last" else last_n + 1 - length_n, device)]
     sum_nd = token_td.new_zeros(len(lengths_n), token_td.shape[1]).index_add(0, to_device(row_t, device), token_td)
     return sum_nd / to_device(length_n, device)[:, None]

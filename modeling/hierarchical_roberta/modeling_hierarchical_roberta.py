@@ -24,7 +24,7 @@ from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical_features import LexicalFeatures
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed)
-from .pooling import ChunkPooling, ChunkTransformer, host_counts, mean_of_tokens, to_device
+from .pooling import ChunkPooling, ChunkTransformer, host_counts, pool_tokens, to_device
 from .precision import full_precision
 from .prefetch import prefetched  # noqa: F401 (pushed)
 from .recomputation import recomputed
@@ -409,12 +409,15 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         is_padded = sum(lengths_n) < input_ids_nl.numel()
         with attention_for(self.encoder, input_ids_nl.device):
             if is_padded and "flash" in self.encoder.config._attn_implementation:
-                return encode_unpadded(self.encoder, input_ids_nl, lengths_n, self.first_position)
+                return encode_unpadded(
+                    self.encoder, input_ids_nl, lengths_n, self.first_position, self.config.token_pooling
+                )
             # A batch without padding needs no mask; without one attention uses its fastest kernel.
             mask_nl = attention_mask_nl if is_padded else None
             output = self.encoder(input_ids=input_ids_nl, attention_mask=mask_nl)
             # With sharded weights all ranks must start recomputing at the same point of the backward pass: this mask.
-            return mean_of_tokens(output.last_hidden_state, attention_mask_nl if self.agree_on_batches else mask_nl)
+            mask_nl = attention_mask_nl if self.agree_on_batches else mask_nl
+            return pool_tokens(output.last_hidden_state, self.config.token_pooling, mask_nl)
 
 
 HierarchicalRobertaConfig.register_for_auto_class()

@@ -33,6 +33,22 @@ def mean_of_tokens(token_NLD: torch.Tensor, attention_mask_NL: torch.Tensor | No
     return sum_ND / attention_mask_NL.sum(dim=1, keepdim=True)
 
 
+def pool_tokens(token_NLD: torch.Tensor, kind: str, attention_mask_NL: torch.Tensor | None = None) -> torch.Tensor:
+    """Chunk vectors, (N, D): the mean over the real tokens (`mean`), the first token (`cls`) or the last real one (`last`).
+
+    In fp32 whatever the dtype of the tokens. Without a mask all tokens are real; padding is on the right.
+    """
+    if kind == "mean":
+        return mean_of_tokens(token_NLD, attention_mask_NL)
+    num_chunks, num_tokens, _ = token_NLD.shape
+    position_L = torch.arange(num_tokens, device=token_NLD.device)
+    is_pooled_NL = (position_L == (0 if kind == "cls" else num_tokens - 1)).expand(num_chunks, num_tokens)
+    if kind == "last" and attention_mask_NL is not None:
+        is_pooled_NL = position_L == attention_mask_NL.sum(dim=1, keepdim=True) - 1
+    # The mean over a single token: a mask is what sharded weights need (see `encode_batch`).
+    return mean_of_tokens(token_NLD, is_pooled_NL)
+
+
 def pad_documents(chunk_ND: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad the batch's chunks to one row per document.
 

@@ -12,6 +12,12 @@ def describe_lexical(config: dict[str, Any]) -> str:
     return f", with lexical features of up to {count:,} tokens" if count else ""
 
 
+def describe_embeddings(config: dict[str, Any]) -> str:
+    """Clause describing how the encoder's tokens become chunk embeddings; empty for their mean."""
+    pooling = config.get("token_pooling", "mean")
+    return "" if pooling == "mean" else f", {pooling} token of each chunk"
+
+
 def encoder_name(config: dict[str, Any]) -> str:
     """Public name of the encoder: its name on the hub, or its folder name without the path."""
     return config["encoder"] if config.get("encoder_is_on_hub") else Path(config["encoder"]).resolve().name
@@ -27,7 +33,8 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     return {
         "Encoder": f"`{encoder_name(config)}`" + (", frozen" if config["freeze_encoder"] else ""),
         "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} "
-        f"per document ({config['chunk_policy']}), {config['pooling']} pooling{describe_lexical(config)}",
+        f"per document ({config['chunk_policy']}){describe_embeddings(config)}, {config['pooling']} pooling"
+        f"{describe_lexical(config)}",
         "Data": "; ".join(
             f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
             for split, counts in config["label_counts"].items()

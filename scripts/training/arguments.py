@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-# Options that change what is built on the encoder.
+# Options that change the chunk vectors, and those that change what is built on them.
+CHUNK_OPTIONS = ("token_pooling",)
 MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 
 
@@ -19,6 +20,9 @@ class ModelArguments:
     max_chunks: int = field(default=20, metadata={"help": "Maximum number of chunks read per document."})
     chunk_policy: str = field(
         default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+    )
+    token_pooling: str = field(
+        default="mean", metadata={"help": "Tokens to chunk vector: mean, cls (the first token) or last (for decoders)."}
     )
     pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})

@@ -42,7 +42,7 @@ from modeling.training.training_args import (
     parse_class_weights,
     parse_severity_weights,
 )
-from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments
+from scripts.training.arguments import CHUNK_OPTIONS, MODEL_OPTIONS, DataArguments, ModelArguments
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
 from scripts.training.fit_lexical_features import fit_lexical_features
 
@@ -199,7 +199,7 @@ def build_model(
             revision=model_args.encoder_revision,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
-            **{name: getattr(model_args, name) for name in (*geometry, *MODEL_OPTIONS)},
+            **{name: getattr(model_args, name) for name in (*geometry, *CHUNK_OPTIONS, *MODEL_OPTIONS)},
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
@@ -240,7 +240,7 @@ def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_finge
     """
     saved = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
     for current, stored, names in (
-        (config, saved, ("id2label", *MODEL_OPTIONS)),
+        (config, saved, ("id2label", *CHUNK_OPTIONS, *MODEL_OPTIONS)),
         (config.encoder_config, saved.encoder_config, ENCODER_SHAPES),
     ):
         values = {name: (getattr(stored, name, None), getattr(current, name, None)) for name in names}
