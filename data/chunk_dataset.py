@@ -19,7 +19,8 @@ class ChunkedDocuments(Dataset):
 
     Args:
         documents: a split with `input_ids`, `token_break`, `label` and `id`.
-        chunk_length: tokens in a chunk, special tokens included.
+        chunk_length: tokens in a chunk, special tokens and `chunk_prefix` included.
+        chunk_prefix: text at the start of each chunk.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class ChunkedDocuments(Dataset):
         chunk_overlap: int = 0,
         max_chunks: int = 20,
         chunk_policy: str = "uniform",
+        chunk_prefix: str = "",
         training: bool = False,
         seed: int = 42,
     ):
         self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
-        self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap)
+        self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap, chunk_prefix)
         self.max_chunks, self.chunk_policy = max_chunks, chunk_policy
         self.training, self.seed, self.epoch = training, seed, 0
 

@@ -63,6 +63,7 @@ def lexical_attributions(
     lexical = model.lexical
     assert lexical is not None
     feature_L = lexical.feature_of_token[input_ids_L]
+    feature_L[: model.config.num_prefix_tokens] = lexical.weight.shape[1]  # not counted
     features_S, row_L, times_S = feature_L.unique(return_inverse=True, return_counts=True)
     count_1M = chunk_CX[:, model.config.hidden_size :].sum(dim=0, keepdim=True)
     logits_1K, _ = model.classify(chunk_CX, [len(chunk_CX)])

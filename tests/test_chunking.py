@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from data.chunk_dataset import ChunkedDocuments
 from modeling.hierarchical_roberta.chunking import (
+    Chunker,
     chunk_bounds,
     coverage,
     num_chunks_of,
@@ -65,6 +66,30 @@ def test_special_tokens_stand_in_every_chunk_and_the_bodies_are_the_document(spl
         assert {(chunk[0], chunk[-1]) for chunk in chunks} == {(tokenizer.cls_token_id, tokenizer.sep_token_id)}
         assert max(map(len, chunks)) <= 16
         assert np.concatenate([chunk[1:-1] for chunk in chunks]).tolist() == splits["train"][index]["input_ids"]
+
+
+def test_the_prefix_stands_in_every_chunk_after_the_leading_special_tokens(splits, roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    prefix = tokenizer("The lamp:", add_special_tokens=False)["input_ids"]
+    options = {"chunk_length": 24, "max_chunks": 1000, "chunk_prefix": "The lamp: "}
+    chunked = ChunkedDocuments(splits["train"], tokenizer, **options)
+    for index in range(len(chunked)):
+        chunks = chunked[index]["input_ids"]
+        assert all(chunk[: len(prefix) + 1].tolist() == [tokenizer.cls_token_id, *prefix] for chunk in chunks)
+        assert max(map(len, chunks)) <= 24
+        bodies = np.concatenate([chunk[len(prefix) + 1 : -1] for chunk in chunks])
+        assert bodies.tolist() == splits["train"][index]["input_ids"]
+
+
+def test_a_prefix_that_leaves_no_room_is_an_error(roberta_folder):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    words = "lamp " * 8
+    length = len(Chunker(tokenizer, 100, chunk_prefix=words).prefix) + 1
+    with pytest.raises(ValueError, match=rf"chunk_prefix.*\b{length}\b.*chunk_length"):
+        Chunker(tokenizer, length, chunk_prefix=words)
+    assert Chunker(tokenizer, length + 1, chunk_prefix=words).body_length == 1
+    with pytest.raises(ValueError, match=r"chunk_overlap.*chunk_prefix"):
+        Chunker(tokenizer, length + 3, chunk_overlap=3, chunk_prefix=words)
 
 
 @pytest.mark.parametrize("folder", ["roberta_folder", "bert_folder"])

@@ -62,7 +62,7 @@ def test_embeddings_of_a_trained_encoder_are_cached_apart(finished_run, roberta_
     assert before != trained == again
 
 
-@pytest.mark.parametrize("option", [{"token_pooling": "cls"}])
+@pytest.mark.parametrize("option", [{"token_pooling": "cls"}, {"chunk_prefix": "passage: "}])
 def test_embeddings_are_cached_apart_by_what_changes_them(roberta_model, option):
     before, trained = cache_key(roberta_model, {"data_fingerprint": "data"}, "fp32"), roberta_model.config
     trained.update({"pooling": "mean", "chunk_transformer_layers": 1})  # on top of the embeddings

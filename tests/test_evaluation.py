@@ -197,15 +197,14 @@ def test_figures_show_labels_with_dollar_signs_as_text():
 # ---- explanation ----
 
 
-@pytest.fixture
-def read(roberta_model, roberta_folder, splits):
-    """The tiny model, the chunks of the test documents, and what it read in them."""
+@pytest.fixture(params=["", "The lamp: "], ids=["plain", "prefix"])
+def read(request, roberta_model, roberta_folder, splits):
+    """The tiny model, the chunks of the test documents (with a prefix, or none), and what it read in them."""
     tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
     roberta_model.eval()
     config = roberta_model.config
-    chunked = ChunkedDocuments(
-        splits["test"], tokenizer, chunk_length=config.chunk_length, max_chunks=config.max_chunks
-    )
+    geometry = {"chunk_length": config.chunk_length, "max_chunks": config.max_chunks, "chunk_prefix": request.param}
+    chunked = ChunkedDocuments(splits["test"], tokenizer, **geometry)
     readings = list(read_documents(roberta_model, chunked, DocumentCollator(tokenizer.pad_token_id)))
     explain_chunks(roberta_model, readings)
     return roberta_model, tokenizer, chunked, readings

@@ -182,6 +182,7 @@ def test_any_rows_are_prepared_or_refused(roberta_folder, tmp_path_factory, rows
 
 OPTIONS = st.sampled_from(
     ["chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size", "dropout", "live_chunks",
+     "chunk_prefix", "token_pooling",
      "learning_rate", "num_train_epochs", "class_weights", "warmup_steps", "lr_scheduler_type", "eval_strategy", "bf16",
      "per_device_train_batch_size", "gradient_accumulation_steps", "freeze_encoder", "freeze_layers", "max_loss_spike",
      "save_total_limit", "lr_scheduler_kwargs", "optim", "seed", "hub_strategy", "grace_seconds", "encoder", "save_steps",
@@ -208,7 +209,8 @@ def test_any_recipe_is_taken_or_refused(tmp_path, recipe):
     fixed = ["--encoder", "e", "--dataset_dir", "d", "--output_dir", str(tmp_path / "out"), "--use_cpu", "True"]
     try:
         model_args, _, args = parse_with_recipe(KINDS, ["--config", str(path), *fixed])
-        geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size")
+        names = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size")
+        geometry = (*names, "chunk_prefix", "token_pooling")
         HierarchicalRobertaConfig(**{name: getattr(model_args, name) for name in geometry})
     except ValueError as error:
         assert str(error)

@@ -10,13 +10,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data.chunk_dataset import ChunkedDocuments
+from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
+from modeling.hierarchical_roberta.chunking import Chunker
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_features, lexical_weights
+from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_features, lexical_logits, lexical_weights
 from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 
@@ -114,6 +116,43 @@ def test_explanations_see_the_view(viewing):
     words = token_attributions(viewing, ids[1], blank, output.chunk_features, 1, label)
     torch.testing.assert_close(words[5] + words[8], (whole - without)[0], atol=1e-4, rtol=1e-4)
     assert words[torch.arange(12) % 3 != 2].abs().max() < 1e-5
+
+
+def test_explanations_attribute_nothing_to_the_prefix(viewing):
+    ids = torch.randint(50, 99, (3, 12), generator=torch.Generator().manual_seed(0))
+    ids[:, 1] = ids[1, 5] = 23
+    viewing.config.num_prefix_tokens = 3
+    viewing.classifier.weight.data.zero_()
+    output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
+    label = int(viewing.lexical.weight[:, 2].argmax())
+    without = viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits
+    viewing.requires_grad_(False)
+    words = token_attributions(viewing, ids[1], ids[1].clone().fill_(3), output.chunk_features, 1, label)
+    lost = log_odds(output.logits, label) - log_odds(without, label)
+    torch.testing.assert_close(words[5], lost[0], atol=1e-4, rtol=1e-4)
+    assert lost.abs() > 0.01
+    assert words[:3].abs().max() < 1e-5
+
+
+def test_tokens_of_the_prefix_are_counted_neither_in_the_fit_nor_by_the_model(splits, roberta_folder, roberta_model):
+    """Though the prefix has words of the documents, and rows are padded."""
+    plain = chunked(splits, roberta_folder, "train")
+    num_prefix_tokens = len(Chunker(plain.tokenizer, 64, chunk_prefix="The murder: ").prefix)
+    length = 16 + num_prefix_tokens - 1  # room for the same tokens
+    prefixed = chunked(splits, roberta_folder, "train", chunk_length=length, chunk_prefix="The murder: ")
+    fitted = lexical_weights(prefixed, 3, 10, 400)
+    for one, other in zip(lexical_weights(plain, 3, 10, 400), fitted, strict=True):
+        assert np.array_equal(one, other)
+
+    fields = {"lexical_features": 10, "num_prefix_tokens": num_prefix_tokens, "chunk_prefix": "The murder: "}
+    model = Model(HierarchicalRobertaConfig(**{**roberta_model.config.to_dict(), **fields})).eval()
+    model.lexical.set_weights(*map(torch.from_numpy, fitted))
+    assert model.lexical.count(torch.from_numpy(prefixed.chunker.prefix)[None]).sum() > 0
+    batch = DocumentCollator(plain.tokenizer.pad_token_id)([prefixed[i] for i in range(len(prefixed))])
+    del batch["labels"]
+    logits = model(**batch).logits  # the classifier starts at zero: these are the lexical features' own
+    expected = lexical_logits(plain, *fitted, 400)
+    np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-4)
 
 
 def test_the_tokens_are_those_that_the_classes_explain_best(splits, roberta_folder):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import train_hf
 from data.collator import DocumentCollator
@@ -17,6 +18,7 @@ from modeling.training.memory import FRAGMENTATION, MemoryEstimate, estimate_mem
 from modeling.training.out_of_memory import split_documents
 from modeling.training.runtime import configure_malloc, free_memory
 from modeling.training.training_args import HierarchicalTrainingArguments
+from scripts.training.setup import chunk_splits
 from tests.conftest import tiny_config, train, training_command
 from tests.tiny_training import SplitLengths, trainer_for
 
@@ -246,3 +248,13 @@ def test_memory_given_back_between_encoder_batches_changes_no_gradient(roberta_m
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_planned_document_is_as_long_as_the_one_that_is_encoded(roberta_model, roberta_folder, splits, tmp_path):
+    """Special tokens and the prefix included."""
+    roberta_model.config.update({"max_chunks": 99, "chunk_prefix": "The lamp: "})
+    args = trainer_for(roberta_model, tmp_path).args
+    chunked, lengths = chunk_splits(splits, AutoTokenizer.from_pretrained(roberta_folder), roberta_model, args)
+    chunks = [chunked["test"][index]["input_ids"] for index in range(len(chunked["test"]))]
+    assert lengths["test"].num_chunks.tolist() == [len(each) for each in chunks]
+    assert lengths["test"].tokens() == pytest.approx([sum(map(len, each)) for each in chunks])

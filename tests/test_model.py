@@ -272,10 +272,10 @@ def test_gradients_of_pooled_tokens_do_not_depend_on_recomputation_or_other_rank
         torch.testing.assert_close(agreed[name], kept[name], atol=1e-6, rtol=1e-4)
 
 
-def test_an_export_from_before_token_pooling_averages_its_tokens(roberta_model, tmp_path):
+def test_an_export_from_before_token_pooling_and_prefixes_loads_as_it_was(roberta_model, tmp_path):
     roberta_model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    del saved["token_pooling"]
+    del saved["token_pooling"], saved["chunk_prefix"], saved["num_prefix_tokens"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     batch = batch_of(roberta_model, DOCUMENTS)
     assert torch.equal(Model.from_pretrained(tmp_path)(**batch).logits, roberta_model.eval()(**batch).logits)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, pipeline
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, nfc_with_offsets
 from scripts.common.cli import USER_ERRORS
+from scripts.evaluation.evaluate import load_context
 from scripts.predict import main as predict_main
 from tests.conftest import LABELS, assert_refused, options, run_command, tiny_rows, train, write_csv
 from tests.processes import ROOT, run, start, start_ranks
@@ -72,6 +73,33 @@ def test_training_pipeline_and_predict_give_the_same_scores(trained, rate, csv_f
         for found in (piped[id_], predicted[id_]):
             assert [found["scores"][label] for label in LABELS] == pytest.approx(scores, abs=1e-5)
         assert rate(texts[id_])["scores"] == pytest.approx(piped[id_]["scores"], abs=1e-5)
+
+
+def test_prefix_and_token_pooling_travel_with_the_model(prepared_folder, roberta_folder, splits, tmp_path):
+    """With cached embeddings and lexical features, from train_hf.py to the pipeline of the saved code."""
+    given = {"chunk_prefix": "The murder: ", "token_pooling": "last", "chunk_length": 24, "lexical_features": 30}
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", freeze_encoder=True, **given)
+    assert done.returncode == 0, done.stderr
+    classify = pipeline("text-classification", model=str(tmp_path / "run"), trust_remote_code=True)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: saved[name] for name in given} == given
+    prefix = classify.tokenizer("The murder:")["input_ids"][:-1]
+    assert saved["num_prefix_tokens"] == len(prefix)
+    with open(tmp_path / "run" / "predictions_test.csv", encoding="utf-8") as file:
+        scores_of = {row["id"]: [float(row[label]) for label in LABELS] for row in csv.DictReader(file)}
+    texts = dict(zip(splits["test"]["id"], splits["test"]["text"], strict=True))
+    for id_, scores in scores_of.items():
+        document = classify.preprocess(texts[id_])
+        assert all(chunk[: len(prefix)].tolist() == prefix for chunk in document["input_ids"])
+        result = classify(texts[id_])
+        assert [result["scores"][label] for label in LABELS] == pytest.approx(scores, abs=1e-5)
+        for found in result["evidence"]:
+            assert texts[id_][found["start"] : found["end"]] == found["text"]
+    context = load_context(str(tmp_path / "run"), str(prepared_folder), "test")
+    for id_, result in zip(texts, context.predict(context.chunked("test")), strict=True):
+        scores = (result.logits_K / saved["temperature"]).softmax(dim=0)
+        assert scores.tolist() == pytest.approx(scores_of[id_], abs=1e-5)
+    assert "each after `The murder: `, last token of each" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_pipeline_divides_by_the_saved_temperature(trained, rate):

@@ -380,7 +380,11 @@ def test_check_checkpoint_refuses_another_model(roberta_folder, tmp_path, caplog
     folder, config = tmp_path / "checkpoint-8", trainer.model.config
     (tmp_path / "training_history.json").write_text('{"config": {"data_fingerprint": "this"}}')
     saved = json.loads((folder / "config.json").read_text())
-    del saved["lexical_features"], saved["token_pooling"]  # as one was saved before there were any
+    del (
+        saved["lexical_features"],
+        saved["token_pooling"],
+        saved["chunk_prefix"],
+    )  # as one was saved before there were any
     (folder / "config.json").write_text(json.dumps(saved))
     check_checkpoint(folder, config, "this", needs_best=True)
     assert not caplog.records
@@ -389,6 +393,7 @@ def test_check_checkpoint_refuses_another_model(roberta_folder, tmp_path, caplog
     for name, value in (
         ("pooling_size", 16),
         ("token_pooling", "cls"),
+        ("chunk_prefix", "passage: "),
         ("chunk_transformer_layers", 1),
         ("id2label", {0: "b", 1: "a", 2: "c"}),
     ):

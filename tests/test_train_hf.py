@@ -248,6 +248,7 @@ def test_embedding_cache_of_a_frozen_encoder_changes_nothing(prepared_folder, ro
         ({"learning_rate": "fast"}, "learning_rate.*fast"),
         ({"learning_rat": 1}, "--learning_rat 1"),
         ({"pooling": "median"}, "pooling.*attention, mean, max"),
+        ({"chunk_prefix": "lamp " * 20}, r"chunk_prefix.*\b16\b.*chunk_length"),
         ({"token_pooling": "first"}, "token_pooling.*mean, cls, last"),
         ({"config": "scripts/recipes/none.yaml"}, "scripts/recipes/none.yaml"),
         ({"resume_from_checkpoint": "nothing"}, "nothing"),

@@ -1,7 +1,7 @@
 """Text → tokens with character offsets → chunks, and coverage statistics.
 
 A document is tokenized once, without special tokens, into a flat sequence of ids. Chunks are cut from it when it is
-read, so the geometry can change without retokenizing. Each chunk gets its own special tokens.
+read, so the geometry can change without retokenizing. Each chunk gets its own special tokens and prefix.
 Pushed to the hub with the model; imports nothing else from the project.
 """
 
@@ -63,21 +63,32 @@ def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], 
 
 
 class Chunker:
-    """Cut a document's flat tokens into chunks with special tokens.
+    """Cut a document's flat tokens into chunks with special tokens and, after the leading ones, those of `chunk_prefix`.
+
+    Spaces at the end of `chunk_prefix` are left out: the tokens of a text bring their own.
 
     Raises:
-        ValueError: `chunk_overlap` leaves no room for new tokens.
+        ValueError: `chunk_prefix` leaves no room for text, or `chunk_overlap` none for new tokens.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int = 0):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int = 0, chunk_prefix: str = ""
+    ):
         prefix, suffix = special_token_frame(tokenizer)
+        prefix += tokenizer(chunk_prefix.rstrip(" "), add_special_tokens=False)["input_ids"]
         self.prefix, self.suffix = np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
         self.body_length, self.chunk_overlap = chunk_length - len(prefix) - len(suffix), chunk_overlap
         # A chunk needs at least one token: without special tokens an empty document gets a padding token.
         self.filler = np.array([] if prefix or suffix else [tokenizer.pad_token_id], dtype=np.int64)
-        if self.body_length <= chunk_overlap:
+        if chunk_prefix and self.body_length < 1:
             raise ValueError(
-                f"`chunk_overlap` ({chunk_overlap}) must be below `chunk_length` minus the special tokens "
+                f"`chunk_prefix` and the special tokens are {len(prefix) + len(suffix)} tokens, which leaves no room for "
+                f"text in a chunk of {chunk_length}: shorten `chunk_prefix` or raise `chunk_length`."
+            )
+        if self.body_length <= chunk_overlap:
+            taken = "special tokens and `chunk_prefix`" if chunk_prefix else "special tokens"
+            raise ValueError(
+                f"`chunk_overlap` ({chunk_overlap}) must be below `chunk_length` minus the {taken} "
                 f"({self.body_length}): lower it or raise `chunk_length`."
             )
 
@@ -86,7 +97,7 @@ class Chunker:
         return chunk_bounds(num_tokens, self.body_length, self.chunk_overlap, breaks)
 
     def with_special_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        """Add the special tokens to a chunk's tokens."""
+        """Add the special tokens and the prefix to a chunk's tokens."""
         return np.concatenate([self.prefix, tokens if len(tokens) else self.filler, self.suffix])
 
 

@@ -25,6 +25,10 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_policy: which chunks to read when a document has more than `max_chunks`: the first (`head`), half from
             each end (`head_tail`), evenly spaced (`uniform`), or a new random sample each epoch in training and
             evenly spaced in evaluation (`random`).
+        chunk_prefix: text put at the start of each chunk, as the encoder was pretrained with ("passage: " for E5). Its
+            tokens count toward `chunk_length`.
+        num_prefix_tokens: tokens of each chunk before its text, special tokens included, which lexical features do not
+            count. Set in training, from the tokenizer.
         token_pooling: token vectors → chunk vector: the `mean` over all real tokens, the first token's (`cls`), or the
             last real token's (`last`, for decoders). Take the one that the encoder was pretrained with.
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
@@ -54,6 +58,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_overlap: int = 0,
         max_chunks: int = 20,
         chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform",
+        chunk_prefix: str = "",
+        num_prefix_tokens: int = 0,
         token_pooling: Literal["mean", "cls", "last"] = "mean",  # noqa: S107 (tokens of a text, no password)
         pooling: Literal["attention", "mean", "max"] = "attention",
         pooling_size: int | None = None,
@@ -71,6 +77,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.chunk_overlap = chunk_overlap
         self.max_chunks = max_chunks
         self.chunk_policy = chunk_policy
+        self.chunk_prefix = chunk_prefix
+        self.num_prefix_tokens = num_prefix_tokens
         self.token_pooling = token_pooling
         self.pooling = pooling
         self.pooling_size = pooling_size

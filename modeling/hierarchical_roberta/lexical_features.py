@@ -46,9 +46,10 @@ class LexicalFeatures(nn.Module):
         self.weight[:, :count] = weight_Km.to(self.weight)
         self.bias.copy_(bias_K)
 
-    def count(self, input_ids_NL: torch.Tensor) -> torch.Tensor:
-        """Occurrences of each feature in each chunk, (N, M), as floats. Special tokens are never features."""
-        feature_NL = self.feature_of_token[input_ids_NL]
+    def count(self, input_ids_NL: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:
+        """Occurrences of each feature in each chunk, (N, M), as floats, without those in the chunk's prefix. Special tokens
+        are never features."""
+        feature_NL = self.feature_of_token[input_ids_NL[:, num_prefix_tokens:]]
         count_NX = torch.zeros(len(input_ids_NL), self.weight.shape[1] + 1, device=input_ids_NL.device)
         return count_NX.scatter_add_(1, feature_NL, torch.ones_like(feature_NL, dtype=count_NX.dtype))[:, :-1]
 

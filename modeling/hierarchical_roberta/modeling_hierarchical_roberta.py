@@ -361,7 +361,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             chunk_ND = self.encode_chunks(input_ids_NL, mask_NL, lengths)
         if self.lexical is None or input_ids_NL is None:
             return chunk_ND
-        return torch.cat([chunk_ND.float(), self.lexical.count(input_ids_NL)], dim=1)
+        count_NM = self.lexical.count(input_ids_NL, self.config.num_prefix_tokens)
+        return torch.cat([chunk_ND.float(), count_NM], dim=1)
 
     def encode_chunks(
         self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, lengths: list[int] | None = None

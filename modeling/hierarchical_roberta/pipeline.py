@@ -111,7 +111,7 @@ class HierarchicalClassificationPipeline(Pipeline):
         config = self.model.config
         # `transformers.pipeline` puts classes into this dict, which are not serializable: reset it.
         config.custom_pipelines = type(config)().custom_pipelines
-        self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap)
+        self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
 
     def _sanitize_parameters(
         self, evidence: int | None = None, precision: str | None = None, **unknown: Any

@@ -13,9 +13,9 @@ def describe_lexical(config: dict[str, Any]) -> str:
 
 
 def describe_embeddings(config: dict[str, Any]) -> str:
-    """Clause describing how the encoder's tokens become chunk embeddings; empty for their mean."""
-    pooling = config.get("token_pooling", "mean")
-    return "" if pooling == "mean" else f", {pooling} token of each chunk"
+    """Clause describing the prefix of the chunks, and how their tokens become embeddings; empty for none and the mean."""
+    prefix, pooling = config.get("chunk_prefix", ""), config.get("token_pooling", "mean")
+    return (f", each after `{prefix}`" if prefix else "") + ("" if pooling == "mean" else f", {pooling} token of each")
 
 
 def encoder_name(config: dict[str, Any]) -> str:

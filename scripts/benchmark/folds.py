@@ -119,7 +119,7 @@ class Folds:
         model_args, _, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
-        model = build_model(model_args, self.whole.features["label"].names, args)
+        model = build_model(model_args, self.whole.features["label"].names, args, self.tokenizer)
         use_flash_attention_on_cuda()
         documents, _ = chunk_splits(datasets.DatasetDict(whole=self.whole), self.tokenizer, model, args)
         collator = DocumentCollator(self.tokenizer.pad_token_id)

@@ -77,9 +77,8 @@ class EvaluationContext:
     def chunked(self, split: str, **geometry: Any) -> ChunkedDocuments:
         """The documents of a split, chunked as the model's config says, except for `geometry`."""
         config = self.model.config
-        defaults = {
-            name: getattr(config, name) for name in ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
-        }
+        names = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "chunk_prefix")
+        defaults = {name: getattr(config, name) for name in names}
         return ChunkedDocuments(self.splits[split], self.tokenizer, **(defaults | geometry))
 
     def predict(self, chunked: ChunkedDocuments) -> list[DocumentResult]:

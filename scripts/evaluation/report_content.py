@@ -31,7 +31,7 @@ def report_content(
         ["Split", f"{split}, {len(split_documents)} documents; thresholds chosen on "
          + ("this split, so these results are optimistic" if split == "validation" else "validation")],
         ["Input", f"up to {config.max_chunks} chunks of {config.chunk_length} tokens per document "
-                  f"(chunk_policy {config.chunk_policy} beyond that), {config.pooling} pooling"],
+                  f"(chunk_policy {config.chunk_policy} beyond that){describe_embeddings(config.to_dict())}, {config.pooling} pooling"],
         *strongest_words(context),
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],

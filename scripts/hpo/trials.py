@@ -88,7 +88,7 @@ class Search:
         set_seed(self.args.seed)
         setup = self.setup
         options = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
-        model = build_model(replace(self.model_args, **options), setup.labels, self.args)
+        model = build_model(replace(self.model_args, **options), setup.labels, self.args, setup.tokenizer)
         model.live_chunks = self.live_chunks
         configure_malloc(model, self.args.device)
         if self.args.freeze_encoder:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 # Options that change the chunk vectors, and those that change what is built on them.
-CHUNK_OPTIONS = ("token_pooling",)
+CHUNK_OPTIONS = ("chunk_prefix", "token_pooling")
 MODEL_OPTIONS = ("pooling", "pooling_size", "chunk_transformer_layers", "lexical_features")
 
 
@@ -20,6 +20,9 @@ class ModelArguments:
     max_chunks: int = field(default=20, metadata={"help": "Maximum number of chunks read per document."})
     chunk_policy: str = field(
         default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+    )
+    chunk_prefix: str = field(
+        default="", metadata={"help": 'Text at the start of each chunk, such as "passage: " for E5.'}
     )
     token_pooling: str = field(
         default="mean", metadata={"help": "Tokens to chunk vector: mean, cls (the first token) or last (for decoders)."}

@@ -1,7 +1,7 @@
 """Cache of a frozen encoder's chunk embeddings, as Arrow files next to the prepared dataset.
 
 The cache key covers everything that the embeddings depend on: the encoder's weights, the data (with its tokenizer), the
-chunk geometry, the pooling of tokens and the precision. Used by train_hf.py with --freeze_encoder.
+chunk geometry and prefix, the pooling of tokens and the precision. Used by train_hf.py with --freeze_encoder.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def cache_key(model: HierarchicalRobertaForSequenceClassification, manifest: dic
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     config = model.config
     cut = None if config.chunk_policy == "random" else (config.max_chunks, config.chunk_policy)
-    geometry = [config.chunk_length, config.chunk_overlap, cut, config.token_pooling]
+    geometry = [config.chunk_length, config.chunk_overlap, cut, config.chunk_prefix, config.token_pooling]
     encoder = config.encoder_config.to_dict()
     rest = [manifest["data_fingerprint"], precision, geometry, encoder.get("hidden_act"), encoder.get("model_type")]
     digest.update(json.dumps(rest).encode())

@@ -24,7 +24,7 @@ from data.collator import DocumentCollator
 from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
-from modeling.hierarchical_roberta.chunking import chunk_sizes, coverage, special_token_frame
+from modeling.hierarchical_roberta.chunking import Chunker, chunk_sizes, coverage
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -118,7 +118,7 @@ def build_setup(
     class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels)
-    model = build_model(model_args, labels, args)
+    model = build_model(model_args, labels, args, tokenizer)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
@@ -186,7 +186,10 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
 
 
 def build_model(
-    model_args: ModelArguments, labels: list[str], args: HierarchicalTrainingArguments
+    model_args: ModelArguments,
+    labels: list[str],
+    args: HierarchicalTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> HierarchicalRobertaForSequenceClassification:
     """Encoder and new head, with the chunk geometry in the config."""
     geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
@@ -203,8 +206,12 @@ def build_model(
         )
     except (OSError, ImportError, SafetensorError, pickle.UnpicklingError) as error:
         raise ValueError(f"The encoder {model_args.encoder!r} cannot be loaded: {error}") from error
+    config = model.config
+    chunker = Chunker(tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
+    config.num_prefix_tokens = len(chunker.prefix)
     if origin := trained_config(model_args.encoder, model_args.encoder_revision):
-        here, there = (", ".join(f"{n} {getattr(config, n)}" for n in geometry) for config in (model.config, origin))
+        names = (*geometry, *CHUNK_OPTIONS)
+        here, there = (", ".join(f"{name} {getattr(each, name)!r}" for name in names) for each in (config, origin))
         logger.info(
             f"Starting from the encoder of {model_args.encoder}, trained for {', '.join(origin.id2label.values())}, with new "
             f"pooling and head. Chunks are not inherited: {here} (there {there})."
@@ -276,7 +283,6 @@ def chunk_splits(
     """Each split as chunks, and its documents' lengths. Logs the share that max_chunks cuts."""
     config = model.config
     chunked, lengths = {}, {}
-    num_special = sum(map(len, special_token_frame(tokenizer)))
     for name, part in splits.items():
         chunked[name] = ChunkedDocuments(
             part,
@@ -285,10 +291,12 @@ def chunk_splits(
             chunk_overlap=config.chunk_overlap,
             max_chunks=config.max_chunks,
             chunk_policy=config.chunk_policy,
+            chunk_prefix=config.chunk_prefix,
             training=name == "train",
             seed=args.seed,
         )
         num_tokens = num_tokens_of(part)
+        num_special = config.chunk_length - chunked[name].chunker.body_length  # the prefix too
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
         lengths[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
         cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
