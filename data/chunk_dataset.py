@@ -1,5 +1,6 @@
 """Datasets of prepared documents: chunks of tokens, or cached embeddings of a frozen encoder."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,24 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from modeling.hierarchical_roberta.chunking import Chunker, select_chunks
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
 
 class ChunkedDocuments(Dataset):
     """Documents of a prepared split, cut into chunks on access.
 
-    An item is `{"input_ids": [chunk, …], "labels": int, "id": str}`, each chunk an int64 array with special tokens.
-    With `training` and the policy `random`, the sampled chunks depend on seed, epoch and document only, so a resumed
-    run samples the same ones.
+    An item is `{"input_ids": [chunk, …], "selected": indices, "labels": int, "id": str}`: the document's selected chunks,
+    each an int64 array with special tokens. With `training` and the policy `random` or `lexical`, the sampled chunks
+    depend on seed, epoch and document only, so a resumed run samples the same ones.
+
+    With the policy `lexical` the selected chunks are those to encode, and an item has `rest_counts` too: the counts of the
+    lexical features (M,) in the document's other chunks.
 
     Args:
         documents: a split with `input_ids`, `token_break`, `label` and `id`.
         chunk_length: tokens in a chunk, special tokens and `chunk_prefix` included.
         chunk_prefix: text at the start of each chunk.
+        lexical: features that select chunks with the policy `lexical`, on the CPU; may be set later, once fitted.
     """
 
     def __init__(
@@ -35,11 +41,12 @@ class ChunkedDocuments(Dataset):
         chunk_prefix: str = "",
         training: bool = False,
         seed: int = 42,
+        lexical: LexicalFeatures | None = None,
     ):
         self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
         self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap, chunk_prefix)
         self.max_chunks, self.chunk_policy = max_chunks, chunk_policy
-        self.training, self.seed, self.epoch = training, seed, 0
+        self.training, self.seed, self.epoch, self.lexical = training, seed, 0, lexical
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -48,25 +55,37 @@ class ChunkedDocuments(Dataset):
         """Set the epoch for sampling chunks."""
         self.epoch = epoch
 
-    def spans(self, index: int) -> list[tuple[int, int]]:
-        """Token spans of all chunks of a document, selected or not."""
-        document = self.documents[index]
-        return self.chunker.spans(len(document["input_ids"]), document["token_break"])
+    def random_state(self, index: int) -> np.random.Generator | None:
+        """Generator for sampling a document's chunks in this epoch; None in evaluation."""
+        return np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
 
-    def selection(self, index: int, num_chunks: int) -> np.ndarray:
-        """Indices of a document's chunks to read in this epoch."""
-        rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
-        return select_chunks(num_chunks, self.max_chunks, self.chunk_policy, rng)
+    def chunks(self, document: dict[str, Any]) -> list[np.ndarray]:
+        """Tokens of all chunks of a tokenized document, without special tokens and prefix."""
+        tokens = document["input_ids"].astype(np.int64)
+        return [tokens[slice(*span)] for span in self.chunker.spans(len(tokens), document["token_break"])]
+
+    def texts_read(self, rows: Iterable[int]) -> Iterator[list[np.ndarray]]:
+        """The chunks of documents that are read at evaluation, encoded or only counted, as `chunks`."""
+        for row in rows:
+            chunks = self.chunks(self.documents[int(row)])
+            if self.chunk_policy != "lexical":
+                chunks = [chunks[i] for i in select_chunks(len(chunks), self.max_chunks, self.chunk_policy)]
+            yield chunks
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.item(index, self.documents[index])
 
     def item(self, index: int, document: dict[str, Any]) -> dict[str, Any]:
         """Build a training item from a tokenized document; `index` seeds the chunk sampling."""
-        tokens = document["input_ids"]
-        spans = self.chunker.spans(len(tokens), document["token_break"])
-        chunks = [self.chunker.with_special_tokens(tokens[slice(*spans[i])]) for i in self.selection(index, len(spans))]
-        return {"labels": int(document["label"]), "input_ids": chunks, "id": str(document["id"])}
+        chunks, rng = self.chunks(document), self.random_state(index)
+        item: dict[str, Any] = {"labels": int(document["label"]), "id": str(document["id"])}
+        if self.chunk_policy == "lexical" and self.lexical is not None:
+            selected, item["rest_counts"] = self.lexical.select(chunks, self.max_chunks, rng)
+        else:
+            selected = select_chunks(len(chunks), self.max_chunks, self.chunk_policy, rng)
+        item["selected"] = selected
+        item["input_ids"] = [self.chunker.with_special_tokens(chunks[i]) for i in selected]
+        return item
 
 
 class ChunkVectorDocuments(Dataset):
@@ -106,9 +125,10 @@ class ChunkVectorDocuments(Dataset):
         return self.values[self.part[index]][self.start[index] : self.end[index]].reshape(-1, self.hidden_size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        vectors = self.document_vectors(index)
-        selected = self.chunked.selection(index, len(vectors))
+        vectors, chunked = self.document_vectors(index), self.chunked
+        # With the policy `lexical`, only the selected chunks are cached.
+        selected = select_chunks(len(vectors), chunked.max_chunks, chunked.chunk_policy, chunked.random_state(index))
         item = {"labels": self.labels[index], "id": self.ids[index]}
         if self.with_tokens:
-            item = self.chunked[index]
+            item = chunked[index]
         return item | {"chunk_vectors": torch.from_numpy(vectors[selected])}

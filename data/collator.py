@@ -21,8 +21,8 @@ class DocumentCollator:
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
         chunk_lengths   [[3, 4], [2]]                                 Python ints
 
-    Documents with `chunk_vectors` (C, D) yield `chunk_vectors` (N, D), with or instead of token ids. `labels` comes
-    first, since Trainer reads the batch size from the first tensor. `chunk_lengths` stays on the host for planning
+    Documents with `chunk_vectors` (C, D) yield `chunk_vectors` (N, D), with or instead of token ids, and those with
+    `rest_counts` (M,) yield `rest_counts` (B, M). `labels` comes first, since Trainer reads the batch size from the first tensor. `chunk_lengths` stays on the host for planning
     encoder batches. `with_ids` adds `ids`, a list of the documents' ids, which WeightedTrainer removes and logs for
     skipped steps.
     """
@@ -36,6 +36,8 @@ class DocumentCollator:
             batch["labels"] = torch.tensor([int(document["labels"]) for document in documents])
         if self.with_ids:
             batch["ids"] = [document["id"] for document in documents]
+        if "rest_counts" in documents[0]:
+            batch["rest_counts"] = torch.from_numpy(np.stack([document["rest_counts"] for document in documents]))
         if "chunk_vectors" in documents[0]:
             batch["num_chunks"] = torch.tensor([len(document["chunk_vectors"]) for document in documents])
             batch["chunk_vectors"] = torch.cat([document["chunk_vectors"] for document in documents])

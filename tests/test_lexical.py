@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -18,21 +19,45 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from scripts.training.fit_lexical_features import choose_tokens, fit_lexical_features, lexical_logits, lexical_weights
+from scripts.training.fit_lexical_features import (
+    FittedFeatures,
+    fit_lexical_features,
+    lexical_logits,
+    lexical_weights,
+)
 from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 
 TOKENS = torch.tensor([7, 11, 23, 40])
+PAIRS = ((23, 24), (7, 11))
+
+
+def with_features(model, weighting: str) -> Model:
+    """A classifier whose four tokens, and two pairs of tokens with `tfidf`, weigh in heavily."""
+    torch.manual_seed(2)
+    config = {**model.config.to_dict(), "lexical_features": 8, "lexical_weighting": weighting}
+    viewing = Model(HierarchicalRobertaConfig(**config)).eval()
+    vocab_size = config["encoder_config"]["vocab_size"]
+    pairs = [vocab_size + first * vocab_size + second for first, second in PAIRS] if weighting == "tfidf" else []
+    features = torch.cat([TOKENS, torch.tensor(pairs, dtype=torch.long)])[torch.randperm(4 + len(pairs))]
+    idf = torch.rand(len(features)) + 0.5 if pairs else None
+    viewing.lexical.set_weights(features, torch.randn(3, len(features)), torch.randn(3), idf)
+    return viewing
 
 
 @pytest.fixture
 def viewing(model) -> Model:
-    """A classifier with four features, which weigh in heavily."""
-    torch.manual_seed(2)
-    config = HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})
-    viewing = Model(config).eval()
-    viewing.lexical.set_weights(TOKENS, torch.randn(3, 4), torch.randn(3))
-    return viewing
+    return with_features(model, "log")
+
+
+def counted(viewing: Model, chunks: torch.Tensor) -> torch.Tensor:
+    """Occurrences of each feature (M,), counted one by one."""
+    counts = torch.zeros(viewing.lexical.weight.shape[1])
+    for feature, tokens in viewing.lexical.tokens_of_features().items():
+        for chunk in chunks.tolist():
+            places = range(len(chunk) - len(tokens) + 1)
+            counts[feature] += sum(chunk[place : place + len(tokens)] == tokens for place in places)
+    return counts
 
 
 def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
@@ -40,18 +65,38 @@ def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
     return ChunkedDocuments(splits[name], tokenizer, **{"chunk_length": 16, "max_chunks": 99, **options})
 
 
-def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(viewing):
+@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weighting):
+    """Counts are taken of tokens and pairs inside chunks, and of what is not encoded."""
+    viewing = with_features(model, weighting)
+    lexical = viewing.lexical
     batch = batch_of(viewing, DOCUMENTS, seed=5)
-    counts = [
-        torch.stack([(ids == token).sum() for token in TOKENS])
-        for ids in batch["input_ids"].split([len(chunks) for chunks in DOCUMENTS])
-    ]
-    expected = torch.log1p(torch.stack(counts).float()) @ viewing.lexical.weight.T + viewing.lexical.bias
-    with_view = viewing(**batch).logits
-    viewing.lexical.weight.zero_()
-    viewing.lexical.bias.zero_()
-    torch.testing.assert_close(with_view - viewing(**batch).logits, expected, atol=1e-5, rtol=1e-4)
-    assert torch.stack(counts).sum() > 3
+    for place, (first, second) in enumerate(PAIRS):
+        batch["input_ids"][0, 2 * place + 1 : 2 * place + 3] = torch.tensor([first, second])
+    parts = batch["input_ids"].split([len(chunks) for chunks in DOCUMENTS])
+    counts = torch.stack([counted(viewing, chunks) for chunks in parts])
+    rest = torch.arange(8.0).repeat(len(DOCUMENTS), 1)
+    plain = viewing.classify(viewing(**batch).chunk_vectors, batch["num_chunks"])[0]
+    viewing.config.encoder_weight, viewing.config.lexical_weight = 0.5, 2.0
+    for rest_counts, total in ((None, counts), (rest, counts + rest)):
+        values = torch.log1p(total)
+        if weighting == "tfidf":
+            values = values * lexical.idf
+            values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        expected = 0.5 * plain + 2.0 * (values @ lexical.weight.T + lexical.bias)
+        torch.testing.assert_close(viewing(**batch, rest_counts=rest_counts).logits, expected, atol=1e-5, rtol=1e-4)
+    assert counts.sum() > 3 + 2 * (weighting == "tfidf")
+
+
+def test_in_training_the_encoder_learns_alone(viewing):
+    """The lexical features know the training documents by heart."""
+    batch = batch_of(viewing, DOCUMENTS, seed=5)
+    viewing.dropout.p = 0.0
+    viewing.encoder.eval()
+    plain = viewing.classify(viewing(**batch).chunk_vectors, batch["num_chunks"])[0]
+    viewing.requires_grad_(False)
+    torch.testing.assert_close(viewing.train()(**batch).logits, plain, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(viewing.eval()(**batch).logits, plain)
 
 
 def test_logits_do_not_depend_on_neighbours_or_on_where_the_vectors_come_from(viewing):
@@ -76,17 +121,6 @@ def test_until_it_is_fitted_the_view_adds_nothing(model):
     assert torch.equal(viewing(**batch).logits, plain(**batch).logits)
 
 
-def test_output_features_are_chunk_vectors_and_counts(viewing):
-    batch = batch_of(viewing.eval(), DOCUMENTS)
-    output = viewing(**batch)
-    vectors_ND = output.chunk_features[:, : viewing.config.hidden_size]
-    assert torch.equal(
-        output.chunk_features[:, viewing.config.hidden_size :], viewing.lexical.count(batch["input_ids"])
-    )
-    again = viewing(input_ids=batch["input_ids"], chunk_vectors=vectors_ND, num_chunks=batch["num_chunks"])
-    torch.testing.assert_close(again.logits, output.logits)
-
-
 def test_weights_keep_the_names_of_earlier_exports(viewing):
     names = {name for name in viewing.state_dict() if not name.startswith("encoder.")}
     head = {
@@ -100,38 +134,49 @@ def test_weights_keep_the_names_of_earlier_exports(viewing):
     assert names == head | scaler | {"lexical.weight", "lexical.bias", "lexical.feature_of_token"}
 
 
-def test_explanations_see_the_view(viewing):
-    """Of a document that differs from another by one word of the view, and whose encoder is deaf to it."""
+@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+@pytest.mark.parametrize("num_prefix_tokens", [0, 3])
+def test_explanations_see_the_lexical_features(model, weighting, num_prefix_tokens):
+    """Of a document whose second chunk alone has a feature, outside the prefix, and whose encoder is deaf to it."""
+    viewing = with_features(model, weighting)
     ids = torch.randint(50, 99, (3, 12), generator=torch.Generator().manual_seed(0))
     ids[1, 5] = ids[1, 8] = 23
+    if num_prefix_tokens:
+        ids[:, 1] = 23
+    viewing.config.num_prefix_tokens = num_prefix_tokens
     viewing.classifier.weight.data.zero_()
     output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
-    label = int(viewing.lexical.weight[:, 2].argmax())
-    contributions = leave_one_out_attributions(viewing, output.chunk_features, label)
+    label = int(viewing.lexical.weight[:, viewing.lexical.feature_of_token[23]].argmax())
+    count_CM = viewing.lexical.count_chunks(list(ids.numpy()), num_prefix_tokens)
+    contributions = leave_one_out_attributions(viewing, output.chunk_vectors, label, count_CM)
     whole = log_odds(output.logits, label)
     without = log_odds(viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits, label)
+    assert (whole - without).abs() > 0.01
     torch.testing.assert_close(contributions[1:2], whole - without, atol=1e-5, rtol=1e-5)
     blank = ids[1].clone().fill_(3)
     viewing.requires_grad_(False)
-    words = token_attributions(viewing, ids[1], blank, output.chunk_features, 1, label)
+    words = token_attributions(viewing, ids[1], blank, output.chunk_vectors, 1, label, count_CM.sum(dim=0))
     torch.testing.assert_close(words[5] + words[8], (whole - without)[0], atol=1e-4, rtol=1e-4)
-    assert words[torch.arange(12) % 3 != 2].abs().max() < 1e-5
+    assert words[torch.tensor([0, 1, 2, 3, 4, 6, 7, 9, 10, 11])].abs().max() < 1e-5
 
 
-def test_explanations_attribute_nothing_to_the_prefix(viewing):
-    ids = torch.randint(50, 99, (3, 12), generator=torch.Generator().manual_seed(0))
-    ids[:, 1] = ids[1, 5] = 23
-    viewing.config.num_prefix_tokens = 3
+def test_a_pairs_attribution_is_divided_between_its_tokens(model):
+    viewing = with_features(model, "tfidf")
+    ids = torch.randint(50, 99, (1, 9), generator=torch.Generator().manual_seed(0))
+    ids[0, 4:6] = torch.tensor([23, 24])  # 23 is a feature of its own too, 24 is none
     viewing.classifier.weight.data.zero_()
-    output = viewing(input_ids=ids, num_chunks=torch.tensor([3]))
-    label = int(viewing.lexical.weight[:, 2].argmax())
-    without = viewing(input_ids=ids[[0, 2]], num_chunks=torch.tensor([2])).logits
     viewing.requires_grad_(False)
-    words = token_attributions(viewing, ids[1], ids[1].clone().fill_(3), output.chunk_features, 1, label)
-    lost = log_odds(output.logits, label) - log_odds(without, label)
-    torch.testing.assert_close(words[5], lost[0], atol=1e-4, rtol=1e-4)
+    output, count_CM = (
+        viewing(input_ids=ids, num_chunks=torch.tensor([1])),
+        viewing.lexical.count_chunks(list(ids.numpy())),
+    )
+    words = token_attributions(viewing, ids[0], ids[0], output.chunk_vectors, 0, 1, count_CM[0])
+    [pair] = [i for i, tokens in viewing.lexical.tokens_of_features().items() if tokens == [23, 24]]
+    fewer = count_CM.clone()
+    fewer[0, pair] = 0
+    lost = log_odds(output.logits, 1) - log_odds(viewing.classify(output.chunk_vectors, [1], fewer)[0], 1)
     assert lost.abs() > 0.01
-    assert words[:3].abs().max() < 1e-5
+    torch.testing.assert_close(words[5], lost[0] / 2, atol=1e-5, rtol=1e-4)
 
 
 def test_tokens_of_the_prefix_are_counted_neither_in_the_fit_nor_by_the_model(splits, roberta_folder, roberta_model):
@@ -141,24 +186,30 @@ def test_tokens_of_the_prefix_are_counted_neither_in_the_fit_nor_by_the_model(sp
     length = 16 + num_prefix_tokens - 1  # room for the same tokens
     prefixed = chunked(splits, roberta_folder, "train", chunk_length=length, chunk_prefix="The murder: ")
     fitted = lexical_weights(prefixed, 3, 10, 400)
-    for one, other in zip(lexical_weights(plain, 3, 10, 400), fitted, strict=True):
-        assert np.array_equal(one, other)
+    assert_same(lexical_weights(plain, 3, 10, 400), fitted)
 
     fields = {"lexical_features": 10, "num_prefix_tokens": num_prefix_tokens, "chunk_prefix": "The murder: "}
     model = Model(HierarchicalRobertaConfig(**{**roberta_model.config.to_dict(), **fields})).eval()
-    model.lexical.set_weights(*map(torch.from_numpy, fitted))
+    model.use_lexical_features(fitted.module(400, 10))
+    model.classifier.weight.data.zero_()
     assert model.lexical.count(torch.from_numpy(prefixed.chunker.prefix)[None]).sum() > 0
     batch = DocumentCollator(plain.tokenizer.pad_token_id)([prefixed[i] for i in range(len(prefixed))])
     del batch["labels"]
-    logits = model(**batch).logits  # the classifier starts at zero: these are the lexical features' own
-    expected = lexical_logits(plain, *fitted, 400)
+    logits = model(**batch).logits  # the classifier is zero: these are the lexical features' own
+    expected = lexical_logits(plain, fitted.module(400, 10))
     np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-4)
+
+
+def assert_same(one: FittedFeatures, other: FittedFeatures) -> None:
+    assert one.weighting == other.weighting
+    for name in ("features", "weight", "bias"):
+        assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_the_tokens_are_those_that_the_classes_explain_best(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train")
     labels = np.asarray(documents.documents["label"])
-    tokens, share = choose_tokens(documents, labels, 3, 10, 400)
+    tokens = lexical_weights(documents, 3, 10, 400, weighting="log").features
     special = set(documents.tokenizer.all_special_ids)
     counts = np.stack(
         [
@@ -170,11 +221,39 @@ def test_the_tokens_are_those_that_the_classes_explain_best(splits, roberta_fold
     within = sum(((logs[labels == k] - logs[labels == k].mean(axis=0)) ** 2).sum(axis=0) for k in range(3))
     total = ((logs - logs.mean(axis=0)) ** 2).sum(axis=0)
     varies = ((counts > 0).sum(axis=0) >= 2) & (total > 1e-9)
-    expected = np.where(varies, 1 - within / np.where(varies, total, 1), 0)
-    np.testing.assert_allclose(share, np.sort(expected)[::-1][:10], rtol=1e-6)
-    np.testing.assert_allclose(expected[tokens], share, rtol=1e-6)
+    share = np.where(varies, 1 - within / np.where(varies, total, 1), 0)
+    np.testing.assert_allclose(share[tokens], np.sort(share)[::-1][:10], rtol=1e-5)
     words = " ".join(documents.tokenizer.convert_ids_to_tokens(tokens[:3]))
     assert all(cue in words for cue in CUES.values())
+
+
+def documents_of(splits, folder, texts: list[list[int]], labels: list[int]) -> ChunkedDocuments:
+    """Training documents of these tokens."""
+    documents = chunked(splits, folder, "train")
+    rows = [
+        {"input_ids": np.array(text), "token_break": np.zeros(len(text), int), "label": label, "id": str(number)}
+        for number, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+    documents.documents = Dataset.from_list(rows).with_format("numpy")
+    return documents
+
+
+def test_pairs_are_taken_where_they_tell_more(splits, roberta_folder):
+    """Of documents whose classes have the same tokens, in another order."""
+    rng = np.random.default_rng(0)
+    labels = [number % 2 for number in range(80)]
+    texts = []
+    for label in labels:
+        text = rng.permutation(range(60, 66)).tolist()
+        texts.append([*text[:3], 50 + label, 51 - label, *text[3:]])
+    documents = documents_of(splits, roberta_folder, texts, labels)
+    fitted = lexical_weights(documents, 2, 20, 400)
+    assert fitted.weighting == "tfidf"
+    assert {400 + 50 * 400 + 51, 400 + 51 * 400 + 50} <= set(fitted.features.tolist())
+    scores = lexical_logits(documents, fitted.module(400, 20))
+    assert (scores.argmax(axis=1) == labels).all()
+    with pytest.raises(ValueError, match="No token"):
+        lexical_weights(documents, 2, 20, 400, weighting="log")
 
 
 def test_the_fit_reads_training_documents_as_evaluation_would(splits, roberta_folder):
@@ -182,10 +261,9 @@ def test_the_fit_reads_training_documents_as_evaluation_would(splits, roberta_fo
     documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="random", training=True)
     first = lexical_weights(documents, 3, 10, 400)
     documents.set_epoch(3)
-    for one, other in zip(first, lexical_weights(documents, 3, 10, 400), strict=True):
-        assert np.array_equal(one, other)
+    assert_same(first, lexical_weights(documents, 3, 10, 400))
     assert documents.training
-    assert not set(first[0].tolist()) & set(documents.tokenizer.all_special_ids)
+    assert not set(first.features.tolist()) & set(documents.tokenizer.all_special_ids)
 
 
 def test_a_special_token_in_a_text_is_no_feature(splits, roberta_folder):
@@ -201,17 +279,19 @@ def test_a_special_token_in_a_text_is_no_feature(splits, roberta_folder):
         }
 
     documents.documents = documents.documents.map(with_token)
-    tokens, _ = choose_tokens(documents, np.asarray(documents.documents["label"]), 3, 400, 400)
+    tokens = lexical_weights(documents, 3, 999, 400, weighting="tfidf").features
     assert 50 in tokens
+    assert 400 + 50 * 400 + 50 in tokens
     assert end not in tokens
+    assert 400 + end * 400 + end not in tokens
 
 
 def test_class_weights_count_in_the_fit(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train")
     view_of = {}
     for name, weights in (("even", None), ("weighted", torch.tensor([0.2, 1.0, 9.0]))):
-        view_of[name] = lexical_weights(documents, 3, 1, 400, weights)
-    assert view_of["weighted"][2][2] - view_of["weighted"][2][0] > view_of["even"][2][2] - view_of["even"][2][0]
+        view_of[name] = lexical_weights(documents, 3, 1, 400, weights).bias
+    assert view_of["weighted"][2] - view_of["weighted"][0] > view_of["even"][2] - view_of["even"][0]
 
 
 def test_documents_without_a_word_that_tells_are_refused(roberta_folder, splits, model):
@@ -219,9 +299,8 @@ def test_documents_without_a_word_that_tells_are_refused(roberta_folder, splits,
     documents.documents = documents.documents.map(
         lambda row: row | {"input_ids": np.array([50, 51]), "token_break": np.array([0, 0])}
     )
-    view = Model(HierarchicalRobertaConfig(**{**model.config.to_dict(), "lexical_features": 4})).lexical
     with pytest.raises(ValueError, match="--lexical_features"):
-        fit_lexical_features(view, documents, None)
+        fit_lexical_features(documents, 3, 4, 400)
 
 
 @pytest.mark.slow

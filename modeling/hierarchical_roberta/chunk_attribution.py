@@ -1,6 +1,6 @@
 """Leave-one-out attribution of a document's class to its chunks, from existing chunk vectors.
 
-C chunks of a document, S subsets of them, D hidden, M lexical features, X = D + M, K labels.
+C chunks of a document, S subsets of them, D hidden, M lexical features, K labels.
 Pushed to the hub with the model; imports only its siblings.
 """
 
@@ -22,36 +22,42 @@ def log_odds(logits_SK: torch.Tensor, label: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits_of_subsets(model: Any, chunk_CX: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
+def logits_of_subsets(
+    model: Any, chunk_CD: torch.Tensor, kept_SC: torch.Tensor, count_CM: torch.Tensor | None = None, rest_M: Any = None
+) -> torch.Tensor:
     """`logits_SK` of subsets of a document's chunks, without running the encoder.
 
     Args:
         kept_SC: True where a subset contains a chunk; each contains at least one.
+        count_CM: counts of the lexical features in the chunks, if the model has any.
+        rest_M: their counts in the rest of the document, which is not encoded; in every subset.
     """
-    chunk_CX = chunk_CX.to(model.device)
+    chunk_CD = chunk_CD.to(model.device)
     kept_SC = kept_SC.cpu()  # avoids a device sync in nonzero()
-    chunk_CD = chunk_CX[:, : model.config.hidden_size]
     logits = []
     for part_sC in kept_SC.split(max(1, ROWS_AT_ONCE // len(chunk_CD))):
+        count_sM = None
+        if count_CM is not None:
+            # The counts of a subset are a sum, so a matrix product suffices; gathering its chunks would take s × C × M.
+            with full_precision(chunk_CD.device):
+                count_sM = to_device(part_sC, chunk_CD.device).float() @ count_CM.to(chunk_CD.device)
+            count_sM = count_sM if rest_M is None else count_sM + rest_M.to(count_sM)
         chunk_ND = chunk_CD[to_device(part_sC.nonzero()[:, 1], chunk_CD.device)]
-        logits.append(model.classify_vectors(chunk_ND, part_sC.sum(dim=1))[0])
-    logits_SK = torch.cat(logits)
-    if model.lexical is None:
-        return logits_SK
-    # The counts of a subset are a sum, so a matrix product suffices; gathering its chunks would take S × C × M values.
-    with full_precision(chunk_CX.device):
-        count_SM = to_device(kept_SC, chunk_CX.device).float() @ chunk_CX[:, model.config.hidden_size :].float()
-        return logits_SK + model.lexical.logits(count_SM)
+        logits.append(model.classify(chunk_ND, part_sC.sum(dim=1), count_sM)[0])
+    return torch.cat(logits)
 
 
-def leave_one_out_attributions(model: Any, chunk_CX: torch.Tensor, label: int) -> torch.Tensor:
-    """Drop in the log-odds of a class when a chunk is left out and the rest is pooled again, (C,).
+def leave_one_out_attributions(
+    model: Any, chunk_CD: torch.Tensor, label: int, count_CM: torch.Tensor | None = None, rest_M: Any = None
+) -> torch.Tensor:
+    """Drop in the log-odds of a class when a chunk is left out and the others are pooled again, (C,).
 
     Exact, unlike attention weights, which do not measure a chunk's effect on the output (Jain & Wallace 2019). The only
     chunk of a document is attributed all of its log-odds.
     """
-    full = log_odds(logits_of_subsets(model, chunk_CX, torch.ones(1, len(chunk_CX), dtype=torch.bool)), label)
-    if len(chunk_CX) == 1:
+    num_chunks, counts = len(chunk_CD), (count_CM, rest_M)
+    full = log_odds(logits_of_subsets(model, chunk_CD, torch.ones(1, num_chunks, dtype=torch.bool), *counts), label)
+    if num_chunks == 1:
         return full
-    rest = log_odds(logits_of_subsets(model, chunk_CX, ~torch.eye(len(chunk_CX), dtype=torch.bool)), label)
-    return full - rest
+    others_CC = ~torch.eye(num_chunks, dtype=torch.bool)
+    return full - log_odds(logits_of_subsets(model, chunk_CD, others_CC, *counts), label)

@@ -159,7 +159,7 @@ def chunk_sizes(
 
 
 def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Sorted indices of the chunks to read, at most `max_chunks`.
+    """Sorted indices of the chunks to read, at most `max_chunks`, by their positions (for `lexical` see `LexicalFeatures.select`).
 
     `random` samples with `rng`; without one (in evaluation) it is `uniform`.
 
@@ -175,7 +175,12 @@ def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.
         return np.concatenate([np.arange(head), np.arange(num_chunks - (max_chunks - head), num_chunks)])
     if policy == "random" and rng is not None:
         return np.sort(rng.choice(num_chunks, max_chunks, replace=False))
-    return np.linspace(0, num_chunks - 1, max_chunks).round().astype(int)
+    return evenly_spaced(num_chunks, max_chunks)
+
+
+def evenly_spaced(num_chunks: int, count: int) -> np.ndarray:
+    """Indices of `count` evenly spaced chunks, the first and the last among them."""
+    return np.linspace(0, num_chunks - 1, count).round().astype(int)
 
 
 def coverage(num_tokens: Sequence[int] | np.ndarray, body_length: int, overlap: int, max_chunks: int) -> dict[str, Any]:

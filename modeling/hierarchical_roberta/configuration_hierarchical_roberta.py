@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 
-CHUNK_POLICIES = ("head", "head_tail", "uniform", "random")
+CHUNK_POLICIES = ("head", "head_tail", "uniform", "random", "lexical")
 TOKEN_POOLINGS = ("mean", "cls", "last")
 POOLINGS = ("attention", "mean", "max")
+LEXICAL_WEIGHTINGS = ("log", "tfidf")
 NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
@@ -22,9 +23,10 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_length: tokens in a chunk, special tokens included.
         chunk_overlap: tokens that a chunk shares with the previous one.
         max_chunks: maximum number of chunks read per document.
-        chunk_policy: which chunks to read when a document has more than `max_chunks`: the first (`head`), half from
-            each end (`head_tail`), evenly spaced (`uniform`), or a new random sample each epoch in training and
-            evenly spaced in evaluation (`random`).
+        chunk_policy: which chunks to encode when a document has more than `max_chunks`: the first (`head`), half from
+            each end (`head_tail`), evenly spaced (`uniform`), a new random sample each epoch in training and evenly
+            spaced in evaluation (`random`), or the most telling ones by their lexical features (`lexical`, see
+            `LexicalFeatures.select`), which are then counted in all chunks, encoded or not.
         chunk_prefix: text put at the start of each chunk, as the encoder was pretrained with ("passage: " for E5). Its
             tokens count toward `chunk_length`.
         num_prefix_tokens: tokens of each chunk before its text, special tokens included, which lexical features do not
@@ -34,8 +36,11 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
-        lexical_features: maximum number of tokens whose counts over the chunks read are used as additional features
-            (see lexical_features.py; 0: none).
+        lexical_features: maximum number of tokens and pairs of tokens whose counts over the chunks read are used as
+            additional features (see lexical_features.py; 0: none).
+        lexical_weighting: `log` or `tfidf`, see `LexicalFeatures`.
+        encoder_weight, lexical_weight: weights of the encoder's logits and of those of the lexical features in their sum,
+            fitted on the validation documents.
         classifier_dropout: dropout before the classifier and in the chunk transformer.
         temperature: divisor of the logits before the softmax, fitted on the validation documents (None: not fitted).
 
@@ -57,7 +62,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_length: int = 512,
         chunk_overlap: int = 0,
         max_chunks: int = 20,
-        chunk_policy: Literal["head", "head_tail", "uniform", "random"] = "uniform",
+        chunk_policy: Literal["head", "head_tail", "uniform", "random", "lexical"] = "uniform",
         chunk_prefix: str = "",
         num_prefix_tokens: int = 0,
         token_pooling: Literal["mean", "cls", "last"] = "mean",  # noqa: S107 (tokens of a text, no password)
@@ -65,6 +70,9 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling_size: int | None = None,
         chunk_transformer_layers: int = 0,
         lexical_features: int = 0,
+        lexical_weighting: Literal["log", "tfidf"] = "log",
+        encoder_weight: float = 1.0,
+        lexical_weight: float = 1.0,
         classifier_dropout: float = 0.1,
         initializer_range: float = 0.02,
         temperature: float | None = None,
@@ -84,6 +92,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.pooling_size = pooling_size
         self.chunk_transformer_layers = chunk_transformer_layers
         self.lexical_features = lexical_features
+        self.lexical_weighting = lexical_weighting
+        self.encoder_weight, self.lexical_weight = encoder_weight, lexical_weight
         self.classifier_dropout = classifier_dropout
         self.initializer_range = initializer_range
         self.temperature = temperature
@@ -97,12 +107,17 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             ("chunk_policy", CHUNK_POLICIES),
             ("token_pooling", TOKEN_POOLINGS),
             ("pooling", POOLINGS),
+            ("lexical_weighting", LEXICAL_WEIGHTINGS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         for name, minimum in (("chunk_length", 3), ("chunk_overlap", 0), ("max_chunks", 1), *NOT_NEGATIVE):
             if getattr(self, name) < minimum:
                 raise ValueError(f"`{name}` must be at least {minimum}, got {getattr(self, name)}.")
+        if self.chunk_policy == "lexical" and not self.lexical_features:
+            raise ValueError(
+                "`chunk_policy` lexical needs `lexical_features`: set, for example, --lexical_features 1000."
+            )
         if self.pooling_size is not None and self.pooling_size < 1:
             raise ValueError(f"`pooling_size` must be at least 1, got {self.pooling_size}.")
         if self.chunk_overlap >= self.chunk_length - 2:

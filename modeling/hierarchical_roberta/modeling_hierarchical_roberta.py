@@ -2,11 +2,11 @@
 
     model = HierarchicalRobertaForSequenceClassification.from_encoder("FacebookAI/roberta-base", num_labels=3)
 
-B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, M lexical features (0 if disabled),
-X = D + M, K labels; lower case (n, l): an encoder batch. There are no padding chunks.
+B documents, N chunks in the batch, L tokens of the batch's longest chunk, D hidden, M lexical features, K labels; lower case (n, l): an encoder batch. There are no padding chunks.
 Pushed to the hub with the model; imports only its siblings.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,13 +42,13 @@ class HierarchicalOutput(ModelOutput):
         loss: (), unweighted cross entropy; only if `labels` were passed.
         logits: (B, K).
         chunk_weights: (N,), pooling weights of the chunks, summing to 1 for each document.
-        chunk_features: (N, D + M), the input of `classify`: the encoder's `chunk_vectors` (N, D), then the lexical counts.
+        chunk_vectors: (N, D), from `encode_chunks`.
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     chunk_weights: torch.Tensor | None = None
-    chunk_features: torch.Tensor | None = None
+    chunk_vectors: torch.Tensor | None = None
 
 
 class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
@@ -97,7 +97,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.lexical = None
         if config.lexical_features:
             vocab_size = config.encoder_config.vocab_size
-            self.lexical = LexicalFeatures(vocab_size, config.lexical_features, config.num_labels)
+            self.lexical = LexicalFeatures(
+                vocab_size, config.lexical_features, config.num_labels, config.lexical_weighting
+            )
         self.token_budget: int | None = None
         self.batch_cost: int | None = None
         self.live_chunks = 0
@@ -105,9 +107,6 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self._trained_state: list[Any] | None = None
         self.token_counts = [0, 0]
         self.post_init()
-        if self.lexical is not None:
-            # Training starts from the lexical logits alone, without random logits added to them.
-            nn.init.zeros_(self.classifier.weight)
 
     @classmethod
     def from_encoder(
@@ -262,6 +261,15 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.vector_mean.copy_(document_BD.float().mean(dim=0))
         self.vector_scale.copy_(torch.where(deviation_D > 1e-4, deviation_D, torch.ones_like(deviation_D)))
 
+    def use_lexical_features(self, lexical: LexicalFeatures) -> None:
+        """Use a copy of fitted lexical features."""
+        self.lexical = copy.deepcopy(lexical).to(self.device)
+        self.config.lexical_weighting = lexical.weighting
+
+    def lexical_features_on_host(self) -> LexicalFeatures | None:
+        """A copy of the lexical features on the CPU, to count and to select chunks on the host; None if there are none."""
+        return None if self.lexical is None else copy.deepcopy(self.lexical).cpu()
+
     @property
     def encoder_is_frozen(self) -> bool:
         return not any(parameter.requires_grad for parameter in self.encoder.parameters())
@@ -300,6 +308,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         chunk_vectors: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         chunk_lengths: Sequence[Sequence[int]] | None = None,
+        rest_counts: torch.Tensor | None = None,
     ) -> HierarchicalOutput:
         """Classify documents.
 
@@ -311,6 +320,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
                 `input_ids`.
             labels: (B,) class ids; -100 excludes a document from the loss.
             chunk_lengths: tokens of each chunk, per document, as Python ints. Redundant, but avoids a device sync.
+            rest_counts: (B, M) counts of the lexical features in the rest of each document, which is not encoded (the
+                policy `lexical`; None: nothing else is counted).
         """
         needs_ids = chunk_vectors is None or self.lexical is not None
         if num_chunks is None or needs_ids != (input_ids is not None):
@@ -319,50 +330,55 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             )
         lengths = None if chunk_lengths is None else [length for document in chunk_lengths for length in document]
         counts = host_counts(num_chunks) if chunk_lengths is None else [len(document) for document in chunk_lengths]
-        chunk_NX = self.extract_features(input_ids, attention_mask, chunk_vectors, lengths)
-        logits_BK, chunk_weights_N = self.classify(chunk_NX, counts)
+        chunk_ND = chunk_vectors
+        if chunk_ND is None:
+            assert input_ids is not None
+            mask_NL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            chunk_ND = self.encode_chunks(input_ids, mask_NL, lengths)
+        logits_BK, chunk_weights_N = self.classify(
+            chunk_ND, counts, self.lexical_counts(input_ids, counts, rest_counts)
+        )
         loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
-        return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_NX)
+        return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
 
     def classify(
-        self, chunk_NX: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
+        self,
+        chunk_ND: torch.Tensor,
+        num_chunks_B: torch.Tensor | Sequence[int],
+        count_BM: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`chunk_NX` from `extract_features` → `logits_BK` and `chunk_weights_N`, always in fp32."""
-        hidden_size = self.config.hidden_size
-        logits_BK, chunk_weights_N = self.classify_vectors(chunk_NX[:, :hidden_size], num_chunks_B)
-        if self.lexical is not None:
-            with full_precision(chunk_NX.device):
-                logits_BK = logits_BK + self.lexical(chunk_NX[:, hidden_size:].float(), num_chunks_B)
-        return logits_BK, chunk_weights_N
+        """Chunk vectors from `encode_chunks` → `logits_BK` and `chunk_weights_N`, always in fp32.
 
-    def classify_vectors(
-        self, chunk_ND: torch.Tensor, num_chunks_B: torch.Tensor | Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Like `classify`, from the encoder's chunk vectors alone."""
+        Args:
+            count_BM: counts of the lexical features in the documents; their logits are added (see `combine`).
+        """
         num_chunks_B = host_counts(num_chunks_B)
         with full_precision(chunk_ND.device):
             chunk_ND = (chunk_ND.float() - self.vector_mean) / self.vector_scale
             if self.chunk_transformer is not None:
                 chunk_ND = self.chunk_transformer(chunk_ND, num_chunks_B)
             document_BD, chunk_weights_N = self.pooling(chunk_ND, num_chunks_B)
-            return self.classifier(self.dropout(document_BD)), chunk_weights_N
+            logits_BK = self.classifier(self.dropout(document_BD))
+            return self.combine(logits_BK, count_BM), chunk_weights_N
 
-    def extract_features(
+    def combine(self, encoder_BK: torch.Tensor, count_BM: torch.Tensor | None) -> torch.Tensor:
+        """The weighted sum of the encoder's logits and those of the lexical features, (B, K)."""
+        if self.lexical is None or count_BM is None:
+            return encoder_BK
+        return self.config.encoder_weight * encoder_BK + self.config.lexical_weight * self.lexical(count_BM)
+
+    def lexical_counts(
         self,
         input_ids_NL: torch.Tensor | None,
-        attention_mask_NL: torch.Tensor | None = None,
-        chunk_ND: torch.Tensor | None = None,
-        lengths: list[int] | None = None,
-    ) -> torch.Tensor:
-        """Input of `classify`, (N, D + M): chunk vectors, encoded if `chunk_ND` is None, and lexical counts."""
-        if chunk_ND is None:
-            assert input_ids_NL is not None
-            mask_NL = torch.ones_like(input_ids_NL) if attention_mask_NL is None else attention_mask_NL
-            chunk_ND = self.encode_chunks(input_ids_NL, mask_NL, lengths)
-        if self.lexical is None or input_ids_NL is None:
-            return chunk_ND
-        count_NM = self.lexical.count(input_ids_NL, self.config.num_prefix_tokens)
-        return torch.cat([chunk_ND.float(), count_NM], dim=1)
+        num_chunks_B: Sequence[int],
+        rest_BM: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Counts of the lexical features in the documents, (B, M); None without any, and in training: they know the training
+        documents by heart, and would leave the encoder nothing to learn."""
+        if self.lexical is None or self.training or input_ids_NL is None:
+            return None
+        count_BM = self.lexical.count(input_ids_NL, num_chunks_B, self.config.num_prefix_tokens)
+        return count_BM if rest_BM is None else count_BM + rest_BM.to(count_BM)
 
     def encode_chunks(
         self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, lengths: list[int] | None = None

@@ -78,10 +78,11 @@ def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
 class HierarchicalClassificationPipeline(Pipeline):
     """Classify documents of any length: a text, a list, or a generator (processed lazily, in constant memory).
 
-    A result is `{"label", "score", "scores": {label: p}, "num_chunks", "truncated", "evidence": [{"start", "end",
-    "score", "text"}]}`: `num_chunks` chunks were read, and `truncated` is True if the document has more. `evidence`
-    lists the chunks with the highest leave-one-out attribution to the label (the drop in its log-odds without the
-    chunk), highest first, with character offsets into the input text.
+    A result is `{"label", "score", "scores": {label: p}, "num_chunks", "num_encoded_chunks", "truncated", "evidence":
+    [{"start", "end", "score", "text"}]}`: `num_chunks` chunks were read, `num_encoded_chunks` of them by the encoder (fewer
+    only with the policy `lexical`: the lexical features read the others), and `truncated` is True if the document has more.
+    `evidence` lists the encoded chunks with the highest leave-one-out attribution to the label (the drop in its log-odds
+    without the chunk), highest first, with character offsets into the input text.
 
     The next documents are tokenized in a thread while the device encodes the current ones.
 
@@ -112,6 +113,8 @@ class HierarchicalClassificationPipeline(Pipeline):
         # `transformers.pipeline` puts classes into this dict, which are not serializable: reset it.
         config.custom_pipelines = type(config)().custom_pipelines
         self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
+        # Selects chunks on the host.
+        self.lexical = self.model.lexical_features_on_host() if config.chunk_policy == "lexical" else None
 
     def _sanitize_parameters(
         self, evidence: int | None = None, precision: str | None = None, **unknown: Any
@@ -164,17 +167,25 @@ class HierarchicalClassificationPipeline(Pipeline):
         clean, starts, ends = nfc_with_offsets(text)
         [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
         bounds = self.chunker.spans(len(tokens), breaks)
-        # Without an rng, `random` is `uniform`.
-        selected = select_chunks(len(bounds), self.model.config.max_chunks, self.model.config.chunk_policy)
+        config = self.model.config
+        chunks = [tokens[slice(*span)].astype(np.int64) for span in bounds]
+        rest = None
+        if self.lexical is not None:
+            selected, rest = self.lexical.select(chunks, config.max_chunks)
+        else:
+            # Without an rng, `random` is `uniform`.
+            selected = select_chunks(len(chunks), config.max_chunks, config.chunk_policy)
         spans = [(0, 0)]
         if len(tokens):
             selection = [bounds[i] for i in selected]
             spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
         return {
             "text": text,
-            "input_ids": [self.chunker.with_special_tokens(tokens[slice(*bounds[i])]) for i in selected],
+            "input_ids": [self.chunker.with_special_tokens(chunks[i]) for i in selected],
             "spans": spans,
-            "truncated": len(selected) < len(bounds),
+            "rest_M": None if rest is None else torch.from_numpy(rest),
+            "truncated": rest is None and len(selected) < len(chunks),
+            "num_chunks": len(selected) if rest is None else len(chunks),
         }
 
     @torch.no_grad()
@@ -189,6 +200,7 @@ class HierarchicalClassificationPipeline(Pipeline):
         chunk_lengths = [[len(chunk) for chunk in document["input_ids"]] for document in documents]
         num_chunks = [len(lengths) for lengths in chunk_lengths]
         device = self.model.device
+        rest = [document["rest_M"] for document in documents]
         half = torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32")
         with full_precision(device) if precision == "fp32" else half:
             output = self.model(
@@ -196,8 +208,9 @@ class HierarchicalClassificationPipeline(Pipeline):
                 attention_mask=mask_NL.to(device),
                 num_chunks=torch.tensor(num_chunks),
                 chunk_lengths=chunk_lengths,
+                rest_counts=None if self.lexical is None else torch.stack(rest).to(device),
             )
-        vectors = output.chunk_features.split(num_chunks)
+        vectors = output.chunk_vectors.split(num_chunks)
         return [{"logits_K": row, "chunk_CD": part} for row, part in zip(output.logits, vectors, strict=True)]
 
     def postprocess(self, document: dict[str, Any], evidence: int = 3) -> dict[str, Any]:  # type: ignore[override]
@@ -208,7 +221,13 @@ class HierarchicalClassificationPipeline(Pipeline):
         odds = np.exp(logits - logits.max())
         scores = (odds / odds.sum()).tolist()
         label = int(np.argmax(scores))
-        attribution = leave_one_out_attributions(self.model, document["chunk_CD"], label).tolist()
+        count_CM = None
+        if self.model.lexical is not None:
+            count_CM = self.model.lexical.count_chunks(document["input_ids"], config.num_prefix_tokens)
+        attribution_C = leave_one_out_attributions(
+            self.model, document["chunk_CD"], label, count_CM, document["rest_M"]
+        )
+        attribution = attribution_C.tolist()
         order = sorted(range(len(attribution)), key=lambda i: -attribution[i])
         shown = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or attribution[i] > 0]
         spans = [(*_trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
@@ -216,7 +235,8 @@ class HierarchicalClassificationPipeline(Pipeline):
             "label": config.id2label[label],
             "score": scores[label],
             "scores": {config.id2label[k]: score for k, score in enumerate(scores)},
-            "num_chunks": len(attribution),
+            "num_chunks": document["num_chunks"],
+            "num_encoded_chunks": len(attribution),
             "truncated": document["truncated"],
             "evidence": [
                 {"start": start, "end": end, "score": score, "text": document["text"][start:end]}

@@ -1,23 +1,53 @@
-"""Calibration of a model's scores: temperature scaling and expected calibration error (Guo et al. 2017).
+"""Calibration of a model's scores: temperature scaling and expected calibration error (Guo et al. 2017), and the weights of
+the two parts of its logits.
 
 B documents, K labels.
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax, softmax
+
+
+def smoothed_targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+    """Targets (B, K), smoothed (Platt 1999): (B + 1) / (B + K) for the label, the rest shared by the other labels.
+
+    This avoids overconfidence when a few documents are all classified correctly."""
+    count = len(labels_B)
+    target_BK = np.full((count, num_labels), 1 / (count + num_labels))
+    target_BK[np.arange(count), labels_B] = (count + 1) / (count + num_labels)
+    return target_BK
+
+
+def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np.ndarray | None = None) -> np.ndarray:
+    """Fit weights (P,) ≥ 0 of P logits of the same documents, to maximize the likelihood of the labels under the softmax of
+    their weighted sum: stacking with non-negative weights (Breiman 1996; Ting & Witten 1999).
+
+    The documents must not have been trained on. Targets are smoothed as in `fit_temperature`.
+
+    Args:
+        weights_K: class weights of the likelihood (None: equal).
+    """
+    parts_PBK = np.asarray(parts_PBK, dtype=np.float64)
+    target_BK = smoothed_targets(labels_B, parts_PBK.shape[2])
+    weight_B = np.ones(len(labels_B)) if weights_K is None else np.asarray(weights_K, dtype=np.float64)[labels_B]
+    weight_B /= weight_B.sum()
+
+    def loss(weights_P: np.ndarray) -> tuple[float, np.ndarray]:
+        logits_BK = np.tensordot(weights_P, parts_PBK, axes=1)
+        value = -float(weight_B @ (target_BK * log_softmax(logits_BK, axis=1)).sum(axis=1))
+        slope_BK = weight_B[:, None] * (softmax(logits_BK, axis=1) - target_BK)
+        return value, (parts_PBK * slope_BK).sum(axis=(1, 2))
+
+    start_P = np.full(len(parts_PBK), 1 / len(parts_PBK))
+    return minimize(loss, start_P, jac=True, bounds=[(0.0, None)] * len(parts_PBK), method="L-BFGS-B").x
 
 
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
-    """Fit the temperature T, from 0.05 to 20, that maximizes the likelihood of the labels under `softmax(logits / T)`.
-
-    Targets are smoothed (Platt 1999): (B + 1) / (B + K) for the label, the rest shared by the other labels. This avoids
-    overconfidence when a few documents are all classified correctly.
-    """
+    """Fit the temperature T, from 0.05 to 20, that maximizes the likelihood of the labels under `softmax(logits / T)`, with
+    smoothed targets."""
     logits = np.asarray(logits_BK, dtype=np.float64)
-    count, num_labels = logits.shape
-    target_BK = np.full(logits.shape, 1 / (count + num_labels))
-    target_BK[np.arange(count), labels_B] = (count + 1) / (count + num_labels)
+    target_BK = smoothed_targets(labels_B, logits.shape[1])
 
     def loss(log_temperature: float) -> float:
         return -float((target_BK * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())

@@ -228,12 +228,16 @@ class WeightedTrainer(ResumableTrainer):
         """Like Trainer's, but with the exact weighted loss over the split (Trainer averages batch means)."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if output.metrics is not None and output.label_ids is not None and len(output.label_ids):
-            logits, labels = torch.as_tensor(output.predictions), torch.as_tensor(output.label_ids)
-            weights = None if self.class_weights is None else self.class_weights.cpu()
-            loss = weighted_loss_sum(logits, labels, weights, self.args.label_smoothing_factor)
-            output.metrics[f"{metric_key_prefix}_loss"] = (loss / weight_sum(labels, weights)).item()
+            output.metrics[f"{metric_key_prefix}_loss"] = self.exact_loss(output.predictions, output.label_ids)
         self.last_evaluation = output
         return output
+
+    def exact_loss(self, logits_BK: Any, labels_B: Any) -> float:
+        """The weighted loss over documents, from their logits."""
+        logits_BK, labels_B = torch.as_tensor(logits_BK), torch.as_tensor(labels_B)
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        loss = weighted_loss_sum(logits_BK, labels_B, weights, self.args.label_smoothing_factor)
+        return (loss / weight_sum(labels_B, weights)).item()
 
     # ---- the optimizer ----
 

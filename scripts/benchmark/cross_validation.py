@@ -18,13 +18,13 @@ from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
 from data.preparation import describe_source
 from modeling.file_utils import write_json, write_text
 from modeling.training.losses import balanced_class_weights
-from scripts.benchmark.candidates import BASELINES, GEOMETRY, Candidate
+from scripts.benchmark.candidates import BASELINES, GEOMETRY, LEXICAL_FEATURES, Candidate
 from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
-from scripts.training.fit_lexical_features import lexical_logits, lexical_weights
+from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
 
 
 def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[
             ChunkedDocuments(part, folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6})) for part in parts(number)
         )
         balanced = balanced_class_weights(np.asarray(train.documents["label"]).tolist(), num_labels)
-        fitted = lexical_weights(train, num_labels, 1000, len(folds.tokenizer), balanced)
-        return softmax(lexical_logits(test, *fitted, len(folds.tokenizer)), axis=1)
+        lexical = fit_lexical_features(train, num_labels, LEXICAL_FEATURES, len(folds.tokenizer), balanced)
+        return softmax(lexical_logits(test, lexical), axis=1)
 
     def ends(which: list[int]) -> Callable[[int], np.ndarray]:
         assert vectors is not None

@@ -79,7 +79,8 @@ class EvaluationContext:
         config = self.model.config
         names = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "chunk_prefix")
         defaults = {name: getattr(config, name) for name in names}
-        return ChunkedDocuments(self.splits[split], self.tokenizer, **(defaults | geometry))
+        lexical = self.model.lexical_features_on_host() if config.chunk_policy == "lexical" else None
+        return ChunkedDocuments(self.splits[split], self.tokenizer, lexical=lexical, **(defaults | geometry))
 
     def predict(self, chunked: ChunkedDocuments) -> list[DocumentResult]:
         return list(read_documents(self.model, chunked, DocumentCollator(self.tokenizer.pad_token_id)))
@@ -119,8 +120,8 @@ def evaluate_baselines(context: EvaluationContext, split: str, results: list[Doc
     lexical = context.model.lexical
     lexical_logits = []
     if lexical is not None:
-        device = lexical.weight.device
-        lexical_logits = [lexical(r.chunk_CD[:, size:].to(device), [len(r.chunk_CD)]) for r in results]
+        counts = (result.document_counts(context.model) for result in results)
+        lexical_logits = [lexical(count_M[None]) for count_M in counts if count_M is not None]
     return {
         "tfidf": tfidf_scores(train, test).argmax(axis=1),
         "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(

@@ -50,7 +50,9 @@ class DocumentResult:
     """Prediction and explanation of one document.
 
     Attributes:
-        read: indices of the chunks that the model read.
+        read: indices of the chunks that the encoder read.
+        input_ids: their tokens, with special tokens.
+        rest_M: counts of the lexical features in the other chunks, with the chunk policy `lexical`.
         bounds: token span of every chunk in the document's tokens, including those not read.
         spans: character span of every chunk.
         contributions: (C,) leave-one-out contributions to the predicted label.
@@ -64,6 +66,8 @@ class DocumentResult:
     read: list[int]
     bounds: list[tuple[int, int]]
     spans: list[tuple[int, int]]
+    input_ids: list[np.ndarray]
+    rest_M: torch.Tensor | None = None
     contributions: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sentences: list[Sentence] = field(default_factory=list)
 
@@ -73,7 +77,21 @@ class DocumentResult:
 
     @property
     def truncated(self) -> bool:
-        return len(self.read) < len(self.bounds)
+        """Whether a part of the document was neither encoded nor counted."""
+        return self.rest_M is None and len(self.read) < len(self.bounds)
+
+    def chunk_counts(self, model: HierarchicalRobertaForSequenceClassification) -> torch.Tensor | None:
+        """Counts of the lexical features in the encoded chunks, (C, M); None if the model has none."""
+        if model.lexical is None:
+            return None
+        return model.lexical.count_chunks(self.input_ids, model.config.num_prefix_tokens)
+
+    def document_counts(self, model: HierarchicalRobertaForSequenceClassification) -> torch.Tensor | None:
+        """Counts of the lexical features in the whole document, as far as it is read, (M,); None if the model has none."""
+        if (count_CM := self.chunk_counts(model)) is None:
+            return None
+        count_M = count_CM.sum(dim=0)
+        return count_M if self.rest_M is None else count_M + self.rest_M.to(count_M)
 
     def strongest(self, number: int = 1) -> list[int]:
         """The chunks that contribute most, as indices into `read`."""
@@ -97,12 +115,22 @@ def read_documents(
             output = model(**inputs)
         counts = [len(lengths) for lengths in inputs["chunk_lengths"]]
         # On the CPU: the embeddings of a split may not fit on the device.
-        values = [value.cpu() for value in (output.logits, output.chunk_features, output.chunk_weights)]
+        values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
         parts = (values[0], values[1].split(counts), values[2].split(counts))
         for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
-            read = chunked.selection(item["index"], len(bounds)).tolist()
-            yield DocumentResult(item["index"], logits_K, chunk_CD, weights_C, read, bounds, spans)
+            read, rest = item["selected"].tolist(), item.get("rest_counts")
+            yield DocumentResult(
+                item["index"],
+                logits_K,
+                chunk_CD,
+                weights_C,
+                read,
+                bounds,
+                spans,
+                item["input_ids"],
+                None if rest is None else torch.from_numpy(rest),
+            )
 
 
 def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -120,7 +148,9 @@ def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int
 def explain_chunks(model: HierarchicalRobertaForSequenceClassification, results: list[DocumentResult]) -> None:
     """Set `contributions` of each result, for its predicted label."""
     for result in results:
-        result.contributions = leave_one_out_attributions(model, result.chunk_CD, result.predicted).cpu().numpy()
+        counts = (result.chunk_counts(model), result.rest_M)
+        attribution_C = leave_one_out_attributions(model, result.chunk_CD, result.predicted, *counts)
+        result.contributions = attribution_C.cpu().numpy()
 
 
 def explain_sentences(
@@ -141,13 +171,16 @@ def explain_sentences(
         result.sentences = []
         row = documents[result.index]
         candidates: list[Sentence] = []
+        count_M = result.document_counts(model)
         for position in result.strongest(EXPLAINED_CHUNKS) if len(row["input_ids"]) else []:
             first, end = result.bounds[result.read[position]]
-            ids_L = torch.from_numpy(chunked.chunker.with_special_tokens(row["input_ids"][first:end])).to(model.device)
+            ids_L = torch.from_numpy(result.input_ids[position]).to(model.device)
             baseline_L = ids_L.clone()
             before = len(chunked.chunker.prefix)
             baseline_L[before : before + end - first] = mask_id
-            scores_L = token_attributions(model, ids_L, baseline_L, result.chunk_CD, position, result.predicted)
+            scores_L = token_attributions(
+                model, ids_L, baseline_L, result.chunk_CD, position, result.predicted, count_M
+            )
             scores = scores_L[before : before + end - first].cpu().numpy()
             candidates += sentences_of(row, first, end, scores, position)
         # Overlapping chunks share sentences: keep each once, where it is strongest.

@@ -38,6 +38,7 @@ def chunk_curves(
         count = len(result.chunk_CD)
         if count < 2:
             continue
+        counts = (result.chunk_counts(model), result.rest_M)
         orders = {"": [np.argsort(-result.contributions, kind="stable")]}
         orders["_random"] = [rng.permutation(count) for _ in range(RANDOM_ORDERS)]
         for name, permutations in orders.items():
@@ -50,7 +51,7 @@ def chunk_curves(
                     remaining[row, order[:number]] = False
                     inserted[row, order[: max(number, 1)]] = True
                 kept_SC = torch.from_numpy(np.concatenate([remaining, inserted]))
-                p_S = logits_of_subsets(model, result.chunk_CD, kept_SC).softmax(dim=1)[:, result.predicted]
+                p_S = logits_of_subsets(model, result.chunk_CD, kept_SC, *counts).softmax(dim=1)[:, result.predicted]
                 deletion.append(p_S[: len(SHARES)].cpu().numpy())
                 insertion.append(p_S[len(SHARES) :].cpu().numpy())
             curves.setdefault(f"deletion{name}", []).append(np.mean(deletion, axis=0))
@@ -107,10 +108,15 @@ def _with_sentences(
             chunks.append(chunked.chunker.with_special_tokens(tokens[chunk][is_left[chunk]]))
     batch = DocumentCollator(chunked.tokenizer.pad_token_id)([{"input_ids": chunks}])
     with full_precision(model.device):
-        vectors_ND = model.extract_features(*(batch[name].to(model.device) for name in ("input_ids", "attention_mask")))
+        vectors_ND = model.encode_chunks(*(batch[name].to(model.device) for name in ("input_ids", "attention_mask")))
     chunk_SCD = result.chunk_CD.to(model.device).expand(len(kept), -1, -1).clone()
     chunk_SCD[:, explained] = vectors_ND.reshape(len(kept), len(explained), -1).to(chunk_SCD.dtype)
-    logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(result.chunk_CD)] * len(kept))
+    count_CM, count_M, count_SM = result.chunk_counts(model), result.document_counts(model), None
+    if model.lexical is not None and count_CM is not None and count_M is not None:
+        changed_NM = model.lexical.count_chunks(chunks, model.config.num_prefix_tokens)
+        changed_SM = changed_NM.view(len(kept), len(explained), -1).sum(dim=1)
+        count_SM = count_M - count_CM[explained].sum(dim=0) + changed_SM
+    logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(result.chunk_CD)] * len(kept), count_SM)
     return logits_SK.softmax(dim=1)[:, result.predicted].cpu().numpy()
 
 

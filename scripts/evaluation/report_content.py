@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from modeling.training.model_card import describe_embeddings
 from scripts.evaluation.explanations import DocumentResult
 
 EVIDENCE_SENTENCES = 3
@@ -31,7 +32,8 @@ def report_content(
         ["Split", f"{split}, {len(split_documents)} documents; thresholds chosen on "
          + ("this split, so these results are optimistic" if split == "validation" else "validation")],
         ["Input", f"up to {config.max_chunks} chunks of {config.chunk_length} tokens per document "
-                  f"(chunk_policy {config.chunk_policy} beyond that){describe_embeddings(config.to_dict())}, {config.pooling} pooling"],
+                  f"(chunk_policy {config.chunk_policy} beyond that){describe_embeddings(config.to_dict())}, "
+                  f"{config.pooling} pooling"],
         *strongest_words(context),
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
@@ -56,13 +58,13 @@ def strongest_words(context: Any, number: int = 12) -> list[list[str]]:
     if lexical is None:
         return []
     above_mean_KM = lexical.weight - lexical.weight.mean(dim=0)
-    tokens_M = np.zeros(lexical.weight.shape[1], dtype=np.int64)
-    feature_V = lexical.feature_of_token.cpu().numpy()
-    tokens_M[feature_V[feature_V < len(tokens_M)]] = np.flatnonzero(feature_V < len(tokens_M))
+    if lexical.idf is not None:
+        above_mean_KM = above_mean_KM * lexical.idf
+    tokens_of = lexical.tokens_of_features()
     rows = []
     for name, weight_M in zip(context.names, above_mean_KM, strict=True):
         best = [index for index in weight_M.argsort(descending=True)[:number].tolist() if weight_M[index] > 0]
-        words = ", ".join(context.tokenizer.decode([int(tokens_M[index])]).strip() for index in best)
+        words = ", ".join(context.tokenizer.decode(tokens_of[index]).strip() for index in best)
         rows.append([f"Words for {name}", words])
     return rows
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 import yaml
 from accelerate import Accelerator
 from filelock import FileLock
@@ -20,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from modeling.file_utils import write_text
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.callbacks import EarlyStopping
 from modeling.training.monitor import TrainingMonitor
@@ -31,8 +31,14 @@ from scripts.common.log_setup import set_up_logging
 from scripts.common.markdown import markdown_table
 from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
-from scripts.training.fit_lexical_features import fit_lexical_features
-from scripts.training.setup import build_model, build_setup, cache_embeddings, plan_memory
+from scripts.training.setup import (
+    build_model,
+    build_setup,
+    cache_embeddings,
+    fit_features,
+    fitted_features,
+    plan_memory,
+)
 
 logger = logging.getLogger("search")
 
@@ -68,6 +74,8 @@ class Search:
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
         plan_memory(self.setup.model, self.setup.lengths, args, accelerator)
+        if model_args.chunk_policy == "lexical":
+            fit_features(self.setup, args)  # they select the chunks that are cached
         cache_embeddings(self.setup, data_args.dataset_dir, args, accelerator)
         # Every trial builds a model of its own: keep what they need of this one, and free it.
         model = self.setup.model
@@ -80,7 +88,7 @@ class Search:
             "model": vars(model_args),
         }
         self.fixed["training"] = {name: str(getattr(args, name)) for name in (*TRAINING_OPTIONS, *SAME_IN_ALL_TRIALS)}
-        self.lexical_states: dict[int, dict[str, torch.Tensor]] = {}
+        self.lexical: dict[int, LexicalFeatures] = {}  # by number of features
         self.number: int | None = None  # of the running trial
 
     def new_model(self, params: dict[str, Any]) -> HierarchicalRobertaForSequenceClassification:
@@ -98,12 +106,9 @@ class Search:
                 documents.with_tokens = model.lexical is not None
         if model.lexical is not None:
             num_features = model.config.lexical_features
-            if num_features not in self.lexical_states:
-                fit_lexical_features(model.lexical, setup.chunked["train"], setup.class_weights)
-                self.lexical_states[num_features] = {
-                    name: value.clone() for name, value in model.lexical.state_dict().items()
-                }
-            model.lexical.load_state_dict(self.lexical_states[num_features])
+            if num_features not in self.lexical:
+                self.lexical[num_features] = fitted_features(setup, model.config)
+            model.use_lexical_features(self.lexical[num_features])
         return model
 
     def run_trial(self, space: dict[str, Callable[[optuna.Trial], Any]], **study: Any) -> int:

@@ -19,7 +19,7 @@ class ModelArguments:
     chunk_overlap: int = field(default=0, metadata={"help": "Tokens that a chunk shares with the one before it."})
     max_chunks: int = field(default=20, metadata={"help": "Maximum number of chunks read per document."})
     chunk_policy: str = field(
-        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random."}
+        default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random, lexical."}
     )
     chunk_prefix: str = field(
         default="", metadata={"help": 'Text at the start of each chunk, such as "passage: " for E5.'}
@@ -33,6 +33,10 @@ class ModelArguments:
     lexical_features: int = field(
         default=0,
         metadata={"help": "Number of token-count features used in addition to the encoder. 0: none."},
+    )
+    lexical_weighting: str = field(
+        default="auto",
+        metadata={"help": "log, tfidf (with pairs of tokens), or auto: the better of both on inner folds."},
     )
     dropout: float | None = field(
         default=None, metadata={"help": "All dropouts except attention dropout, encoder and head."}

@@ -35,12 +35,16 @@ MIN_PER_FILE, MAX_FILES = 16, 256
 
 
 def cache_key(model: HierarchicalRobertaForSequenceClassification, manifest: dict[str, Any], precision: str) -> str:
-    """Hash of everything the embeddings depend on. With the policy `random`, all chunks are cached, whatever max_chunks is."""
+    """Hash of everything the embeddings depend on. With the policy `random`, all chunks are cached, whatever max_chunks is;
+    with `lexical`, those that the fitted features select in evaluation."""
     digest = hashlib.sha256()
     for name, value in sorted(model.encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     config = model.config
+    if config.chunk_policy == "lexical" and model.lexical is not None:
+        for value in model.lexical.state_dict().values():
+            digest.update(value.cpu().numpy().tobytes())
     cut = None if config.chunk_policy == "random" else (config.max_chunks, config.chunk_policy)
     geometry = [config.chunk_length, config.chunk_overlap, cut, config.chunk_prefix, config.token_pooling]
     encoder = config.encoder_config.to_dict()
@@ -64,6 +68,8 @@ def cached_chunk_vectors(
     """
     result = {}
     for name, chunked in splits.items():
+        if chunked.chunk_policy == "lexical":
+            chunked.training = False  # what is cached does not change from epoch to epoch
         folder = cache_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         files = vector_files(folder, len(chunked))

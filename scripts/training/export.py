@@ -7,41 +7,80 @@ from typing import Any
 import datasets
 import numpy as np
 from scipy.special import softmax
+from transformers import EvalPrediction
 
+from data.chunk_dataset import ChunkedDocuments
 from modeling.file_utils import write_json, write_text
-from modeling.training.calibration import fit_temperature
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.training.calibration import fit_logit_weights, fit_temperature
 from modeling.training.callbacks import HistoryCallback, is_timing
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
+from scripts.training.fit_lexical_features import lexical_logits
 from scripts.training.output_dir import EXPORT
 
 logger = logging.getLogger("train_hf")
 
 
 def evaluate_splits(
-    trainer: WeightedTrainer, documents: dict[str, Any], splits: datasets.DatasetDict, labels: list[str]
+    trainer: WeightedTrainer,
+    documents: dict[str, Any],
+    chunked: dict[str, ChunkedDocuments],
+    splits: datasets.DatasetDict,
+    labels: list[str],
 ) -> dict[str, dict[str, float]]:
     """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
 
-    The temperature of the scores is fitted on validation, and saved with the model."""
+    The weights of the encoder and the lexical features, and the temperature of the scores, are fitted on validation and
+    saved with the model."""
     metrics: dict[str, dict[str, float]] = {}
-    config = trainer.accelerator.unwrap_model(trainer.model).config
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    config = model.config
     for split in ("validation", "test"):
         if split not in documents:
             continue
         output = trainer.predict(documents[split], metric_key_prefix=split)
         named = {name.removeprefix(f"{split}_"): value for name, value in (output.metrics or {}).items()}
         metrics[split] = {name: value for name, value in named.items() if not is_timing(name)}
-        logits = np.asarray(output.predictions, dtype=np.float64)
+        logits, label_ids = np.asarray(output.predictions, dtype=np.float64), np.asarray(output.label_ids)
         if split == "validation":
-            config.temperature = fit_temperature(logits, np.asarray(output.label_ids))
+            if (lexical := model.lexical_features_on_host()) is not None:
+                lexical_BK = lexical_logits(chunked[split], lexical).astype(np.float64)
+                logits = weigh_parts(trainer, config, lexical_BK, logits, label_ids)
+                metrics[split] |= trainer.compute_metrics(EvalPrediction(logits, label_ids))
+                metrics[split]["loss"] = trainer.exact_loss(logits, label_ids)
+            config.temperature = fit_temperature(logits, label_ids)
             logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
         if trainer.is_world_process_zero():
             scores = softmax(logits / config.temperature, axis=1)
             write_predictions(Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores)
         logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
     return metrics
+
+
+def weigh_parts(
+    trainer: WeightedTrainer,
+    config: HierarchicalRobertaConfig,
+    lexical_BK: np.ndarray,
+    logits_BK: np.ndarray,
+    labels_B: np.ndarray,
+) -> np.ndarray:
+    """Weigh the encoder and the lexical features on validation documents, of which neither has seen a label.
+
+    Args:
+        lexical_BK: logits of the lexical features alone.
+        logits_BK: the model's, with its weights so far.
+
+    Returns:
+        The model's logits with the new weights, which are set in `config`.
+    """
+    encoder_BK = (logits_BK - config.lexical_weight * lexical_BK) / config.encoder_weight
+    class_weights = None if trainer.class_weights is None else trainer.class_weights.cpu().numpy()
+    weights = fit_logit_weights(np.stack([encoder_BK, lexical_BK]), labels_B, class_weights)
+    config.encoder_weight, config.lexical_weight = weights.tolist()
+    logger.info(f"Weights, fitted on validation: encoder {weights[0]:.3f}, lexical features {weights[1]:.3f}.")
+    return np.tensordot(weights, np.stack([encoder_BK, lexical_BK]), axes=1)
 
 
 def export(

@@ -1,42 +1,84 @@
 """Fit the model's lexical features (modeling/hierarchical_roberta/lexical_features.py) to the training documents.
 
-B documents, V vocabulary, M features, K labels.
+B documents, F tokens and pairs of tokens that occur, M features, V vocabulary, K labels.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
+from scipy import sparse
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 
 from data.chunk_dataset import ChunkedDocuments
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
 logger = logging.getLogger("train_hf")
 
+# C of the logistic regression, inverse to the strength of its L2 penalty: the candidates for each weighting.
+CANDIDATES = {"log": (0.3,), "tfidf": (30.0, 100.0)}
+NUM_FOLDS = 3
 # Minimum document frequency of a feature (or a twentieth of the documents, if there are few).
-MIN_DOCUMENTS = 8
-# C of the regression: from 0.1 to 1 made little difference on three sets of documents (docs/log.md, 2026-11-25).
-INVERSE_PENALTY = 0.3
-# Above this number, the regression uses a sample; features are chosen on all documents.
-MAX_DOCUMENTS = 20_000
+MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
+# Beyond these, features are fitted to a sample of the documents, and compared on a smaller one.
+MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED = 20_000, 20_000_000, 2_000
+
+
+@dataclass
+class FittedFeatures:
+    """What `LexicalFeatures` is made of.
+
+    Attributes:
+        features: (m,) token ids, or V plus a pair, m ≤ M.
+        weight: (K, m).
+        bias: (K,).
+        idf: (m,), with the weighting `tfidf`.
+    """
+
+    weighting: str
+    features: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    idf: np.ndarray | None
+
+    def module(self, vocab_size: int, num_features: int) -> LexicalFeatures:
+        """The fitted features as a module."""
+        lexical = LexicalFeatures(vocab_size, num_features, len(self.bias), self.weighting)
+        features, weight, bias = (torch.from_numpy(part) for part in (self.features, self.weight, self.bias))
+        lexical.set_weights(features, weight, bias, None if self.idf is None else torch.from_numpy(self.idf))
+        return lexical
 
 
 def fit_lexical_features(
-    lexical: LexicalFeatures, train: ChunkedDocuments, class_weights_K: torch.Tensor | None, process_index: int = 0
-) -> None:
-    """Choose the M tokens whose log counts differ most between the classes, and weigh them by logistic regression.
+    train: ChunkedDocuments,
+    num_labels: int,
+    num_features: int,
+    vocab_size: int,
+    class_weights_K: torch.Tensor | None = None,
+    weighting: str = "auto",
+    process_index: int = 0,
+) -> LexicalFeatures:
+    """Choose and weigh the M features that tell the classes apart best in the training documents.
 
-    Of each token's `log(1 + count)` the classes explain a share of the variance (eta squared of a one-way analysis). The
-    log counts of the M tokens with most of it are standardised and multiplied by share / largest share before an
-    L2-regularised regression, so that a token may weigh more the better it tells the classes apart: what the adaptive
-    lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand tokens overfit a few hundred documents (docs/log.md,
-    2026-11-25).
+    `log`: the M tokens whose log counts differ most between the classes. Of each token's `log(1 + count)` the classes
+    explain a share of the variance (eta squared of a one-way analysis). The log counts are standardised and multiplied by
+    share / largest share before an L2-regularised logistic regression, so that a token may weigh more the better it tells
+    the classes apart: what the adaptive lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand tokens overfit
+    a few hundred documents (docs/log.md, 2026-11-25).
 
-    Rank 0 fits; the other ranks receive its weights.
+    `tfidf`: the M tokens and pairs of adjacent tokens that differ most, as TF-IDF of unit length: few strong tokens do not
+    decide alone, which suits short documents.
+
+    `auto` takes the weighting and penalty with the lowest log loss on held-out folds of the training documents: `log` on
+    films, `tfidf` on news articles (docs/log.md, 2026-11-28).
+
+    Rank 0 fits; the other ranks receive its features.
 
     Raises:
         ValueError: no token tells the classes apart.
@@ -44,16 +86,25 @@ def fit_lexical_features(
     fitted: list[Any] = [None, None]
     if process_index == 0:
         try:
-            num_labels, num_features = lexical.weight.shape
-            vocab_size = len(lexical.feature_of_token)
-            fitted[0] = lexical_weights(train, num_labels, num_features, vocab_size, class_weights_K)
+            fitted[0] = lexical_weights(train, num_labels, num_features, vocab_size, class_weights_K, weighting)
         except ValueError as error:
             fitted[1] = error
-    tensors, problem = broadcast_object_list(fitted)
+    result, problem = broadcast_object_list(fitted)
     if problem is not None:
         raise problem
-    lexical.set_weights(*(torch.from_numpy(array) for array in tensors))
-    logger.info(f"Lexical features: {len(tensors[0]):,} of {len(lexical.feature_of_token):,} tokens.")
+    pairs = int((result.features >= vocab_size).sum())
+    logger.info(
+        f"Lexical features ({result.weighting}): {len(result.features) - pairs:,} of {vocab_size:,} tokens"
+        + (f" and {pairs:,} pairs of tokens." if pairs else ".")
+    )
+    return result.module(vocab_size, num_features)
+
+
+@torch.no_grad()
+def lexical_logits(documents: ChunkedDocuments, lexical: LexicalFeatures) -> np.ndarray:
+    """Logits (B, K) of the lexical features alone, in what is read of the documents at evaluation."""
+    chunks_of = documents.texts_read(range(len(documents)))
+    return torch.cat([lexical(lexical.count_chunks(chunks).sum(dim=0, keepdim=True)) for chunks in chunks_of]).numpy()
 
 
 def lexical_weights(
@@ -62,83 +113,187 @@ def lexical_weights(
     num_features: int,
     vocab_size: int,
     class_weights_K: torch.Tensor | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Token ids (m,), weights (K, m) and bias (K,) of the features, m ≤ M; see `fit_lexical_features`."""
+    weighting: str = "auto",
+) -> FittedFeatures:
+    """The features with their weights; see `fit_lexical_features`."""
     labels_B = np.asarray(train.documents["label"], dtype=np.int64)
-    tokens_m, share_m = choose_tokens(train, labels_B, num_labels, num_features, vocab_size)
-    drawn = np.arange(len(labels_B))
-    if len(drawn) > MAX_DOCUMENTS:
-        # At least one document per class, the rest at random.
-        order = np.random.default_rng(train.seed).permutation(len(drawn))
-        firsts = [order[np.flatnonzero(labels_B[order] == label)[0]] for label in range(num_labels)]
-        drawn = np.unique([*firsts, *order[:MAX_DOCUMENTS]])
-    feature_of_token = np.full(vocab_size, -1)
-    feature_of_token[tokens_m] = np.arange(len(tokens_m))
-    log_count_Bm = np.zeros((len(drawn), len(tokens_m)), dtype=np.float32)
-    for row, (tokens, counts) in enumerate(token_counts(train, drawn)):
-        features = feature_of_token[tokens]
-        log_count_Bm[row, features[features >= 0]] = np.log1p(counts[features >= 0])
-    mean_m, deviation_m = log_count_Bm.mean(axis=0), log_count_Bm.std(axis=0)
-    scale_m = (share_m / share_m.max()) / np.where(deviation_m > 0, deviation_m, np.inf)
-    weights_B = None if class_weights_K is None else class_weights_K.cpu().numpy()[labels_B[drawn]]
-    regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=2000)
-    regression.fit((log_count_Bm - mean_m) * scale_m, labels_B[drawn], weights_B)
-    coefficient_Km, bias_K = regression.coef_, regression.intercept_
-    if num_labels == 2:
-        coefficient_Km, bias_K = (np.concatenate([-part / 2, part / 2]) for part in (coefficient_Km, bias_K))
-    weight_Km = coefficient_Km * scale_m
-    return tokens_m, weight_Km.astype(np.float32), (bias_K - weight_Km @ mean_m).astype(np.float32)
-
-
-def lexical_logits(
-    documents: ChunkedDocuments, tokens_m: np.ndarray, weight_Km: np.ndarray, bias_K: np.ndarray, vocab_size: int
-) -> np.ndarray:
-    """Logits of the lexical features alone, (B, K)."""
-    weight_KV = np.zeros((len(bias_K), vocab_size), dtype=np.float32)
-    weight_KV[:, tokens_m] = weight_Km
-    counted = token_counts(documents, np.arange(len(documents)))
-    return np.stack([bias_K + weight_KV[:, tokens] @ np.log1p(counts) for tokens, counts in counted])
-
-
-def choose_tokens(
-    train: ChunkedDocuments, labels_B: np.ndarray, num_labels: int, num_features: int, vocab_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens whose log counts are best explained by the class, strongest first: ids (m,) and the share of the variance
-    explained (m,).
-
-    It only needs sums per class, so memory does not grow with the number of documents.
-    """
-    count_K = np.bincount(labels_B, minlength=num_labels).astype(np.float64)
-    sum_KV, squares_V = np.zeros((num_labels, vocab_size)), np.zeros(vocab_size)
-    documents_V = np.zeros(vocab_size, dtype=np.int64)
-    for label, (tokens, counts) in zip(labels_B, token_counts(train, np.arange(len(labels_B))), strict=True):
-        value = np.log1p(counts)
-        sum_KV[label, tokens] += value
-        squares_V[tokens] += value**2
-        documents_V[tokens] += 1
-    total = count_K.sum()
-    explained_V = (sum_KV**2 / count_K[:, None]).sum(axis=0)
-    between_V = explained_V - sum_KV.sum(axis=0) ** 2 / total
-    total_V = between_V + squares_V - explained_V
-    varies_V = total_V > 1e-9 * squares_V  # the rest is rounding
-    share_V = np.where(varies_V, between_V / np.where(varies_V, total_V, 1.0), 0.0)
-    share_V[train.tokenizer.all_special_ids] = 0  # every chunk has some, whatever its text
-    share_V[documents_V < min(MIN_DOCUMENTS, max(2, len(labels_B) // 20))] = 0
-    chosen = np.argsort(-share_V, kind="stable")[:num_features]
-    chosen = chosen[share_V[chosen] > 0]
+    rows = sampled_rows(train, labels_B, num_labels)
+    weight_K = np.ones(num_labels) if class_weights_K is None else class_weights_K.cpu().numpy().astype(np.float64)
+    candidates = [
+        (name, penalty)
+        for name, penalties in CANDIDATES.items()
+        if weighting in (name, "auto")
+        for penalty in penalties
+    ]
+    features_F, count_BF = count_features(train, rows, vocab_size, any(name == "tfidf" for name, _ in candidates))
+    labels_B = labels_B[rows[: count_BF.shape[0]]]
+    if len(candidates) > 1:
+        compared = min(len(labels_B), MAX_COMPARED)
+        candidates = [
+            best_candidate(
+                candidates, features_F, count_BF[:compared], labels_B[:compared], weight_K, num_features, vocab_size
+            )
+        ]
+    [(name, penalty)] = candidates
+    chosen, values = choose_features(name, features_F, count_BF, labels_B, num_labels, num_features, vocab_size)
     if not len(chosen):
         raise ValueError("No token tells the classes apart in the training documents: leave --lexical_features out.")
-    return chosen, share_V[chosen]
+    value_Bm = values(count_BF)
+    weight_Km, bias_K = fit_regression(value_Bm, labels_B, weight_K, penalty)
+    weight_Km, bias_K = values.fold_into(weight_Km, bias_K)
+    idf_m = values.scale_m.astype(np.float32) if name == "tfidf" else None
+    features_m = features_F[chosen]
+    return FittedFeatures(name, features_m, weight_Km.astype(np.float32), bias_K.astype(np.float32), idf_m)
 
 
-def token_counts(documents: ChunkedDocuments, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Distinct tokens and their counts in the chunks of each document that are read at evaluation."""
-    training, documents.training = documents.training, False
-    num_before, num_after = len(documents.chunker.prefix), len(documents.chunker.suffix)
-    try:
-        for row in rows.tolist():
-            chunks = documents[row]["input_ids"]
-            tokens = np.concatenate([chunk[num_before : len(chunk) - num_after] for chunk in chunks])
-            yield np.unique(tokens[tokens != documents.tokenizer.pad_token_id], return_counts=True)
-    finally:
-        documents.training = training
+@dataclass
+class FeatureValues:
+    """From counts to the values that are weighed: standardised log counts times a scale, or TF-IDF of unit length."""
+
+    weighting: str
+    chosen: np.ndarray
+    scale_m: np.ndarray
+    mean_m: np.ndarray
+
+    def __call__(self, count_BF: sparse.csr_matrix) -> Any:
+        value_Bm = count_BF[:, self.chosen].log1p()
+        if self.weighting == "log":
+            return (value_Bm.toarray() - self.mean_m) * self.scale_m
+        value_Bm = value_Bm @ sparse.diags(self.scale_m)
+        norm_B = sparse.linalg.norm(value_Bm, axis=1)
+        return sparse.diags(1 / np.where(norm_B > 0, norm_B, 1)) @ value_Bm
+
+    def fold_into(self, weight_Km: np.ndarray, bias_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of `log(1 + count)` (`log`) from those of the values."""
+        if self.weighting == "log":
+            weight_Km = weight_Km * self.scale_m
+            bias_K = bias_K - weight_Km @ self.mean_m
+        return weight_Km, bias_K
+
+
+def choose_features(
+    weighting: str,
+    features_F: np.ndarray,
+    count_BF: sparse.csr_matrix,
+    labels_B: np.ndarray,
+    num_labels: int,
+    num_features: int,
+    vocab_size: int,
+) -> tuple[np.ndarray, FeatureValues]:
+    """Columns (m,) of the features whose log counts are best explained by the class, strongest first, and their values."""
+    num_documents = len(labels_B)
+    frequency_F = np.diff(count_BF.tocsc().indptr)
+    share_F = share_explained(count_BF.log1p(), labels_B, num_labels)
+    share_F[frequency_F < min(MIN_DOCUMENTS[weighting], max(2, num_documents // 20))] = 0
+    if weighting == "log":
+        share_F[features_F >= vocab_size] = 0
+    chosen = np.argsort(-share_F, kind="stable")[:num_features]
+    chosen = chosen[share_F[chosen] > 0]
+    if weighting == "log":
+        log_Bm = count_BF[:, chosen].log1p().toarray()
+        mean_m, deviation_m = log_Bm.mean(axis=0), log_Bm.std(axis=0)
+        scale_m = share_F[chosen] / share_F.max(initial=1e-12) / np.where(deviation_m > 0, deviation_m, np.inf)
+        return chosen, FeatureValues(weighting, chosen, scale_m, mean_m)
+    idf_m = np.log((1 + num_documents) / (1 + frequency_F[chosen])) + 1
+    return chosen, FeatureValues(weighting, chosen, idf_m, np.zeros(len(chosen)))
+
+
+def share_explained(value_BF: sparse.csr_matrix, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+    """Share of each column's variance that the classes explain, (F,)."""
+    is_of_KB = sparse.csr_matrix(np.eye(num_labels)[:, labels_B])
+    count_K = np.maximum(np.bincount(labels_B, minlength=num_labels), 1)
+    sum_KF = (is_of_KB @ value_BF).toarray()
+    squares_F = np.asarray(value_BF.multiply(value_BF).sum(axis=0)).ravel()
+    explained_F = (sum_KF**2 / count_K[:, None]).sum(axis=0)
+    between_F = explained_F - sum_KF.sum(axis=0) ** 2 / len(labels_B)
+    total_F = between_F + squares_F - explained_F
+    varies_F = total_F > 1e-9 * squares_F  # the rest is rounding
+    return np.where(varies_F, between_F / np.where(varies_F, total_F, 1.0), 0.0)
+
+
+def best_candidate(
+    candidates: Sequence[tuple[str, float]],
+    features_F: np.ndarray,
+    count_BF: sparse.csr_matrix,
+    labels_B: np.ndarray,
+    weight_K: np.ndarray,
+    num_features: int,
+    vocab_size: int,
+) -> tuple[str, float]:
+    """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare."""
+    num_labels = len(weight_K)
+    if np.bincount(labels_B, minlength=num_labels).min() < 2 * NUM_FOLDS:
+        return candidates[0]
+    losses = dict.fromkeys(candidates, 0.0)
+    for fitted, held_out in StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=0).split(labels_B, labels_B):
+        for name in dict(candidates):
+            chosen, values = choose_features(
+                name, features_F, count_BF[fitted], labels_B[fitted], num_labels, num_features, vocab_size
+            )
+            if not len(chosen):
+                losses |= {(name, penalty): np.inf for penalty in CANDIDATES[name]}
+                continue
+            value_Bm, test_Bm = values(count_BF[fitted]), values(count_BF[held_out])
+            for penalty in CANDIDATES[name]:
+                weight_Km, bias_K = fit_regression(value_Bm, labels_B[fitted], weight_K, penalty)
+                logits_BK = test_Bm @ weight_Km.T + bias_K
+                scores_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
+                losses[name, penalty] += log_loss(
+                    labels_B[held_out],
+                    scores_BK / scores_BK.sum(axis=1, keepdims=True),
+                    sample_weight=weight_K[labels_B[held_out]],
+                    labels=np.arange(num_labels),
+                )
+    return min(candidates, key=lambda candidate: losses[candidate])
+
+
+def fit_regression(
+    value_Bm: Any, labels_B: np.ndarray, weight_K: np.ndarray, penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (K, m) and bias (K,) of a class-weighted logistic regression."""
+    regression = LogisticRegression(C=penalty, max_iter=2000).fit(value_Bm, labels_B, weight_K[labels_B])
+    weight_Km, bias_K = regression.coef_, regression.intercept_
+    if len(weight_K) == 2:
+        weight_Km, bias_K = (np.concatenate([-part / 2, part / 2]) for part in (weight_Km, bias_K))
+    return weight_Km, bias_K
+
+
+def sampled_rows(train: ChunkedDocuments, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+    """Rows of the documents that features are fitted to: all in a random order, up to the limits, and at least one of each
+    class."""
+    order = np.random.default_rng(train.seed).permutation(len(labels_B))
+    firsts = [order[np.flatnonzero(labels_B[order] == label)[0]] for label in range(num_labels)]
+    return np.array(list(dict.fromkeys([*firsts, *order[:MAX_DOCUMENTS].tolist()])))
+
+
+def count_features(
+    train: ChunkedDocuments, rows: np.ndarray, vocab_size: int, with_pairs: bool
+) -> tuple[np.ndarray, sparse.csr_matrix]:
+    """The tokens, and pairs of adjacent tokens, in the chunks of documents that are read at evaluation.
+
+    Returns:
+        `features_F`: token ids, or V plus a pair (`first · V + second`), and `count_BF`. Stops at `MAX_TOKENS`. Special
+        tokens, which every chunk has whatever its text, are left out, and pairs that only one document has.
+    """
+    special = np.asarray(train.tokenizer.all_special_ids, dtype=np.int64)
+    ids, counts, sizes, num_tokens = [], [], [], 0
+    for chunks in train.texts_read(rows):
+        tokens = np.concatenate(chunks)
+        num_tokens += len(tokens)
+        seen = [tokens]
+        if with_pairs:
+            pairs = [chunk[:-1] * vocab_size + chunk[1:] for chunk in chunks]
+            is_text = [~np.isin(chunk[:-1], special) & ~np.isin(chunk[1:], special) for chunk in chunks]
+            seen += [vocab_size + pair[kept] for pair, kept in zip(pairs, is_text, strict=True)]
+        values, count = np.unique(np.concatenate(seen), return_counts=True)
+        kept = ~np.isin(values, special)
+        ids.append(values[kept])
+        counts.append(count[kept].astype(np.float32))
+        sizes.append(int(kept.sum()))
+        if num_tokens > MAX_TOKENS:
+            break
+    features_F, column, frequency_F = np.unique(np.concatenate(ids), return_inverse=True, return_counts=True)
+    shape = (len(sizes), len(features_F))
+    count_BF = sparse.csr_matrix((np.concatenate(counts), column, np.cumsum([0, *sizes])), shape=shape)
+    is_kept = (features_F < vocab_size) | (frequency_F > 1)
+    return features_F[is_kept], count_BF[:, is_kept]

@@ -27,6 +27,7 @@ from data.tokenization import load_tokenizer
 from modeling.hierarchical_roberta.chunking import Chunker, chunk_sizes, coverage
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.encoders import trained_config
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
@@ -71,6 +72,7 @@ class TrainingSetup:
         lengths: each split's document lengths in chunks and tokens.
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
+        lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,6 +87,7 @@ class TrainingSetup:
     document_costs: np.ndarray
     collator: DocumentCollator
     documents: dict[str, Any]
+    lexical_weighting: str = "auto"
 
     def trainer_arguments(self, args: HierarchicalTrainingArguments) -> dict[str, Any]:
         """The keyword arguments of `WeightedTrainer`, except for the model."""
@@ -137,6 +140,7 @@ def build_setup(
         lengths["train"].costs(model.config.hidden_size),
         collator,
         documents=dict(chunked),
+        lexical_weighting=model_args.lexical_weighting,
     )
 
 
@@ -145,9 +149,26 @@ def build_trainer(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> 
 
 
 def fit_features(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> None:
-    """Fit the lexical features, where the model has any, to the training documents."""
-    if setup.model.lexical is not None:
-        fit_lexical_features(setup.model.lexical, setup.chunked["train"], setup.class_weights, args.process_index)
+    """Fit the lexical features, where the model is to have any, to the training documents; they select chunks from then on."""
+    if setup.model.lexical is None:
+        return
+    lexical = fitted_features(setup, setup.model.config, args.process_index)
+    setup.model.use_lexical_features(lexical)
+    for chunked in setup.chunked.values():
+        chunked.lexical = lexical
+
+
+def fitted_features(setup: TrainingSetup, config: HierarchicalRobertaConfig, process_index: int = 0) -> LexicalFeatures:
+    """The lexical features that a model's config asks for, fitted to the training documents."""
+    return fit_lexical_features(
+        setup.chunked["train"],
+        config.num_labels,
+        config.lexical_features,
+        config.encoder_config.vocab_size,
+        setup.class_weights,
+        setup.lexical_weighting,
+        process_index,
+    )
 
 
 def cache_embeddings(
