@@ -5,7 +5,9 @@ import pytest
 from sklearn.metrics import f1_score
 
 from modeling.training import decision
-from modeling.training.decision import fit_class_biases, macro_f1_of
+from modeling.training.decision import fit_averaged_biases, fit_class_biases, macro_f1_of
+
+FITS = (fit_class_biases, fit_averaged_biases)
 
 
 def confusion_of(labels_B: np.ndarray, predicted_B: np.ndarray, num_labels: int) -> np.ndarray:
@@ -66,6 +68,23 @@ def test_biases_that_do_not_help_are_zero():
     assert fit_class_biases(same, np.zeros(6, dtype=int), macro_f1_of).tolist() == [0, 0, 0]
 
 
+def test_averaged_biases_vary_less_on_few_documents():
+    fitted = {fit: np.stack([fit(*skewed(60, seed), macro_f1_of) for seed in range(8)]) for fit in FITS}
+    spread = {fit: biases.std(axis=0).mean() for fit, biases in fitted.items()}
+    assert spread[fit_averaged_biases] < 0.9 * spread[fit_class_biases]
+    other_scores, other_labels = skewed(600, seed=100)
+    biases = fitted[fit_averaged_biases].mean(axis=0)
+    assert f1_with(other_scores, biases, other_labels) > f1_with(other_scores, np.zeros(3), other_labels) + 0.1
+
+
+def test_averaged_biases_repeat_themselves_and_are_zero_if_they_do_not_help():
+    scores, labels = skewed(60)
+    biases = fit_averaged_biases(scores, labels, macro_f1_of)
+    np.testing.assert_array_equal(biases, fit_averaged_biases(scores, labels, macro_f1_of))
+    assert biases.mean() == pytest.approx(0)
+    assert fit_averaged_biases(3.0 * np.eye(3)[labels], labels, macro_f1_of).tolist() == [0, 0, 0]
+
+
 def test_another_metric_gives_other_decisions():
     scores, labels = skewed(300)
 
@@ -95,7 +114,8 @@ def test_fewer_candidates_are_tried_beyond_the_memory_limit(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (1, 3), (5, 1)])
 def test_few_documents_or_labels(shape):
-    assert fit_class_biases(np.zeros(shape), np.zeros(shape[0], dtype=int), macro_f1_of).tolist() == [0.0] * shape[1]
+    for fit in FITS:
+        assert fit(np.zeros(shape), np.zeros(shape[0], dtype=int), macro_f1_of).tolist() == [0.0] * shape[1]
 
 
 @pytest.mark.parametrize(
@@ -110,5 +130,6 @@ def test_few_documents_or_labels(shape):
     ],
 )
 def test_impossible_input_is_refused(scores, labels):
-    with pytest.raises(ValueError, match=r"scores|Labels"):
-        fit_class_biases(np.array(scores), np.array(labels), macro_f1_of)
+    for fit in FITS:
+        with pytest.raises(ValueError, match=r"scores|Labels"):
+            fit(np.array(scores), np.array(labels), macro_f1_of)
