@@ -33,14 +33,14 @@ PAIRS = ((23, 24), (7, 11))
 
 
 def with_features(model, weighting: str) -> Model:
-    """A classifier whose four tokens, and two pairs of tokens with `tfidf`, weigh in heavily."""
+    """A classifier whose four tokens, and two pairs of tokens but for `log`, weigh in heavily."""
     torch.manual_seed(2)
     config = {**model.config.to_dict(), "lexical_features": 8, "lexical_weighting": weighting}
     viewing = Model(HierarchicalRobertaConfig(**config)).eval()
     vocab_size = config["encoder_config"]["vocab_size"]
-    pairs = [vocab_size + first * vocab_size + second for first, second in PAIRS] if weighting == "tfidf" else []
+    pairs = [vocab_size + first * vocab_size + second for first, second in PAIRS] if weighting != "log" else []
     features = torch.cat([TOKENS, torch.tensor(pairs, dtype=torch.long)])[torch.randperm(4 + len(pairs))]
-    idf = torch.rand(len(features)) + 0.5 if pairs else None
+    idf = torch.rand(len(features)) + 0.5 if weighting == "tfidf" else None
     viewing.lexical.set_weights(features, torch.randn(3, len(features)), torch.randn(3), idf)
     return viewing
 
@@ -65,7 +65,7 @@ def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
     return ChunkedDocuments(splits[name], tokenizer, **{"chunk_length": 16, "max_chunks": 99, **options})
 
 
-@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
 def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weighting):
     """Counts are taken of tokens and pairs inside chunks, and of what is not encoded."""
     viewing = with_features(model, weighting)
@@ -85,7 +85,7 @@ def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weight
             values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
         expected = 0.5 * plain + 2.0 * (values @ lexical.weight.T + lexical.bias)
         torch.testing.assert_close(viewing(**batch, rest_counts=rest_counts).logits, expected, atol=1e-5, rtol=1e-4)
-    assert counts.sum() > 3 + 2 * (weighting == "tfidf")
+    assert counts.sum() > 3 + 2 * (weighting != "log")
 
 
 def test_in_training_the_encoder_learns_alone(viewing):
@@ -134,7 +134,7 @@ def test_weights_keep_the_names_of_earlier_exports(viewing):
     assert names == head | scaler | {"lexical.weight", "lexical.bias", "lexical.feature_of_token"}
 
 
-@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
 @pytest.mark.parametrize("num_prefix_tokens", [0, 3])
 def test_explanations_see_the_lexical_features(model, weighting, num_prefix_tokens):
     """Of a document whose second chunk alone has a feature, outside the prefix, and whose encoder is deaf to it."""
@@ -248,7 +248,7 @@ def test_pairs_are_taken_where_they_tell_more(splits, roberta_folder):
         texts.append([*text[:3], 50 + label, 51 - label, *text[3:]])
     documents = documents_of(splits, roberta_folder, texts, labels)
     fitted = lexical_weights(documents, 2, 20, 400)
-    assert fitted.weighting == "tfidf"
+    assert fitted.weighting != "log"
     assert {400 + 50 * 400 + 51, 400 + 51 * 400 + 50} <= set(fitted.features.tolist())
     scores = lexical_logits(documents, fitted.module(400, 20))
     assert (scores.argmax(axis=1) == labels).all()

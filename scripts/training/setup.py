@@ -72,7 +72,7 @@ class TrainingSetup:
         lengths: each split's document lengths in chunks and tokens.
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
-        lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
+        lexical_weighting: log, pairs, tfidf, or auto (see `fit_lexical_features`).
     """
 
     tokenizer: PreTrainedTokenizerBase
