@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from modeling.training.model_card import describe_embeddings
 from scripts.evaluation.explanations import DocumentResult
 
 EVIDENCE_SENTENCES = 3
