@@ -253,7 +253,16 @@ def build_model(
 
 
 def checkpoint_activations(model: HierarchicalRobertaForSequenceClassification, kwargs: dict[str, Any]) -> None:
-    """Enable activation checkpointing as Trainer will, so that memory is planned with it."""
+    """Enable activation checkpointing as Trainer will, so that memory is planned with it.
+
+    Raises:
+        ValueError: transformers' code of the encoder has none.
+    """
+    if not model.encoder.supports_gradient_checkpointing:
+        raise ValueError(
+            f"The encoder ({model.config.encoder_config.model_type}) does not support gradient checkpointing in "
+            "transformers: leave --gradient_checkpointing out. --live_chunks bounds memory too."
+        )
     layers = {name: kwargs[name] for name in ("every_n_layers", "offload") if name in kwargs}
     # transformers 5.23 renames the method, and deprecates the old name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
