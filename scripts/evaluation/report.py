@@ -35,11 +35,12 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         figures               [{"title", "caption", "png": bytes}, …]
         tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]
         documents             [{"id", "label", "predicted", "confidence": 0..1, "scores": {label: 0..1},
-                                "truncated": bool, "num_chunks": int, "review": bool, "text": str,
+                                "truncated": bool, "counted": bool, "num_chunks": int, "review": bool, "text": str,
                                 "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
                                 "evidence": [{"start", "end", "score"}, …]}, …]
                               chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
-                              below 0 against it; read: False beyond max_chunks, where the model did not read the chunk
+                              below 0 against it; read: False beyond max_chunks, where the encoder did not read the chunk;
+                              counted: whether the lexical features read the others
                               evidence: the sentences with the highest attribution, strongest first
 
     Raises:

@@ -271,6 +271,7 @@ def documents_of(
                 "confidence": float(score_K.max()),
                 "scores": dict(zip(names, score_K.tolist(), strict=True)),
                 "truncated": result.truncated,
+                "counted": result.rest_M is not None,
                 "num_chunks": len(result.bounds),
                 "review": result.index in review,
                 "text": text,

@@ -330,10 +330,11 @@ def chunk_splits(
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
         lengths[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
         cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
+        does = "leaves to the lexical features" if config.chunk_policy == "lexical" else "cuts"
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
-            f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
-            "of tokens.",
+            f"{config.chunk_policy}) {does} {cut['tokens_cut_share']:.1%} of tokens, in {cut['documents_cut_share']:.1%} of "
+            "documents.",
             extra={"detail": not cut["tokens_cut_share"]},
         )
     return chunked, lengths
