@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 GEOMETRY: dict[str, Any] = {"chunk_length": 512, "chunk_overlap": 0, "max_chunks": 20, "chunk_policy": "uniform"}
-BASELINES = ("tfidf", "words_alone", "first_chunk", "head_tail", "majority")
+BASELINES = ("tfidf_tuned", "tfidf", "words_alone", "first_chunk", "head_tail", "majority")
 
 
 @dataclass
