@@ -329,6 +329,16 @@ def test_the_most_telling_chunks_of_each_class_are_selected():
     assert (selected.tolist(), rest.sum()) == ([0, 1, 2], 0)
 
 
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
+def test_a_chunk_tells_what_it_would_be_rated_alone(model, weighting):
+    lexical = with_features(model, weighting).lexical
+    chunks = list(torch.randint(5, 45, (30, 20), generator=torch.Generator().manual_seed(1)).numpy())
+    logits_CK = lexical(lexical.count_chunks(chunks))
+    best = (logits_CK - logits_CK.mean(dim=1, keepdim=True)).argmax(dim=0).tolist()
+    assert len(set(best)) == 3
+    assert lexical.select(chunks, 3)[0].tolist() == sorted(best)
+
+
 def test_all_chunks_are_counted_and_some_are_encoded(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="lexical", training=True)
     lexical = documents.lexical = lexical_weights(documents, 3, 10, 400).module(400, 10)

@@ -158,18 +158,38 @@ class LexicalFeatures(nn.Module):
         Returns:
             Sorted indices of at most `max_chunks` chunks, and the counts (M,) in all others.
         """
-        count_CM = self.count_chunks(chunks)
-        selected = np.arange(len(chunks))
-        if len(chunks) > max_chunks:
-            logits_CK = self(count_CM).numpy()
+        num_features, num_chunks = self.weight.shape[1], len(chunks)
+        selected = np.arange(num_chunks)
+        # Sparse: of M features a chunk has few.
+        ids = [torch.from_numpy(chunk) for chunk in chunks]
+        feature_CF = torch.cat(self.features(nn.utils.rnn.pad_sequence(ids, True, self._padding_token())), dim=1)
+        chunk_S, place_S = (feature_CF < num_features).nonzero(as_tuple=True)
+        cell_S, count_S = (chunk_S * num_features + feature_CF[chunk_S, place_S]).unique(return_counts=True)
+        chunk_S, feature_S = cell_S // num_features, cell_S % num_features
+        if num_chunks > max_chunks:
+            logits_CK = self._chunk_logits(chunk_S, feature_S, count_S, num_chunks).numpy()
             logits_CK = logits_CK - logits_CK.mean(axis=1, keepdims=True)
             num_spread = int(max_chunks * SPREAD_SHARE)
             # Each class's most telling chunk, then each class's second, …
             order_CK = np.argsort(-logits_CK, axis=0, kind="stable")
             chosen = list(dict.fromkeys(order_CK.ravel().tolist()))[: max_chunks - num_spread]
-            others = np.setdiff1d(np.arange(len(chunks)), chosen)
+            others = np.setdiff1d(np.arange(num_chunks), chosen)
             spread = evenly_spaced(len(others), num_spread)
             if rng is not None:
                 spread = rng.choice(len(others), num_spread, replace=False)
             selected = np.sort(np.concatenate([chosen, others[spread]]))
-        return selected, np.delete(count_CM.numpy(), selected, axis=0).sum(axis=0)
+        is_rest_S = ~np.isin(chunk_S.numpy(), selected)
+        rest_M = np.bincount(feature_S.numpy()[is_rest_S], count_S.numpy()[is_rest_S], minlength=num_features)
+        return selected, rest_M.astype(np.float32)
+
+    def _chunk_logits(
+        self, chunk_S: torch.Tensor, feature_S: torch.Tensor, count_S: torch.Tensor, num_chunks: int
+    ) -> torch.Tensor:
+        """`forward` for chunks, from the S counts that are not zero: (C, K)."""
+        value_S = count_S.float().log1p()
+        if self.idf is not None:
+            value_S = value_S * self.idf[feature_S]
+            square_C = torch.zeros(num_chunks).index_add_(0, chunk_S, value_S**2)
+            value_S = value_S / square_C.sqrt()[chunk_S].clamp(min=1e-12)
+        logits_CK = self.bias.repeat(num_chunks, 1)
+        return logits_CK.index_add_(0, chunk_S, value_S[:, None] * self.weight.T[feature_S])
