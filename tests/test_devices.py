@@ -169,12 +169,12 @@ def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_t
     torch.manual_seed(0)
     viewing = Model(tiny_config(lexical_features=8)).eval()
     viewing.lexical.set_weights(torch.arange(5, 13), torch.randn(3, 8), torch.zeros(3))
-    chunk_CX = torch.cat([torch.randn(40, 32), torch.randint(0, 5000, (40, 8)).float()], dim=1)
+    chunk_CD, count_CM = torch.randn(40, 32), torch.randint(0, 5000, (40, 8)).float()
     kept_SC = torch.rand(64, 40) < 0.5
     kept_SC[:, 0] = True
-    expected = logits_of_subsets(viewing, chunk_CX, kept_SC)
+    expected = logits_of_subsets(viewing, chunk_CD, kept_SC, count_CM)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(logits_of_subsets(viewing, chunk_CX, kept_SC), expected)
+        assert torch.equal(logits_of_subsets(viewing, chunk_CD, kept_SC, count_CM), expected)
 
     matmul, seen = torch.backends.cuda.matmul, []
     encode_chunks = roberta_model.encode_chunks

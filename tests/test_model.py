@@ -246,7 +246,7 @@ def test_a_chunk_vector_is_pooled_from_the_chunks_own_tokens(model, token_poolin
     def encoded(lengths: list[int], with_mask: bool = True) -> torch.Tensor:
         batch = batch_of(model, [lengths])
         mask = batch["attention_mask"] if with_mask else None
-        return model.extract_features(batch["input_ids"], mask).detach()
+        return model.encode_chunks(batch["input_ids"], mask).detach()
 
     def pooled(length: int) -> torch.Tensor:
         [token_LD] = model.encoder(batch_of(model, [[length]])["input_ids"]).last_hidden_state.detach()
@@ -284,7 +284,7 @@ def test_an_export_from_before_token_pooling_and_prefixes_loads_as_it_was(robert
 def test_chunk_vectors_stand_for_their_tokens(model):
     batch = batch_of(model.eval(), DOCUMENTS)
     whole = model(**batch)
-    again = model(chunk_vectors=whole.chunk_features, num_chunks=batch["num_chunks"])
+    again = model(chunk_vectors=whole.chunk_vectors, num_chunks=batch["num_chunks"])
     assert torch.equal(whole.logits, again.logits)
     with pytest.raises(ValueError, match=r"input_ids.*chunk_vectors"):
         model(num_chunks=batch["num_chunks"])

@@ -57,7 +57,7 @@ def test_chunks_are_encoded_as_the_encoder_alone_would_at_its_own_positions(mpne
     encoder.encoder.relative_attention_bias.load_state_dict(mpnet.encoder.encoder.relative_attention_bias.state_dict())
     ids = batch_of(mpnet, [[64]])["input_ids"]  # the longest that it has positions for
     expected = encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(dim=1)
-    torch.testing.assert_close(mpnet.extract_features(ids), expected)
+    torch.testing.assert_close(mpnet.encode_chunks(ids), expected)
     mpnet.config.chunk_length = 65
     with pytest.raises(ValueError, match=r"chunk_length.*65.*\b64\b"):
         mpnet.check_chunk_length()

@@ -334,8 +334,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         chunk_ND = chunk_vectors
         if chunk_ND is None:
             assert input_ids is not None
-            mask_NL = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            chunk_ND = self.encode_chunks(input_ids, mask_NL, lengths)
+            chunk_ND = self.encode_chunks(input_ids, attention_mask, lengths)
         logits_BK, chunk_weights_N = self.classify(
             chunk_ND, counts, self.lexical_counts(input_ids, counts, rest_counts)
         )
@@ -382,15 +381,21 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         return count_BM if rest_BM is None else count_BM + rest_BM.to(count_BM)
 
     def encode_chunks(
-        self, input_ids_NL: torch.Tensor, attention_mask_NL: torch.Tensor, lengths: list[int] | None = None
+        self,
+        input_ids_NL: torch.Tensor,
+        attention_mask_NL: torch.Tensor | None = None,
+        lengths: list[int] | None = None,
     ) -> torch.Tensor:
         """Chunk vectors (N, D), computed in encoder batches of chunks of similar length, each trimmed to its longest.
 
         Chunks of 3, 8, 7 and 2 tokens with a `token_budget` of 16 make two batches: 8 and 7, then 3 and 2 tokens.
 
         Args:
+            attention_mask_NL: 1 for real tokens (None: all are real).
             lengths: real tokens of each chunk, if known on the host.
         """
+        if attention_mask_NL is None:
+            attention_mask_NL = torch.ones_like(input_ids_NL)
         lengths = attention_mask_NL.sum(dim=1).tolist() if lengths is None else lengths
         plan = plan_encoder_batches(lengths, *self.encoder_batch_size(input_ids_NL.device), self.live_chunks)
         # Permute once and back again, so that batches are slices.
