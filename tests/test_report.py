@@ -41,6 +41,7 @@ def document(number: int, text: str, label: str, predicted: str, evidence: list[
         "label": label,
         "predicted": predicted,
         "confidence": 0.5 + 0.04 * number,
+        "by_bias": False,
         "scores": {name: 0.9 if name == predicted else 0.05 for name in LABELS},
         "truncated": len(starts) > 5,
         "num_chunks": len(starts),
@@ -90,6 +91,7 @@ def report():
         ],
         "figures": [{"title": "Confusion", "caption": "Rows are labels.", "png": b"\x89PNG not really"}],
         "tables": [{"title": "Per label", "caption": "On test.", "columns": ["label", "F1"], "rows": [["Teen", 0.5]]}],
+        "documents_note": "",
         "documents": documents,
     }
 
