@@ -138,7 +138,7 @@ def test_summary_is_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
 
 
 def test_summary_is_of_the_decisions_and_not_of_the_highest_scores(tmp_path):
-    labels = [0, 1] * 8
+    labels = [0, 0, 1, 1] * 4
     scores = [[0.9, 0.1] if label == 0 else [0.6, 0.4] for label in labels]
     lay_out(tmp_path, "tfidf", 0, scores, labels)
     lay_out(tmp_path, "decided", 1, scores, labels, predicted=labels)
