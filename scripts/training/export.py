@@ -57,7 +57,8 @@ def evaluate_splits(
                 metrics[split]["loss"] = trainer.exact_loss(logits, label_ids)
             config.temperature = fit_temperature(logits, label_ids)
             logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
-            choose_class_biases(trainer.args, config, logits, label_ids, labels, severity_weights)
+            if (decision_metric := trainer.args.decision_metric) is not None:
+                choose_class_biases(decision_metric, config, logits, label_ids, labels, severity_weights)
         predicted = decide(logits / config.temperature, config.class_biases)
         if config.class_biases is not None:
             metrics[split] |= classification_metrics(predicted.tolist(), label_ids.tolist(), labels, severity_weights)
@@ -99,20 +100,18 @@ def weigh_parts(
 
 
 def choose_class_biases(
-    args: Any,
+    decision_metric: str,
     config: HierarchicalRobertaConfig,
     logits_BK: np.ndarray,
     labels_B: np.ndarray,
     label_names: list[str],
     severity_weights: list[float],
 ) -> None:
-    """Set the class biases in `config` that are best by `--decision_metric` on validation documents; None without it."""
-    config.class_biases, config.decision_metric = None, args.decision_metric
-    if args.decision_metric is None:
-        return
-    metric = parse_decision_metric(args.decision_metric, label_names)
+    """Set the class biases in `config` that are best by `decision_metric` on validation documents."""
+    metric = parse_decision_metric(decision_metric, label_names)
     log_scores_BK = log_softmax(logits_BK / config.temperature, axis=1)
     config.class_biases = fit_decision(metric, log_scores_BK, labels_B, severity_weights).tolist()
+    config.decision_metric = decision_metric
     before, after = (
         classification_metrics(decide(log_scores_BK, biases).tolist(), labels_B.tolist(), label_names, severity_weights)
         for biases in (None, config.class_biases)
@@ -122,9 +121,9 @@ def choose_class_biases(
     changes = ", ".join(
         f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in dict.fromkeys(["f1_macro", metric.name, recall])
     )
-    logger.info(f"Class biases for {args.decision_metric}, fitted on validation: {biases}; there {changes}.")
+    logger.info(f"Class biases for {decision_metric}, fitted on validation: {biases}; there {changes}.")
     if after[recall] < metric.recall - 1e-9:
-        logger.warning(f"No class bias reaches {args.decision_metric} on validation.")
+        logger.warning(f"No class bias reaches {decision_metric} on validation.")
 
 
 def export(
