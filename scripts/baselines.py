@@ -18,9 +18,11 @@ def main() -> None:
     from scripts.evaluation.baselines import baseline_metrics
 
     splits, _ = load_prepared(arguments.dataset_dir)
-    for split in [name for name in ("validation", "test") if name in splits]:
-        for name, metrics in baseline_metrics(splits["train"], splits[split]).items():
+    measured, chosen = baseline_metrics(splits, [name for name in ("validation", "test") if name in splits])
+    for split, baselines in measured.items():
+        for name, metrics in baselines.items():
             print(f"{split}: {name}: macro-F1 {metrics['f1_macro']:.4f}, accuracy {metrics['accuracy']:.4f}")
+    print(f"tfidf_tuned: {chosen}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Evaluation and explanation: the figures are scikit-learn's, the explanations are what happens when text goes."""
 
 import csv
+import html
 import json
+import re
 import shutil
 import sys
 
@@ -168,24 +170,30 @@ def test_abstain_curve_keeps_the_most_confident():
     assert {row["accuracy"] for row in curve if row["kept_share"] <= 0.5} == {1.0}
 
 
-def test_headline_warns_when_tfidf_is_not_beaten():
+def test_headline_warns_when_the_best_baseline_is_not_beaten():
     def entry(value, low, high):
         return {"value": value, "low": low, "high": high}
 
-    def headline(gap):
-        tfidf = {"f1_macro": entry(0.5, 0.4, 0.6), "difference_f1_macro": gap}
-        return headline_of({"model": {"f1_macro": entry(0.6, 0.5, 0.7)}, "baselines": {"tfidf": tfidf}}, "test", 90)
+    def headline(gap, best="tuned"):
+        baselines = {
+            name: {"f1_macro": entry(0.4, 0.3, 0.5), "difference_f1_macro": entry(0.2, 0.1, 0.3)}
+            for name in ("tfidf", "tuned", "words")
+        }
+        baselines[best] = {"f1_macro": entry(0.52, 0.4, 0.6), "difference_f1_macro": gap}
+        titles = {"tfidf": "TF-IDF", "tuned": "tuned TF-IDF", "words": "words only"}
+        metrics = {"model": {"f1_macro": entry(0.6, 0.5, 0.7)}, "baselines": baselines}
+        return headline_of(metrics, "test", 90, titles)
 
     text, warns = headline(entry(0.1, 0.05, 0.15))
     assert not warns
-    for words in ("0.600", "0.500", "0.700", "90 test documents", "TF-IDF"):
+    for words in ("0.600", "0.500", "0.700", "90 test documents", "tuned TF-IDF", "0.520"):
         assert words in text
-    text, warns = headline(entry(-0.1, -0.2, 0.0))
+    text, warns = headline(entry(-0.1, -0.2, 0.0), best="words")
     assert warns
-    assert "not beat TF-IDF" in text
+    assert "not beat the best baseline, words only" in text
     text, warns = headline(entry(0.1, -0.05, 0.2))
     assert warns
-    assert "not beat TF-IDF" not in text  # but by so little that it proves nothing
+    assert "not beat" not in text  # but by so little that it proves nothing
 
 
 def test_figures_show_labels_with_dollar_signs_as_text():
@@ -328,7 +336,11 @@ def test_evaluation_leaves_its_files(evaluated):
         assert set(entry) == {"value", "low", "high"}
         if name in trained:
             assert entry["value"] == pytest.approx(trained[name])
-    assert set(metrics["baselines"]) == {"tfidf", "first_chunk", "head_tail", "majority"}
+    assert set(metrics["baselines"]) == {"tfidf_tuned", "tfidf", "first_chunk", "head_tail", "majority"}
+    for baseline in metrics["baselines"].values():
+        difference = metrics["model"]["f1_macro"]["value"] - baseline["f1_macro"]["value"]
+        assert baseline["difference_f1_macro"]["value"] == pytest.approx(difference)
+    assert metrics["tfidf_tuned_options"] in html.unescape((folder / "report.html").read_text())
     assert set(metrics["calibration"]) == {"temperature", "ece_before", "ece_after"}
     assert metrics["calibration"]["temperature"] == pytest.approx(
         json.loads((evaluated / "run" / "config.json").read_text())["temperature"]
@@ -344,8 +356,8 @@ def test_model_card_has_intervals_and_baselines(evaluated):
     found = json.loads((evaluated / "report" / "metrics.json").read_text())
     own = found["model"]["f1_macro"]
     assert f"| this model | {own['value']:.3f} ({own['low']:.3f}–{own['high']:.3f}) |" in card
-    tfidf = found["baselines"]["tfidf"]["f1_macro"]
-    assert f"| tfidf | {tfidf['value']:.3f} (" in card
+    for name in ("tfidf_tuned", "tfidf"):
+        assert f"| {name} | {found['baselines'][name]['f1_macro']['value']:.3f} (" in card
     assert f"softmax(logits / {found['calibration']['temperature']:.3f})" in card
 
 
@@ -418,9 +430,10 @@ def test_evaluation_fits_a_missing_temperature(evaluated, stories, tmp_path):
 def test_baselines_of_a_dataset_are_printed(prepared_folder):
     done = run_command("scripts.baselines", dataset_dir=prepared_folder)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    *lines, chosen = done.stdout.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [
-        [split, name] for split in ("validation", "test") for name in ("tfidf", "majority")
+        [split, name] for split in ("validation", "test") for name in ("tfidf", "tfidf_tuned", "majority")
     ]
     # General is half of the documents, and always said: F1 2/3, and 0 for the other two labels.
-    assert [line.split(": ")[2] for line in lines[1::2]] == ["macro-F1 0.2222, accuracy 0.5000"] * 2
+    assert [line.split(": ")[2] for line in lines[2::3]] == ["macro-F1 0.2222, accuracy 0.5000"] * 2
+    assert re.fullmatch(r"tfidf_tuned: .*\bwords\b.*\bC \d+.*\bGeneral [+-].*\bMature [+-].*", chosen)

@@ -1,20 +1,22 @@
 """Lexical features: they count what is read, are fitted to the training documents alone, and travel with the model."""
 
+import csv
 import json
 import re
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
 from modeling.hierarchical_roberta.chunking import Chunker
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
@@ -33,14 +35,14 @@ PAIRS = ((23, 24), (7, 11))
 
 
 def with_features(model, weighting: str) -> Model:
-    """A classifier whose four tokens, and two pairs of tokens with `tfidf`, weigh in heavily."""
+    """A classifier whose four tokens, and two pairs of tokens but for `log`, weigh in heavily."""
     torch.manual_seed(2)
     config = {**model.config.to_dict(), "lexical_features": 8, "lexical_weighting": weighting}
     viewing = Model(HierarchicalRobertaConfig(**config)).eval()
     vocab_size = config["encoder_config"]["vocab_size"]
-    pairs = [vocab_size + first * vocab_size + second for first, second in PAIRS] if weighting == "tfidf" else []
+    pairs = [vocab_size + first * vocab_size + second for first, second in PAIRS] if weighting != "log" else []
     features = torch.cat([TOKENS, torch.tensor(pairs, dtype=torch.long)])[torch.randperm(4 + len(pairs))]
-    idf = torch.rand(len(features)) + 0.5 if pairs else None
+    idf = torch.rand(len(features)) + 0.5 if weighting == "tfidf" else None
     viewing.lexical.set_weights(features, torch.randn(3, len(features)), torch.randn(3), idf)
     return viewing
 
@@ -65,7 +67,7 @@ def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
     return ChunkedDocuments(splits[name], tokenizer, **{"chunk_length": 16, "max_chunks": 99, **options})
 
 
-@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
 def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weighting):
     """Counts are taken of tokens and pairs inside chunks, and of what is not encoded."""
     viewing = with_features(model, weighting)
@@ -85,7 +87,7 @@ def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weight
             values = values / values.norm(dim=1, keepdim=True).clamp(min=1e-12)
         expected = 0.5 * plain + 2.0 * (values @ lexical.weight.T + lexical.bias)
         torch.testing.assert_close(viewing(**batch, rest_counts=rest_counts).logits, expected, atol=1e-5, rtol=1e-4)
-    assert counts.sum() > 3 + 2 * (weighting == "tfidf")
+    assert counts.sum() > 3 + 2 * (weighting != "log")
 
 
 def test_in_training_the_encoder_learns_alone(viewing):
@@ -134,7 +136,7 @@ def test_weights_keep_the_names_of_earlier_exports(viewing):
     assert names == head | scaler | {"lexical.weight", "lexical.bias", "lexical.feature_of_token"}
 
 
-@pytest.mark.parametrize("weighting", ["log", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
 @pytest.mark.parametrize("num_prefix_tokens", [0, 3])
 def test_explanations_see_the_lexical_features(model, weighting, num_prefix_tokens):
     """Of a document whose second chunk alone has a feature, outside the prefix, and whose encoder is deaf to it."""
@@ -248,7 +250,7 @@ def test_pairs_are_taken_where_they_tell_more(splits, roberta_folder):
         texts.append([*text[:3], 50 + label, 51 - label, *text[3:]])
     documents = documents_of(splits, roberta_folder, texts, labels)
     fitted = lexical_weights(documents, 2, 20, 400)
-    assert fitted.weighting == "tfidf"
+    assert fitted.weighting != "log"
     assert {400 + 50 * 400 + 51, 400 + 51 * 400 + 50} <= set(fitted.features.tolist())
     scores = lexical_logits(documents, fitted.module(400, 20))
     assert (scores.argmax(axis=1) == labels).all()
@@ -301,6 +303,98 @@ def test_documents_without_a_word_that_tells_are_refused(roberta_folder, splits,
     )
     with pytest.raises(ValueError, match="--lexical_features"):
         fit_lexical_features(documents, 3, 4, 400)
+
+
+def telling(num_labels: int = 3) -> LexicalFeatures:
+    """Features 50, 51, …: each tells of one class."""
+    lexical = LexicalFeatures(vocab_size=99, num_features=num_labels, num_labels=num_labels)
+    lexical.set_weights(torch.arange(50, 50 + num_labels), torch.eye(num_labels), torch.zeros(num_labels))
+    return lexical
+
+
+def test_the_most_telling_chunks_of_each_class_are_selected():
+    """Class by class, and a quarter spread over the rest, drawn anew in training."""
+    chunks = [np.full(6, 90) for _ in range(40)]
+    chunks[17][:3], chunks[30][:2], chunks[4][:2], chunks[21][:1], chunks[22][:4] = 50, 51, 52, 52, 50
+    lexical = telling()
+    selected, rest = lexical.select(chunks, 4)
+    assert {22, 30, 4} < set(selected.tolist())
+    assert len(selected) == 4
+    assert rest.tolist() == [3.0, 0.0, 1.0]
+    assert np.array_equal(lexical.select(chunks, 4)[0], selected)
+    drawn = [lexical.select(chunks, 8, np.random.default_rng(seed))[0].tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all({22, 17, 30, 4, 21} < set(one) and len(set(one)) == 8 and one == sorted(one) for one in drawn)
+    selected, rest = lexical.select(chunks[:3], 4)
+    assert (selected.tolist(), rest.sum()) == ([0, 1, 2], 0)
+
+
+@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
+def test_a_chunk_tells_what_it_would_be_rated_alone(model, weighting):
+    lexical = with_features(model, weighting).lexical
+    chunks = list(torch.randint(5, 45, (30, 20), generator=torch.Generator().manual_seed(1)).numpy())
+    logits_CK = lexical(lexical.count_chunks(chunks))
+    best = (logits_CK - logits_CK.mean(dim=1, keepdim=True)).argmax(dim=0).tolist()
+    assert len(set(best)) > 1
+    assert lexical.select(chunks, len(set(best)))[0].tolist() == sorted(set(best))
+
+
+def test_all_chunks_are_counted_and_some_are_encoded(splits, roberta_folder):
+    documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="lexical", training=True)
+    lexical = documents.lexical = lexical_weights(documents, 3, 10, 400).module(400, 10)
+    everything = chunked(splits, roberta_folder, "train")
+    longer = 0
+    for index in range(len(documents)):
+        item, whole = documents[index], everything[index]
+        counts = lexical.count_chunks(item["input_ids"]).sum(dim=0) + torch.from_numpy(item["rest_counts"])
+        assert torch.equal(counts, lexical.count_chunks(whole["input_ids"]).sum(dim=0))
+        assert len(item["input_ids"]) == min(2, len(whole["input_ids"]))
+        assert all(
+            np.array_equal(item["input_ids"][i], whole["input_ids"][at]) for i, at in enumerate(item["selected"])
+        )
+        longer += len(whole["input_ids"]) > 2
+    assert longer > 5
+    batch = DocumentCollator(documents.tokenizer.pad_token_id)([documents[0], documents[1]])
+    assert batch["rest_counts"].shape == (2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_run_that_encodes_the_most_telling_chunks(prepared_folder, roberta_folder, tmp_path, frozen):
+    """Its predictions are those of the pipeline elsewhere, and of the evaluation; what was read how is said."""
+    given = {"lexical_features": 30, "max_chunks": 2, "chunk_policy": "lexical", "freeze_encoder": frozen}
+    given |= {"num_train_epochs": 2, "chunk_length": 12}
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", **given)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"lexical\) leaves to the lexical features [1-9]", done.stderr + done.stdout)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["lexical_weight"] > 0
+    with open(tmp_path / "run" / "predictions_test.csv", newline="") as file:
+        predicted = {row["id"]: row for row in csv.DictReader(file)}
+    texts = load_from_disk(prepared_folder)["test"]
+    classify = pipeline("text-classification", model=str(tmp_path / "run"), trust_remote_code=True)
+    encoded = set()
+    for row, result in zip(texts, classify(list(texts["text"])), strict=True):
+        assert result["truncated"] is False
+        assert result["num_encoded_chunks"] == min(2, result["num_chunks"])
+        encoded.add(result["num_chunks"])
+        for label, score in result["scores"].items():
+            assert score == pytest.approx(float(predicted[row["id"]][label]), abs=1e-5)
+    assert max(encoded) > 4
+    given = {"model": tmp_path / "run", "dataset_dir": prepared_folder, "output_dir": tmp_path / "report"}
+    done = run_command("scripts.evaluate_and_explain", **given)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    stored = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["f1_macro"]
+    assert metrics["model"]["f1_macro"]["value"] == pytest.approx(stored)
+    assert "the most telling ones by their words" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_the_policy_needs_features(prepared_folder, roberta_folder, tmp_path):
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", chunk_policy="lexical")
+    assert done.returncode == 1
+    assert "--lexical_features" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_predict_takes_files_folders_and_standard_input(trained, csv_file, tmp_p
     done = run(command, cwd=ROOT, input=rows[0]["text"])
     [piped] = map(json.loads, done.stdout.splitlines())
     assert piped["scores"] == pytest.approx(expected[rows[0]["id"]]["scores"], abs=1e-5)
-    assert set(piped) == {"id", "label", "scores", "num_chunks", "truncated", "evidence"}
+    assert set(piped) == {"id", "label", "scores", "num_chunks", "num_encoded_chunks", "truncated", "evidence"}
     # Letters with their accents apart, as some systems write them: evidence stands in the characters that were given.
     apart = unicodedata.normalize("NFD", "Élève très fatigué. " * 40)
     (tmp_path / "apart.txt").write_text(apart, encoding="utf-8")

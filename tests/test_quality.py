@@ -56,7 +56,7 @@ def test_protocol_classifies_every_document_once_and_resumes(roberta_folder, tmp
     assert measured["folds"] == 2
     assert measured["documents"] == 48
     assert re.search(r"first_chunk.*head_tail.*\b16 tokens", (tmp_path / "quality" / "quality.md").read_text())
-    names = {"words", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
+    names = {"words", "tfidf_tuned", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
     assert set(measured["systems"]) == names
     assert measured["systems"]["words"]["f1_macro"]["mean"] == 1.0  # a word gives the label away
     assert measured["systems"]["words"]["peak_mib"] > 100
@@ -117,45 +117,57 @@ def lay_out(
         (folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "peak_mib": None}))
 
 
-def test_summary_is_paired_with_tfidf_and_averaged_over_seeds(tmp_path):
+def test_summary_is_paired_with_both_references_and_averaged_over_seeds(tmp_path):
     labels = [0, 0, 1, 1] * 20
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
     half = [row if number % 8 < 4 else row[::-1] for number, row in enumerate(right)]
-    lay_out(tmp_path, "tfidf", 0, half, labels)
+    lay_out(tmp_path, "tfidf_tuned", 0, half, labels)
+    lay_out(tmp_path, "words_alone", 0, right, labels)
     lay_out(tmp_path, "good", 1, right, labels)
     lay_out(tmp_path, "good", 2, half, labels)
-    measured = summary(tmp_path, NAMES, {"tfidf": [0], "good": [1, 2]})
-    good, tfidf = measured["systems"]["good"], measured["systems"]["tfidf"]
+    measured = summary(tmp_path, NAMES, {"tfidf_tuned": [0], "words_alone": [0], "good": [1, 2]})
+    good, tfidf = measured["systems"]["good"], measured["systems"]["tfidf_tuned"]
     assert tfidf["f1_macro"]["mean"] == pytest.approx(0.5)
     assert good["f1_macro"]["mean"] == pytest.approx(0.75)
-    less = good["f1_macro_less_tfidf"]
+    less = good["f1_macro_less_tfidf_tuned"]
     assert less["value"] == pytest.approx(0.25)
     assert 0.1 < less["low"] < 0.25 < less["high"] < 0.4
+    less = good["f1_macro_less_words_alone"]
+    assert less["value"] == pytest.approx(-0.25)
+    assert -0.4 < less["low"] < -0.25 < less["high"] < -0.1
     assert tfidf["missed_at_rate"] == pytest.approx(0.5)
     assert good["missed_at_rate"] == pytest.approx(0.25)
-    assert tfidf["f1_macro_less_tfidf"] == {"value": 0, "low": 0, "high": 0}
-    assert markdown(measured).index("| good |") < markdown(measured).index("| tfidf |")
+    assert good["missed_at_rate_less_tfidf_tuned"]["value"] == pytest.approx(-0.25)
+    for name in ("tfidf_tuned", "words_alone"):
+        assert measured["systems"][name][f"f1_macro_less_{name}"] == {"value": 0, "low": 0, "high": 0}
+    table = markdown(measured)
+    assert table.index("| good |") < table.index("| tfidf_tuned |")
+    good_row = next(line for line in table.splitlines() if line.startswith("| good |"))
+    assert good_row.index("| +0.250 [") < good_row.index("| -0.250 [")
 
 
 def test_summary_is_of_the_decisions_and_not_of_the_highest_scores(tmp_path):
     labels = [0, 0, 1, 1] * 4
     scores = [[0.9, 0.1] if label == 0 else [0.6, 0.4] for label in labels]
-    lay_out(tmp_path, "tfidf", 0, scores, labels)
+    lay_out(tmp_path, "tfidf_tuned", 0, scores, labels)
+    lay_out(tmp_path, "words_alone", 0, scores, labels)
     lay_out(tmp_path, "decided", 1, scores, labels, predicted=labels)
-    systems = summary(tmp_path, NAMES, {"tfidf": [0], "decided": [1]})["systems"]
-    assert systems["tfidf"]["f1_macro"]["mean"] == pytest.approx(1 / 3)
+    measured = summary(tmp_path, NAMES, {"tfidf_tuned": [0], "words_alone": [0], "decided": [1]})
+    systems = measured["systems"]
+    assert systems["tfidf_tuned"]["f1_macro"]["mean"] == pytest.approx(1 / 3)
     assert systems["decided"]["f1_macro"]["mean"] == systems["decided"]["by_fold"][0] == pytest.approx(1)
-    assert systems["decided"]["f1_macro_less_tfidf"]["value"] == pytest.approx(2 / 3)
+    assert systems["decided"]["f1_macro_less_tfidf_tuned"]["value"] == pytest.approx(2 / 3)
     assert systems["decided"]["recall"] == [1, 1]
 
 
 def test_summary_leaves_out_unfinished_folds(tmp_path):
     labels = [0, 1] * 8
     right = [[0.9, 0.1] if label == 0 else [0.2, 0.8] for label in labels]
-    lay_out(tmp_path, "tfidf", 0, right, labels)
+    lay_out(tmp_path, "tfidf_tuned", 0, right, labels)
+    lay_out(tmp_path, "words_alone", 0, right, labels)
     lay_out(tmp_path, "late", 1, right, labels)
     (tmp_path / "late" / "fold-1-seed-1" / "cost.json").unlink()
-    measured = summary(tmp_path, NAMES, {"tfidf": [0], "late": [1]})
+    measured = summary(tmp_path, NAMES, {"tfidf_tuned": [0], "words_alone": [0], "late": [1]})
     assert measured["folds"] == 1
     assert measured["documents"] == 8
 
@@ -172,6 +184,7 @@ def test_flagged_takes_the_asked_number_of_each_fold():
         ("films=none.yaml", "none.yaml"),
         ("a b=x.yaml", "NAME=RECIPE"),
         ("tfidf=x.yaml", "tfidf"),
+        ("tfidf_tuned=x.yaml", "tfidf_tuned"),
         ("x=README.md", "README.md"),
     ],
 )

@@ -21,11 +21,12 @@ SPREAD_SHARE = 0.25
 
 
 class LexicalFeatures(nn.Module):
-    """Logits from the counts of M tokens, and with `tfidf` of pairs of adjacent tokens too, in a document.
+    """Logits from the counts of M tokens and pairs of adjacent tokens in a document.
 
-    `log` is `W log(1 + counts) + b`; `tfidf` is `W v / |v| + b` with `v = idf · log(1 + counts)`. Features and weights are
-    fitted on the training documents before training (scripts/training/fit_lexical_features.py) and then fixed. Counts are
-    additive over chunks, so chunks can be left out. The logits are zero until fitted.
+    With the weighting `log`, of tokens only, and `pairs`, they are `W log(1 + counts) + b`; with `tfidf` they are
+    `W v / |v| + b` with `v = idf · log(1 + counts)`. Features and weights are fitted on the training documents before
+    training (scripts/training/fit_lexical_features.py) and then fixed. Counts are additive over chunks, so chunks can be
+    left out. The logits are zero until fitted.
 
     >>> lexical = LexicalFeatures(vocab_size=9, num_features=2, num_labels=2)
     >>> weight_KM = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
@@ -49,11 +50,11 @@ class LexicalFeatures(nn.Module):
         self.register_buffer("feature_of_token", torch.full((vocab_size,), num_features))
         self.register_buffer("weight", torch.zeros(num_labels, num_features))
         self.register_buffer("bias", torch.zeros(num_labels))
-        has_pairs = weighting == "tfidf"
+        has_pairs = weighting != "log"
         # A pair is `first · V + second`; sorted, so that one is found by bisection.
         self.register_buffer("pairs", torch.full((num_features,), vocab_size**2) if has_pairs else None)
         self.register_buffer("feature_of_pair", torch.full((num_features,), num_features) if has_pairs else None)
-        self.register_buffer("idf", torch.zeros(num_features) if has_pairs else None)
+        self.register_buffer("idf", torch.zeros(num_features) if weighting == "tfidf" else None)
 
     @torch.no_grad()
     def set_weights(
@@ -72,15 +73,16 @@ class LexicalFeatures(nn.Module):
         self.weight.zero_()
         self.weight[:, :count] = weight_Km.to(self.weight)
         self.bias.copy_(bias_K)
-        if self.pairs is not None and self.feature_of_pair is not None and self.idf is not None:
+        if self.idf is not None:
             assert idf_m is not None
+            self.idf.zero_()
+            self.idf[:count] = idf_m.to(self.idf)
+        if self.pairs is not None and self.feature_of_pair is not None:
             pairs_p, order_p = (features_m[~is_token_m] - vocab_size).sort()
             self.pairs.fill_(vocab_size**2)
             self.pairs[: len(pairs_p)] = pairs_p
             self.feature_of_pair.fill_(self.weight.shape[1])
             self.feature_of_pair[: len(pairs_p)] = feature_m[~is_token_m][order_p]
-            self.idf.zero_()
-            self.idf[:count] = idf_m.to(self.idf)
 
     def tokens_of_features(self) -> dict[int, list[int]]:
         """Feature → its token, or the two of its pair."""
@@ -156,18 +158,38 @@ class LexicalFeatures(nn.Module):
         Returns:
             Sorted indices of at most `max_chunks` chunks, and the counts (M,) in all others.
         """
-        count_CM = self.count_chunks(chunks)
-        selected = np.arange(len(chunks))
-        if len(chunks) > max_chunks:
-            logits_CK = self(count_CM).numpy()
+        num_features, num_chunks = self.weight.shape[1], len(chunks)
+        selected = np.arange(num_chunks)
+        # Sparse: of M features a chunk has few.
+        ids = [torch.from_numpy(chunk) for chunk in chunks]
+        feature_CF = torch.cat(self.features(nn.utils.rnn.pad_sequence(ids, True, self._padding_token())), dim=1)
+        chunk_S, place_S = (feature_CF < num_features).nonzero(as_tuple=True)
+        cell_S, count_S = (chunk_S * num_features + feature_CF[chunk_S, place_S]).unique(return_counts=True)
+        chunk_S, feature_S = cell_S // num_features, cell_S % num_features
+        if num_chunks > max_chunks:
+            logits_CK = self._chunk_logits(chunk_S, feature_S, count_S, num_chunks).numpy()
             logits_CK = logits_CK - logits_CK.mean(axis=1, keepdims=True)
             num_spread = int(max_chunks * SPREAD_SHARE)
             # Each class's most telling chunk, then each class's second, …
             order_CK = np.argsort(-logits_CK, axis=0, kind="stable")
             chosen = list(dict.fromkeys(order_CK.ravel().tolist()))[: max_chunks - num_spread]
-            others = np.setdiff1d(np.arange(len(chunks)), chosen)
+            others = np.setdiff1d(np.arange(num_chunks), chosen)
             spread = evenly_spaced(len(others), num_spread)
             if rng is not None:
                 spread = rng.choice(len(others), num_spread, replace=False)
             selected = np.sort(np.concatenate([chosen, others[spread]]))
-        return selected, np.delete(count_CM.numpy(), selected, axis=0).sum(axis=0)
+        is_rest_S = ~np.isin(chunk_S.numpy(), selected)
+        rest_M = np.bincount(feature_S.numpy()[is_rest_S], count_S.numpy()[is_rest_S], minlength=num_features)
+        return selected, rest_M.astype(np.float32)
+
+    def _chunk_logits(
+        self, chunk_S: torch.Tensor, feature_S: torch.Tensor, count_S: torch.Tensor, num_chunks: int
+    ) -> torch.Tensor:
+        """`forward` for chunks, from the S counts that are not zero: (C, K)."""
+        value_S = count_S.float().log1p()
+        if self.idf is not None:
+            value_S = value_S * self.idf[feature_S]
+            square_C = torch.zeros(num_chunks).index_add_(0, chunk_S, value_S**2)
+            value_S = value_S / square_C.sqrt()[chunk_S].clamp(min=1e-12)
+        logits_CK = self.bias.repeat(num_chunks, 1)
+        return logits_CK.index_add_(0, chunk_S, value_S[:, None] * self.weight.T[feature_S])

@@ -324,10 +324,11 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             rest_counts: (B, M) counts of the lexical features in the rest of each document, which is not encoded (the
                 policy `lexical`; None: nothing else is counted).
         """
-        needs_ids = chunk_vectors is None or self.lexical is not None
-        if num_chunks is None or needs_ids != (input_ids is not None):
+        counts_words = self.lexical is not None and not self.training
+        if num_chunks is None or (input_ids is None and (chunk_vectors is None or counts_words)):
             raise ValueError(
-                "Pass `num_chunks` and either `input_ids` or `chunk_vectors`; lexical features always need `input_ids`."
+                "Pass `num_chunks` and either `input_ids` or `chunk_vectors`; in evaluation lexical features need "
+                "`input_ids`."
             )
         lengths = None if chunk_lengths is None else [length for document in chunk_lengths for length in document]
         counts = host_counts(num_chunks) if chunk_lengths is None else [len(document) for document in chunk_lengths]

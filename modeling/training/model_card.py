@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 def describe_lexical(config: dict[str, Any]) -> str:
     """Clause describing the lexical features; empty if disabled."""
     count = config.get("lexical_features")
-    return f", with lexical features of up to {count:,} tokens" if count else ""
+    return f", with lexical features of up to {count:,} tokens or pairs of tokens" if count else ""
 
 
 def describe_embeddings(config: dict[str, Any]) -> str:
@@ -141,8 +141,12 @@ def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels
     )
     return [
         f"False negatives: {misses}. Consequential decisions need a human who has read the evidence.",
-        f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are read per document; "
-        "`truncated` in the result indicates that there was more.",
+        f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are "
+        + (
+            "encoded per document, the most telling ones by their words; of the others words are only counted."
+            if config["chunk_policy"] == "lexical"
+            else "read per document; `truncated` in the result indicates that there was more."
+        ),
         f"The model reflects its {sum(config['label_counts']['train'].values())} training documents and labels, "
         "including their biases. Other languages, genres or labeling rules were not tested.",
         "It classifies texts, not people, and must not be used to judge authors or readers.",

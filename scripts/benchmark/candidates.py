@@ -8,7 +8,7 @@ import yaml
 
 GEOMETRY: dict[str, Any] = {"chunk_length": 512, "chunk_overlap": 0, "max_chunks": 20, "chunk_policy": "uniform"}
 LEXICAL_FEATURES = 20_000  # of the baseline words_alone
-BASELINES = ("tfidf", "words_alone", "first_chunk", "head_tail", "majority")
+BASELINES = ("tfidf_tuned", "tfidf", "words_alone", "first_chunk", "head_tail", "majority")
 
 
 @dataclass

@@ -23,7 +23,7 @@ from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
 
 
@@ -137,7 +137,12 @@ def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[
 
         return scores
 
-    baselines = {"tfidf": lambda number: tfidf_scores(*parts(number)), "majority": majority, "words_alone": words}
+    baselines = {
+        "tfidf_tuned": lambda number: tuned_tfidf_scores(*parts(number))[0],
+        "tfidf": lambda number: tfidf_scores(*parts(number)),
+        "majority": majority,
+        "words_alone": words,
+    }
     return baselines | ({"first_chunk": ends([0]), "head_tail": ends([0, -1])} if vectors is not None else {})
 
 

@@ -110,8 +110,11 @@ class Folds:
         return path
 
     def cache_vectors(self, candidate: Candidate) -> ChunkVectorDocuments | None:
-        """Encode all documents once for a candidate with a frozen encoder, and distribute the vectors over the folds."""
-        if not candidate.options().get("freeze_encoder"):
+        """Encode all documents once for a candidate with a frozen encoder, and distribute the vectors over the folds.
+
+        With the policy `lexical`, each fold's features select other chunks: its runs encode them."""
+        options = candidate.options()
+        if not options.get("freeze_encoder") or options.get("chunk_policy") == "lexical":
             return None
         kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
         changes = [f"--{name}={value}" for name, value in candidate.changed.items()]

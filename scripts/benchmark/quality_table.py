@@ -16,7 +16,8 @@ from scripts.common.markdown import markdown_table
 from scripts.evaluation.statistics import interval, metrics_of
 
 NUM_RESAMPLES = 2000
-REFERENCE = "tfidf"
+REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
+WORDS = "words_alone"
 
 
 @dataclass
@@ -55,15 +56,23 @@ def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) 
 
 
 class PairedComparison:
-    """Paired bootstrap comparison (Efron 1979) of systems with TF-IDF on the same documents."""
+    """Paired bootstrap comparison (Efron 1979) of systems with the tuned TF-IDF and with the lexical features alone, on
+    the same documents."""
 
-    def __init__(self, labels_B: np.ndarray, folds_B: np.ndarray, names: Sequence[str], reference: Predictions):
+    def __init__(
+        self,
+        labels_B: np.ndarray,
+        folds_B: np.ndarray,
+        names: Sequence[str],
+        reference: Predictions,
+        words: Predictions,
+    ):
         self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
         self.is_most_severe_B = labels_B == len(names) - 1
         flagged_B = reference.predicted_SB[0] == len(names) - 1
         self.counts = {int(fold): int(flagged_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
         self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
-        self.reference = self.measured(reference)
+        self.reference, self.words = self.measured(reference), self.measured(words)
 
     def measured(self, system: Predictions) -> dict[str, np.ndarray]:
         """`f1` and `missed_at_rate`, each (1 + R,): on all documents, then on each resample; means over seeds."""
@@ -81,9 +90,10 @@ class PairedComparison:
         return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
 
     def figures(self, system: Predictions) -> dict[str, Any]:
-        """Metrics of a system and their differences from TF-IDF."""
+        """Metrics of a system and their differences from the tuned TF-IDF and from the lexical features alone."""
         measured = self.measured(system)
-        differences = {name: measured[name] - self.reference[name] for name in measured}
+        f1_less_reference, f1_less_words = (measured["f1"] - other["f1"] for other in (self.reference, self.words))
+        missed_less_reference = measured["missed_at_rate"] - self.reference["missed_at_rate"]
         by_fold = np.zeros(len(self.counts))
         for index, fold in enumerate(self.counts):
             rows_1B = np.flatnonzero(self.folds_B == fold)[None]
@@ -95,10 +105,11 @@ class PairedComparison:
             "seeds": len(system.predicted_SB),
             "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
             "by_fold": by_fold.tolist(),
-            "f1_macro_less_tfidf": interval(differences["f1"][0], differences["f1"][1:]),
+            f"f1_macro_less_{REFERENCE}": interval(f1_less_reference[0], f1_less_reference[1:]),
+            f"f1_macro_less_{WORDS}": interval(f1_less_words[0], f1_less_words[1:]),
             "recall": [float((right_SB & of_B).sum(axis=1).mean() / max(of_B.sum(), 1)) for of_B in in_class],
             "missed_at_rate": float(measured["missed_at_rate"][0]),
-            "missed_at_rate_less_tfidf": interval(differences["missed_at_rate"][0], differences["missed_at_rate"][1:]),
+            f"missed_at_rate_less_{REFERENCE}": interval(missed_less_reference[0], missed_less_reference[1:]),
         }
 
 
@@ -122,13 +133,14 @@ def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
 
 
 def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> dict[str, Any]:
-    """Metrics of each system on the folds that all systems have finished, and their differences from TF-IDF.
+    """Metrics of each system on the folds that all systems have finished, and their differences from the tuned
+    TF-IDF and from the lexical features alone.
 
     `missed_at_rate` is the share of the most severe class that is not flagged when each fold flags as many documents,
-    those with the highest score, as TF-IDF predicts to be of that class.
+    those with the highest score, as the tuned TF-IDF predicts to be of that class.
 
     Args:
-        seeds: system → seeds; the system is the name of its directory in `runs`.
+        seeds: system → seeds; the system is the name of its directory in `runs`. Both baselines are among them.
     """
     done = finished_runs(runs, seeds)
     folds = sorted({fold for fold, _ in done[REFERENCE]})
@@ -155,7 +167,9 @@ def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> di
         )
         for name, by_seed in rows.items()
     }
-    comparison = PairedComparison(np.array(labels), np.array(fold_of), names, predictions[REFERENCE])
+    comparison = PairedComparison(
+        np.array(labels), np.array(fold_of), names, predictions[REFERENCE], predictions[WORDS]
+    )
     systems = {
         name: comparison.figures(system) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
         for name, system in predictions.items()
@@ -168,10 +182,11 @@ def markdown(measured: dict[str, Any]) -> str:
     if not measured["systems"]:
         return "No fold has been finished by all systems yet.\n"
     most_severe = measured["labels"][-1]
-    head = ["", "macro-F1 over folds", "difference from TF-IDF [95 %]", f"recall {' / '.join(measured['labels'])}"]
+    head = ["", "macro-F1 over folds", "less tuned TF-IDF [95 %]", "less words alone [95 %]"]
     head += [
-        f"{most_severe} missed at TF-IDF's flag rate",
-        "difference from TF-IDF [95 %]",
+        f"recall {' / '.join(measured['labels'])}",
+        f"{most_severe} missed at the tuned TF-IDF's flag rate",
+        "less tuned TF-IDF [95 %]",
         "seeds",
         "s per run",
         "peak MiB",
@@ -183,10 +198,11 @@ def markdown(measured: dict[str, Any]) -> str:
         row = [
             name,
             f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
-            "" if name == REFERENCE else format_interval(system["f1_macro_less_tfidf"]),
+            "" if name == REFERENCE else format_interval(system[f"f1_macro_less_{REFERENCE}"]),
+            "" if name == WORDS else format_interval(system[f"f1_macro_less_{WORDS}"]),
             " / ".join(f"{recall:.2f}" for recall in system["recall"]),
             f"{system['missed_at_rate']:.3f}",
-            "" if name == REFERENCE else format_interval(system["missed_at_rate_less_tfidf"]),
+            "" if name == REFERENCE else format_interval(system[f"missed_at_rate_less_{REFERENCE}"]),
             str(system["seeds"]),
             "" if system["seconds"] is None else f"{system['seconds']:.0f}",
             "" if system["peak_mib"] is None else f"{system['peak_mib']:.0f}",

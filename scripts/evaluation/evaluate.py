@@ -28,7 +28,7 @@ from modeling.training.runtime import set_num_threads
 from modeling.training.training_args import parse_severity_weights
 from scripts.common.loading import load_classifier
 from scripts.common.predictions_io import write_lines, write_predictions
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores, vector_scores
+from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
 from scripts.evaluation.figures import (
@@ -50,7 +50,8 @@ from scripts.evaluation.statistics import (
 )
 
 BASELINES = {
-    "tfidf": "TF-IDF + logistic regression",
+    "tfidf_tuned": "tuned TF-IDF + logistic regression",
+    "tfidf": "TF-IDF + logistic regression, untuned",
     "first_chunk": "first chunk only",
     "head_tail": "first and last chunk only",
     "majority": "majority class",
@@ -107,9 +108,11 @@ def load_context(model_name: str, dataset_dir: str, split: str) -> EvaluationCon
     return context
 
 
-def evaluate_baselines(context: EvaluationContext, split: str, results: list[DocumentResult]) -> dict[str, np.ndarray]:
-    """Predictions (B,) of each baseline on a split. Those on one or two chunks are logistic regressions on this
-    encoder's vectors of the training documents."""
+def evaluate_baselines(
+    context: EvaluationContext, split: str, results: list[DocumentResult]
+) -> tuple[dict[str, np.ndarray], str]:
+    """Predictions (B,) of each baseline on a split, and what the tuned TF-IDF chose. Those on one or two chunks are
+    logistic regressions on this encoder's vectors of the training documents."""
     train, test = context.splits["train"], context.splits[split]
     size = context.model.config.hidden_size
     vectors = {}
@@ -122,14 +125,19 @@ def evaluate_baselines(context: EvaluationContext, split: str, results: list[Doc
     if lexical is not None:
         counts = (result.document_counts(context.model) for result in results)
         lexical_logits = [lexical(count_M[None]) for count_M in counts if count_M is not None]
-    return {
+    tuned_BK, chosen = tuned_tfidf_scores(train, test)
+    baselines = {
+        "tfidf_tuned": tuned_BK.argmax(axis=1),
         "tfidf": tfidf_scores(train, test).argmax(axis=1),
         "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(
             axis=1
         ),
         "head_tail": vector_scores(vectors["train"], labels, vectors[split], num_labels).argmax(axis=1),
         "majority": majority_predictions(train, test),
-    } | ({"words_alone": torch.cat(lexical_logits).argmax(dim=1).cpu().numpy()} if lexical_logits else {})
+    }
+    if lexical_logits:
+        baselines["words_alone"] = torch.cat(lexical_logits).argmax(dim=1).cpu().numpy()
+    return baselines, chosen
 
 
 def subgroups(results: list[DocumentResult], texts: list[str]) -> dict[str, np.ndarray]:
@@ -181,7 +189,7 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
     scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
     predicted = np.array([result.predicted for result in results])
     print(f"Evaluated {len(results)} documents in {predict_seconds:.1f} s. Running baselines…", flush=True)
-    baselines = evaluate_baselines(context, split, results)
+    baselines, chosen = evaluate_baselines(context, split, results)
     print("Computing explanations…", flush=True)
     _, chunk_seconds = timed(lambda: explain_chunks(context.model, results))
     sentence_seconds = 0.0
@@ -196,6 +204,7 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
             | {"difference_f1_macro": difference(labels, predicted, baseline, names)}
             for name, baseline in baselines.items()
         },
+        "tfidf_tuned_options": chosen,
         "calibration": {
             "temperature": temperature,
             "ece_before": expected_calibration_error(before, labels),

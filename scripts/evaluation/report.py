@@ -36,12 +36,14 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]
         documents_note        a sentence about the predictions, or ""
         documents             [{"id", "label", "predicted", "confidence": 0..1, "scores": {label: 0..1},
-                                "by_bias": bool, "truncated": bool, "num_chunks": int, "review": bool, "text": str,
+                                "by_bias": bool, "truncated": bool, "counted": bool, "num_chunks": int, "review": bool,
+                                "text": str,
                                 "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
                                 "evidence": [{"start", "end", "score"}, …]}, …]
                               confidence: score of the predicted label; by_bias: another label has a higher one
                               chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
-                              below 0 against it; read: False beyond max_chunks, where the model did not read the chunk
+                              below 0 against it; read: False beyond max_chunks, where the encoder did not read the chunk;
+                              counted: whether the lexical features read the others
                               evidence: the sentences with the highest attribution, strongest first
 
     Raises:

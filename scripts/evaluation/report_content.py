@@ -23,7 +23,7 @@ def report_content(
 ) -> dict[str, Any]:
     """The `report` argument of `write_report` without figures, plus `evidence_lines`, the rows of evidence.jsonl."""
     metrics, names = evaluation["metrics"], context.names
-    headline, is_warning = headline_of(metrics, split, len(split_documents))
+    headline, is_warning = headline_of(metrics, split, len(split_documents), baselines)
     documents, lines = documents_of(split_documents, evaluation, names)
     config = context.model.config
     facts = [
@@ -36,6 +36,7 @@ def report_content(
                   f"{config.pooling} pooling"],
         *strongest_words(context),
         *decision_fact(metrics),
+        ["Tuned TF-IDF", metrics["tfidf_tuned_options"]],
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
     ]  # fmt: skip
@@ -91,20 +92,23 @@ def strongest_words(context: Any, number: int = 12) -> list[list[str]]:
     return rows
 
 
-def headline_of(metrics: dict[str, Any], split: str, count: int) -> tuple[str, bool]:
-    """The report's headline, and whether it is a warning: the model is not significantly better than TF-IDF."""
-    own, tfidf = metrics["model"]["f1_macro"], metrics["baselines"]["tfidf"]
-    gap, other = tfidf["difference_f1_macro"], tfidf["f1_macro"]["value"]
+def headline_of(metrics: dict[str, Any], split: str, count: int, titles: dict[str, str]) -> tuple[str, bool]:
+    """The report's headline, and whether it is a warning: the model is not significantly better than the best baseline.
+
+    The best baseline is the one with the highest macro-F1 on this split; `titles` names the baselines.
+    """
+    own = metrics["model"]["f1_macro"]
+    name = max(metrics["baselines"], key=lambda name: metrics["baselines"][name]["f1_macro"]["value"])
+    baseline = metrics["baselines"][name]
+    gap, best = baseline["difference_f1_macro"], f"the best baseline, {titles[name]}"
+    other = f"{baseline['f1_macro']['value']:.3f}"
     score = f"Macro-F1 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) on {count} {split} documents"
     if gap["value"] <= 0:
-        return f"This model does not beat TF-IDF + logistic regression ({other:.3f}). {score}.", True
+        return f"This model does not beat {best} ({other}). {score}.", True
     if gap["low"] <= 0:
         margin = f"{gap['low']:+.3f} to {gap['high']:+.3f}"
-        return (
-            f"{score}; TF-IDF reaches {other:.3f}. With this few documents, the difference may be chance ({margin}).",
-            True,
-        )
-    return f"{score}; TF-IDF + logistic regression reaches {other:.3f}.", False
+        return f"{score}; {best}, reaches {other}. The difference may be chance ({margin}).", True
+    return f"{score}; {best}, reaches {other}.", False
 
 
 def headline_numbers(metrics: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
@@ -295,6 +299,7 @@ def documents_of(
                 "by_bias": bool(result.predicted != score_K.argmax()),
                 "scores": dict(zip(names, score_K.tolist(), strict=True)),
                 "truncated": result.truncated,
+                "counted": result.rest_M is not None,
                 "num_chunks": len(result.bounds),
                 "review": result.index in review,
                 "text": text,

@@ -102,8 +102,8 @@ class Search:
         if self.args.freeze_encoder:
             model.vector_mean.copy_(self.scaler[0])
             model.vector_scale.copy_(self.scaler[1])
-            for documents in setup.documents.values():
-                documents.with_tokens = model.lexical is not None
+            for name, documents in setup.documents.items():
+                documents.with_tokens = model.lexical is not None and name != "train"
         if model.lexical is not None:
             num_features = model.config.lexical_features
             if num_features not in self.lexical:

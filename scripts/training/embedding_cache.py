@@ -83,7 +83,7 @@ def cached_chunk_vectors(
         vectors: Any = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files.values()])
         if len(vectors) != len(chunked):
             raise ValueError(f"{folder} has {len(vectors)} of {len(chunked)} documents: delete it, and run again.")
-        with_tokens = model.lexical is not None
+        with_tokens = model.lexical is not None and name != "train"  # in training the features are not counted
         result[name] = ChunkVectorDocuments(chunked, vectors, model.config.hidden_size, with_tokens)
     return result
 

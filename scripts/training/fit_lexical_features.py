@@ -15,6 +15,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import normalize
 
 from data.chunk_dataset import ChunkedDocuments
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
@@ -22,10 +23,11 @@ from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 logger = logging.getLogger("train_hf")
 
 # C of the logistic regression, inverse to the strength of its L2 penalty: the candidates for each weighting.
-CANDIDATES = {"log": (0.3,), "tfidf": (30.0, 100.0)}
+CANDIDATES = {"log": (0.3,), "pairs": (0.1,), "tfidf": (30.0, 100.0)}
+SHARE_POWERS = {"log": 1.0, "pairs": 0.5}
 NUM_FOLDS = 3
 # Minimum document frequency of a feature (or a twentieth of the documents, if there are few).
-MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
+MIN_DOCUMENTS = {"log": 8, "pairs": 3, "tfidf": 3}
 # Beyond these, features are fitted to a sample of the documents, and compared on a smaller one.
 MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED = 20_000, 20_000_000, 2_000
 
@@ -67,16 +69,17 @@ def fit_lexical_features(
     """Choose and weigh the M features that tell the classes apart best in the training documents.
 
     `log`: the M tokens whose log counts differ most between the classes. Of each token's `log(1 + count)` the classes
-    explain a share of the variance (eta squared of a one-way analysis). The log counts are standardised and multiplied by
-    share / largest share before an L2-regularised logistic regression, so that a token may weigh more the better it tells
-    the classes apart: what the adaptive lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand tokens overfit
-    a few hundred documents (docs/log.md, 2026-11-25).
+    explain a share of the variance (eta squared of a one-way analysis). The log counts are divided by their deviation and
+    multiplied by share / largest share before an L2-regularised logistic regression, so that a token may weigh more the
+    better it tells the classes apart: what the adaptive lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand
+    tokens overfit a few hundred documents (docs/log.md, 2026-11-25).
 
-    `tfidf`: the M tokens and pairs of adjacent tokens that differ most, as TF-IDF of unit length: few strong tokens do not
-    decide alone, which suits short documents.
+    `pairs`: the same with pairs of adjacent tokens too, and the square root of the share.
+
+    `tfidf`: tokens and pairs as TF-IDF of unit length, of which a few strong ones do not decide alone.
 
     `auto` takes the weighting and penalty with the lowest log loss on held-out folds of the training documents: `log` on
-    films, `tfidf` on news articles (docs/log.md, 2026-11-28).
+    films, `pairs` on film reviews, `tfidf` on news articles (docs/log.md, 2026-11-28).
 
     Rank 0 fits; the other ranks receive its features.
 
@@ -125,7 +128,7 @@ def lexical_weights(
         if weighting in (name, "auto")
         for penalty in penalties
     ]
-    features_F, count_BF = count_features(train, rows, vocab_size, any(name == "tfidf" for name, _ in candidates))
+    features_F, count_BF = count_features(train, rows, vocab_size, any(name != "log" for name, _ in candidates))
     labels_B = labels_B[rows[: count_BF.shape[0]]]
     if len(candidates) > 1:
         compared = min(len(labels_B), MAX_COMPARED)
@@ -135,40 +138,26 @@ def lexical_weights(
             )
         ]
     [(name, penalty)] = candidates
-    chosen, values = choose_features(name, features_F, count_BF, labels_B, num_labels, num_features, vocab_size)
-    if not len(chosen):
-        raise ValueError("No token tells the classes apart in the training documents: leave --lexical_features out.")
-    value_Bm = values(count_BF)
-    weight_Km, bias_K = fit_regression(value_Bm, labels_B, weight_K, penalty)
-    weight_Km, bias_K = values.fold_into(weight_Km, bias_K)
+    values = choose_features(name, features_F, count_BF, labels_B, num_labels, num_features, vocab_size)
+    weight_Km, bias_K = fit_regression(values(count_BF), labels_B, weight_K, penalty)
     idf_m = values.scale_m.astype(np.float32) if name == "tfidf" else None
-    features_m = features_F[chosen]
+    if idf_m is None:
+        weight_Km = weight_Km * values.scale_m
+    features_m = features_F[values.chosen]
     return FittedFeatures(name, features_m, weight_Km.astype(np.float32), bias_K.astype(np.float32), idf_m)
 
 
 @dataclass
 class FeatureValues:
-    """From counts to the values that are weighed: standardised log counts times a scale, or TF-IDF of unit length."""
+    """From counts to the values that are weighed: scaled log counts, with `tfidf` of unit length."""
 
     weighting: str
     chosen: np.ndarray
     scale_m: np.ndarray
-    mean_m: np.ndarray
 
-    def __call__(self, count_BF: sparse.csr_matrix) -> Any:
-        value_Bm = count_BF[:, self.chosen].log1p()
-        if self.weighting == "log":
-            return (value_Bm.toarray() - self.mean_m) * self.scale_m
-        value_Bm = value_Bm @ sparse.diags(self.scale_m)
-        norm_B = sparse.linalg.norm(value_Bm, axis=1)
-        return sparse.diags(1 / np.where(norm_B > 0, norm_B, 1)) @ value_Bm
-
-    def fold_into(self, weight_Km: np.ndarray, bias_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Weights of `log(1 + count)` (`log`) from those of the values."""
-        if self.weighting == "log":
-            weight_Km = weight_Km * self.scale_m
-            bias_K = bias_K - weight_Km @ self.mean_m
-        return weight_Km, bias_K
+    def __call__(self, count_BF: sparse.csr_matrix) -> sparse.csr_matrix:
+        value_Bm = count_BF[:, self.chosen].log1p() @ sparse.diags(self.scale_m)
+        return normalize(value_Bm) if self.weighting == "tfidf" else value_Bm
 
 
 def choose_features(
@@ -179,23 +168,29 @@ def choose_features(
     num_labels: int,
     num_features: int,
     vocab_size: int,
-) -> tuple[np.ndarray, FeatureValues]:
-    """Columns (m,) of the features whose log counts are best explained by the class, strongest first, and their values."""
+) -> FeatureValues:
+    """The columns (m,) of the features whose log counts are best explained by the class, strongest first, and their scales.
+
+    Raises:
+        ValueError: no token tells the classes apart.
+    """
     num_documents = len(labels_B)
-    frequency_F = np.diff(count_BF.tocsc().indptr)
-    share_F = share_explained(count_BF.log1p(), labels_B, num_labels)
+    log_BF = count_BF.log1p()
+    frequency_F = np.bincount(log_BF.indices, minlength=len(features_F))
+    share_F = share_explained(log_BF, labels_B, num_labels)
     share_F[frequency_F < min(MIN_DOCUMENTS[weighting], max(2, num_documents // 20))] = 0
     if weighting == "log":
         share_F[features_F >= vocab_size] = 0
     chosen = np.argsort(-share_F, kind="stable")[:num_features]
     chosen = chosen[share_F[chosen] > 0]
-    if weighting == "log":
-        log_Bm = count_BF[:, chosen].log1p().toarray()
-        mean_m, deviation_m = log_Bm.mean(axis=0), log_Bm.std(axis=0)
-        scale_m = share_F[chosen] / share_F.max(initial=1e-12) / np.where(deviation_m > 0, deviation_m, np.inf)
-        return chosen, FeatureValues(weighting, chosen, scale_m, mean_m)
-    idf_m = np.log((1 + num_documents) / (1 + frequency_F[chosen])) + 1
-    return chosen, FeatureValues(weighting, chosen, idf_m, np.zeros(len(chosen)))
+    if not len(chosen):
+        raise ValueError("No token tells the classes apart in the training documents: leave --lexical_features out.")
+    if weighting == "tfidf":
+        return FeatureValues(weighting, chosen, np.log((1 + num_documents) / (1 + frequency_F[chosen])) + 1)
+    log_Bm = log_BF[:, chosen]
+    mean_m, square_m = (np.asarray(part.mean(axis=0)).ravel() for part in (log_Bm, log_Bm.multiply(log_Bm)))
+    deviation_m = np.sqrt(np.maximum(square_m - mean_m**2, 1e-12))
+    return FeatureValues(weighting, chosen, (share_F[chosen] / share_F.max()) ** SHARE_POWERS[weighting] / deviation_m)
 
 
 def share_explained(value_BF: sparse.csr_matrix, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
@@ -227,10 +222,11 @@ def best_candidate(
     losses = dict.fromkeys(candidates, 0.0)
     for fitted, held_out in StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=0).split(labels_B, labels_B):
         for name in dict(candidates):
-            chosen, values = choose_features(
-                name, features_F, count_BF[fitted], labels_B[fitted], num_labels, num_features, vocab_size
-            )
-            if not len(chosen):
+            try:
+                values = choose_features(
+                    name, features_F, count_BF[fitted], labels_B[fitted], num_labels, num_features, vocab_size
+                )
+            except ValueError:
                 losses |= {(name, penalty): np.inf for penalty in CANDIDATES[name]}
                 continue
             value_Bm, test_Bm = values(count_BF[fitted]), values(count_BF[held_out])

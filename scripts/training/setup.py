@@ -73,7 +73,7 @@ class TrainingSetup:
         lengths: each split's document lengths in chunks and tokens.
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
-        lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
+        lexical_weighting: log, pairs, tfidf, or auto (see `fit_lexical_features`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -255,7 +255,16 @@ def build_model(
 
 
 def checkpoint_activations(model: HierarchicalRobertaForSequenceClassification, kwargs: dict[str, Any]) -> None:
-    """Enable activation checkpointing as Trainer will, so that memory is planned with it."""
+    """Enable activation checkpointing as Trainer will, so that memory is planned with it.
+
+    Raises:
+        ValueError: transformers' code of the encoder has none.
+    """
+    if not model.encoder.supports_gradient_checkpointing:
+        raise ValueError(
+            f"The encoder ({model.config.encoder_config.model_type}) does not support gradient checkpointing in "
+            "transformers: leave --gradient_checkpointing out. --live_chunks bounds memory too."
+        )
     layers = {name: kwargs[name] for name in ("every_n_layers", "offload") if name in kwargs}
     # transformers 5.23 renames the method, and deprecates the old name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -323,10 +332,11 @@ def chunk_splits(
         geometry = (config.chunk_length, config.chunk_overlap, config.max_chunks, num_special)
         lengths[name] = SplitLengths(*chunk_sizes(num_tokens, *geometry))
         cut = coverage(num_tokens, chunked[name].chunker.body_length, config.chunk_overlap, config.max_chunks)
+        does = "leaves to the lexical features" if config.chunk_policy == "lexical" else "cuts"
         logger.info(
             f"{name}: {cut['documents']} documents, {cut['tokens']:,} tokens; max_chunks ({config.max_chunks}, "
-            f"{config.chunk_policy}) cuts {cut['documents_cut_share']:.1%} of documents and {cut['tokens_cut_share']:.1%} "
-            "of tokens.",
+            f"{config.chunk_policy}) {does} {cut['tokens_cut_share']:.1%} of tokens, in {cut['documents_cut_share']:.1%} of "
+            "documents.",
             extra={"detail": not cut["tokens_cut_share"]},
         )
     return chunked, lengths
