@@ -68,7 +68,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 
         # On tokens even if the encoder is frozen: cached embeddings have the precision of training.
         documents = parts.documents if args.evaluate_kept_vectors else parts.chunked
-        metrics = evaluate_splits(trainer, documents, parts.chunked, parts.splits, parts.labels)
+        metrics = evaluate_splits(trainer, documents, parts.chunked, parts.splits, parts.labels, parts.severity_weights)
         export(trainer, watchers.history, metrics, parts.labels)
         return run.push_final(pusher, args.output_dir)
 

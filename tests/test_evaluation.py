@@ -165,7 +165,7 @@ def test_fit_temperature_reduces_overconfidence():
 
 def test_abstain_curve_keeps_the_most_confident():
     scores = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.45, 0.55]])
-    curve = abstain_curve(scores, np.array([0, 1, 0, 1]))
+    curve = abstain_curve(scores, np.array([0, 1, 0, 1]), scores.argmax(axis=1))
     assert curve[0] == {"kept_share": 1.0, "confidence": 0.55, "accuracy": 0.75}
     assert {row["accuracy"] for row in curve if row["kept_share"] <= 0.5} == {1.0}
 

@@ -182,7 +182,7 @@ def test_any_rows_are_prepared_or_refused(roberta_folder, tmp_path_factory, rows
 
 OPTIONS = st.sampled_from(
     ["chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size", "dropout", "live_chunks",
-     "chunk_prefix", "token_pooling",
+     "chunk_prefix", "token_pooling", "decision_metric",
      "learning_rate", "num_train_epochs", "class_weights", "warmup_steps", "lr_scheduler_type", "eval_strategy", "bf16",
      "per_device_train_batch_size", "gradient_accumulation_steps", "freeze_encoder", "freeze_layers", "max_loss_spike",
      "save_total_limit", "lr_scheduler_kwargs", "optim", "seed", "hub_strategy", "grace_seconds", "encoder", "save_steps",

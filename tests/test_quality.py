@@ -101,14 +101,19 @@ class Part(dict):
     """Documents by column, as write_predictions takes them."""
 
 
-def lay_out(runs, name: str, seed: int, scores: list[list[float]], labels: list[int]) -> None:
+def lay_out(
+    runs, name: str, seed: int, scores: list[list[float]], labels: list[int], predicted: list[int] | None = None
+) -> None:
     """Predictions of two folds, the documents dealt out in turn."""
+    predicted = predicted or np.argmax(scores, axis=1).tolist()
     for fold in range(2):
         folder = runs / name / f"fold-{fold}-seed-{seed}"
         folder.mkdir(parents=True)
         ids = [f"d{i}" for i in range(fold, len(labels), 2)]
         part = Part(id=ids, label=labels[fold::2])
-        write_predictions(folder / "predictions_test.csv", part, NAMES, np.array(scores[fold::2]))
+        write_predictions(
+            folder / "predictions_test.csv", part, NAMES, np.array(scores[fold::2]), np.array(predicted[fold::2])
+        )
         (folder / "cost.json").write_text(json.dumps({"seconds": 2.0, "peak_mib": None}))
 
 
@@ -139,6 +144,20 @@ def test_summary_is_paired_with_both_references_and_averaged_over_seeds(tmp_path
     assert table.index("| good |") < table.index("| tfidf_tuned |")
     good_row = next(line for line in table.splitlines() if line.startswith("| good |"))
     assert good_row.index("| +0.250 [") < good_row.index("| -0.250 [")
+
+
+def test_summary_is_of_the_decisions_and_not_of_the_highest_scores(tmp_path):
+    labels = [0, 0, 1, 1] * 4
+    scores = [[0.9, 0.1] if label == 0 else [0.6, 0.4] for label in labels]
+    lay_out(tmp_path, "tfidf_tuned", 0, scores, labels)
+    lay_out(tmp_path, "words_alone", 0, scores, labels)
+    lay_out(tmp_path, "decided", 1, scores, labels, predicted=labels)
+    measured = summary(tmp_path, NAMES, {"tfidf_tuned": [0], "words_alone": [0], "decided": [1]})
+    systems = measured["systems"]
+    assert systems["tfidf_tuned"]["f1_macro"]["mean"] == pytest.approx(1 / 3)
+    assert systems["decided"]["f1_macro"]["mean"] == systems["decided"]["by_fold"][0] == pytest.approx(1)
+    assert systems["decided"]["f1_macro_less_tfidf_tuned"]["value"] == pytest.approx(2 / 3)
+    assert systems["decided"]["recall"] == [1, 1]
 
 
 def test_summary_leaves_out_unfinished_folds(tmp_path):

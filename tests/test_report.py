@@ -41,6 +41,7 @@ def document(number: int, text: str, label: str, predicted: str, evidence: list[
         "label": label,
         "predicted": predicted,
         "confidence": 0.5 + 0.04 * number,
+        "by_bias": False,
         "scores": {name: 0.9 if name == predicted else 0.05 for name in LABELS},
         "truncated": len(starts) > 5,
         "counted": False,
@@ -69,6 +70,7 @@ def report():
     """Ten small documents, of which two miss, one is hostile, one has emoji and one is long enough to be folded."""
     quiet = "The boat came in late. " * 400
     documents = [document(i, f"Lamp {i}. " * 20, LABELS[i % 3], LABELS[i % 3], [f"Lamp {i}."]) for i in range(6)]
+    documents[3] |= {"by_bias": True, "scores": {"General": 0.3, "Teen": 0.4, "Mature": 0.3}}
     documents += [
         document(6, HOSTILE, "General", "Mature", ["The end of it."]),
         document(
@@ -91,6 +93,7 @@ def report():
         ],
         "figures": [{"title": "Confusion", "caption": "Rows are labels.", "png": b"\x89PNG not really"}],
         "tables": [{"title": "Per label", "caption": "On test.", "columns": ["label", "F1"], "rows": [["Teen", 0.5]]}],
+        "documents_note": "1 of 10 documents, marked “by bias”, has another label than the highest score.",
         "documents": documents,
     }
 
@@ -241,6 +244,14 @@ class TestInABrowser:
         assert "Macro-F1 0.800" in page.find_element(By.CLASS_NAME, "warning").text
         assert counts(page) == [10, 10]
         assert ids(page) == [row["id"] for row in report["documents"]]
+
+    def test_marks_a_decision_by_bias(self, page, report):
+        assert report["documents_note"] in page.find_element(By.ID, "documents").text
+        tagged = [row.text for row in page.find_elements(By.CSS_SELECTOR, "#rows tr") if "by bias" in row.text]
+        assert len(tagged) == 1
+        assert "story-3" in tagged[0]
+        assert "Teen has a higher score" in open_document(page, 3).text
+        assert "higher score" not in open_document(page, 4).text
 
     def test_filters_count_what_they_leave(self, page):
         choose(page, "label", "Mature")

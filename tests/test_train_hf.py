@@ -253,6 +253,8 @@ def test_embedding_cache_of_a_frozen_encoder_changes_nothing(prepared_folder, ro
         ({"config": "scripts/recipes/none.yaml"}, "scripts/recipes/none.yaml"),
         ({"resume_from_checkpoint": "nothing"}, "nothing"),
         ({"severity_weights": "1,2"}, r"severity_weights.*\b3\b|\b3\b.*weights"),
+        ({"decision_metric": "recall_Matur=0.95"}, "decision_metric.*recall_Matur=0.95.*General, Teen, Mature"),
+        ({"decision_metric": "f1"}, "decision_metric.*f1.*f1_macro, severity_f1"),
         ({"label_smoothing_factor": 2}, "label_smoothing_factor"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
         ({"num_train_epochs": 0}, "num_train_epochs"),

@@ -43,6 +43,9 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             fitted on the validation documents.
         classifier_dropout: dropout before the classifier and in the chunk transformer.
         temperature: divisor of the logits before the softmax, fitted on the validation documents (None: not fitted).
+        class_biases: biases of the classes, in the order of the labels, that are added to the log scores to decide for a
+            label, fitted on the validation documents (None: the label with the highest score).
+        decision_metric: what `class_biases` were fitted for, e.g. `f1_macro` or `recall_Mature=0.95`.
 
     Raises:
         ValueError: an invalid geometry, name or value.
@@ -76,6 +79,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         classifier_dropout: float = 0.1,
         initializer_range: float = 0.02,
         temperature: float | None = None,
+        class_biases: list[float] | None = None,
+        decision_metric: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(encoder_config, PreTrainedConfig):
@@ -97,6 +102,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.classifier_dropout = classifier_dropout
         self.initializer_range = initializer_range
         self.temperature = temperature
+        self.class_biases, self.decision_metric = class_biases, decision_metric
         super().__init__(**kwargs)  # last: it passes the attention implementation on to the encoder's config
         # The class that `transformers.pipeline("text-classification")` loads for this model.
         impl = "pipeline.HierarchicalClassificationPipeline"
@@ -127,6 +133,10 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             )
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
+        if self.class_biases is not None and len(self.class_biases) != self.num_labels:
+            raise ValueError(
+                f"`class_biases` must have a number for each of the {self.num_labels} labels, got {self.class_biases}."
+            )
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
 

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from .chunk_attribution import leave_one_out_attributions  # noqa: F401 (pushed)
 from .chunking import Chunker  # noqa: F401 (pushed)
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from .decision import decide  # noqa: F401 (pushed)
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoders import attention_for, encode_unpadded, load_encoder
 from .lexical_features import LexicalFeatures

@@ -17,6 +17,7 @@ from transformers import Pipeline
 
 from .chunk_attribution import leave_one_out_attributions
 from .chunking import Chunker, select_chunks, tokenize_batch
+from .decision import decide
 from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
 from .precision import full_precision
 from .prefetch import prefetched
@@ -81,6 +82,9 @@ class HierarchicalClassificationPipeline(Pipeline):
     A result is `{"label", "score", "scores": {label: p}, "num_chunks", "num_encoded_chunks", "truncated", "evidence":
     [{"start", "end", "score", "text"}]}`: `num_chunks` chunks were read, `num_encoded_chunks` of them by the encoder (fewer
     only with the policy `lexical`: the lexical features read the others), and `truncated` is True if the document has more.
+    `label` has the highest score, unless the model's config has `class_biases` (see `--decision_metric` of training): they are
+    added to the log scores before the highest is taken, so that `label` need not be the most probable one. `scores` are
+    probabilities without the biases, and `score` is that of `label`.
     `evidence` lists the encoded chunks with the highest leave-one-out attribution to the label (the drop in its log-odds
     without the chunk), highest first, with character offsets into the input text.
 
@@ -220,7 +224,7 @@ class HierarchicalClassificationPipeline(Pipeline):
         logits = document["logits_K"].float().cpu().numpy().astype(np.float64) / (config.temperature or 1.0)
         odds = np.exp(logits - logits.max())
         scores = (odds / odds.sum()).tolist()
-        label = int(np.argmax(scores))
+        label = int(decide(logits, config.class_biases))
         count_CM = None
         if self.model.lexical is not None:
             count_CM = self.model.lexical.count_chunks(document["input_ids"], config.num_prefix_tokens)

@@ -19,6 +19,14 @@ OVERSHOOT = 1.0
 TOLERANCE = 1e-9
 
 
+def f1_of(confusion: np.ndarray) -> np.ndarray:
+    """F1 of each class, (..., K), of confusion matrices (..., K, K); see `macro_f1_of`."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    total = counts.sum(axis=-1) + counts.sum(axis=-2)
+    return np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
+
+
 def macro_f1_of(confusion: np.ndarray) -> np.ndarray:
     """Macro-F1 of confusion matrices.
 
@@ -29,10 +37,7 @@ def macro_f1_of(confusion: np.ndarray) -> np.ndarray:
         (...,): the mean over all K classes of `2 true positives / (documents + predictions)`. A class that has neither
         documents nor predictions counts 0, as in modeling/training/metrics.py.
     """
-    counts = np.asarray(confusion, dtype=np.float64)
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    total = counts.sum(axis=-1) + counts.sum(axis=-2)
-    return np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0).mean(axis=-1)
+    return f1_of(confusion).mean(axis=-1)
 
 
 def fit_class_biases(

@@ -46,6 +46,10 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
         "Batch": f"{config['effective_batch_size']} documents per step ({config['per_device_train_batch_size']} × "
         f"{config['gradient_accumulation_steps']} accumulated × {config['num_processes']} processes)",
+        "Decision": f"the label with the highest log score plus class bias; the biases, in config.json, are fitted on "
+        f"validation for {config['decision_metric']}"
+        if config.get("decision_metric")
+        else "the label with the highest score",
         "Epochs": f"{len(record['epochs'])} evaluated, best at epoch {best.get('epoch')} (step {best.get('step')}) by "
         f"{config['metric_for_best_model']}" + (", stopped early" if record["stopped_early"] else ""),
         "Precision": config["precision"],
@@ -174,7 +178,7 @@ def latex_paragraph(
         f"({facts['Class weights']}"
         + (f"; label smoothing {config['label_smoothing_factor']:g}" if config["label_smoothing_factor"] else "")
         + f"). Optimizer: {facts['Optimizer']}; schedule: {facts['Schedule']}; {facts['Batch']}. "
-        f"Epochs: {facts['Epochs']}. Precision {facts['Precision']}, seed {facts['Seed']}, {facts['Hardware']}, "
+        f"Epochs: {facts['Epochs']}. Decision: {facts['Decision']}. Precision {facts['Precision']}, seed {facts['Seed']}, {facts['Hardware']}, "
         f"{facts['Training time']}. Software: {facts['Versions']}. "
         f"Results of the {'best' if config['load_best_model_at_end'] else 'last'} checkpoint: {results}."
         + (_latex(_comparison_sentence(evaluation)) if evaluation else "")

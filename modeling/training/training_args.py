@@ -238,6 +238,14 @@ class HierarchicalTrainingArguments(TrainingArguments):
             "help": "Label weights in severity_f1, in label order, e.g. 0.3,0.3,0.4 (the default for three labels)."
         },
     )
+    # Decisions
+    decision_metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "f1_macro, severity_f1, or a recall to reach, e.g. recall_Mature=0.95: class biases added to the log "
+            "scores are chosen for it on validation. Default: the label with the highest score."
+        },
+    )
     # Hub
     hub_token: str | None = field(
         default=None, metadata={"help": "Hub token; prefer HF_TOKEN in the environment, where it is moved to."}

@@ -6,6 +6,7 @@ B documents, K labels, R resamples, S seeds.
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,20 @@ REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
 WORDS = "words_alone"
 
 
-def read_scores(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, np.ndarray]]:
-    """id → (label id, scores (K,)) from predictions_test.csv."""
+@dataclass
+class Predictions:
+    """Scores (S, B, K) and predicted class ids (S, B) of a system, by seed."""
+
+    scores_SBK: np.ndarray
+    predicted_SB: np.ndarray
+
+
+def read_predictions(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, int, np.ndarray]]:
+    """id → (label id, predicted id, scores (K,)) from predictions_test.csv."""
+    id_of = {name: k for k, name in enumerate(names)}
     with open(folder / "predictions_test.csv", encoding="utf-8", newline="") as file:
         return {
-            row["id"]: (list(names).index(row["label"]), np.array([float(row[name]) for name in names]))
+            row["id"]: (id_of[row["label"]], id_of[row["predicted"]], np.array([float(row[name]) for name in names]))
             for row in csv.DictReader(file)
         }
 
@@ -54,44 +64,45 @@ class PairedComparison:
         labels_B: np.ndarray,
         folds_B: np.ndarray,
         names: Sequence[str],
-        reference_BK: np.ndarray,
-        words_BK: np.ndarray,
+        reference: Predictions,
+        words: Predictions,
     ):
         self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
         self.is_most_severe_B = labels_B == len(names) - 1
-        flagged_B = reference_BK.argmax(axis=1) == len(names) - 1
+        flagged_B = reference.predicted_SB[0] == len(names) - 1
         self.counts = {int(fold): int(flagged_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
         self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
-        self.reference, self.words = self.measured(reference_BK[None]), self.measured(words_BK[None])
+        self.reference, self.words = self.measured(reference), self.measured(words)
 
-    def measured(self, scores_SBK: np.ndarray) -> dict[str, np.ndarray]:
+    def measured(self, system: Predictions) -> dict[str, np.ndarray]:
         """`f1` and `missed_at_rate`, each (1 + R,): on all documents, then on each resample; means over seeds."""
         all_1B = np.arange(len(self.labels_B))[None]
         rows = (all_1B, self.rows_RB)
         f1 = [
-            np.concatenate([macro_f1(self.labels_B, scores_BK.argmax(axis=1), r, self.names) for r in rows])
-            for scores_BK in scores_SBK
+            np.concatenate([macro_f1(self.labels_B, predicted_B, r, self.names) for r in rows])
+            for predicted_B in system.predicted_SB
         ]
         caught_B = (
-            np.mean([flagged(one, self.folds_B, self.counts) for one in scores_SBK], axis=0) * self.is_most_severe_B
+            np.mean([flagged(one, self.folds_B, self.counts) for one in system.scores_SBK], axis=0)
+            * self.is_most_severe_B
         )
         missed = [1 - caught_B[r].sum(axis=1) / np.maximum(self.is_most_severe_B[r].sum(axis=1), 1) for r in rows]
         return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
 
-    def figures(self, scores_SBK: np.ndarray) -> dict[str, Any]:
+    def figures(self, system: Predictions) -> dict[str, Any]:
         """Metrics of a system and their differences from the tuned TF-IDF and from the lexical features alone."""
-        measured = self.measured(scores_SBK)
+        measured = self.measured(system)
         f1_less_reference, f1_less_words = (measured["f1"] - other["f1"] for other in (self.reference, self.words))
         missed_less_reference = measured["missed_at_rate"] - self.reference["missed_at_rate"]
         by_fold = np.zeros(len(self.counts))
         for index, fold in enumerate(self.counts):
             rows_1B = np.flatnonzero(self.folds_B == fold)[None]
-            f1 = [macro_f1(self.labels_B, one.argmax(axis=1), rows_1B, self.names)[0] for one in scores_SBK]
+            f1 = [macro_f1(self.labels_B, one_B, rows_1B, self.names)[0] for one_B in system.predicted_SB]
             by_fold[index] = np.mean(f1)
-        right_SB = scores_SBK.argmax(axis=2) == self.labels_B
+        right_SB = system.predicted_SB == self.labels_B
         in_class = [self.labels_B == k for k in range(len(self.names))]
         return {
-            "seeds": len(scores_SBK),
+            "seeds": len(system.predicted_SB),
             "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
             "by_fold": by_fold.tolist(),
             f"f1_macro_less_{REFERENCE}": interval(f1_less_reference[0], f1_less_reference[1:]),
@@ -138,25 +149,30 @@ def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> di
         return {"folds": 0, "labels": list(names), "systems": {}}
     labels: list[int] = []
     fold_of: list[int] = []
-    scores: dict[str, list[list[np.ndarray]]] = {
+    rows: dict[str, list[list[tuple[int, int, np.ndarray]]]] = {
         name: [[] for _ in system_seeds] for name, system_seeds in seeds.items()
     }
     for fold in folds:
-        reference = read_scores(done[REFERENCE][fold, seeds[REFERENCE][0]], names)
-        labels += [label for label, _ in reference.values()]
+        reference = read_predictions(done[REFERENCE][fold, seeds[REFERENCE][0]], names)
+        labels += [label for label, *_ in reference.values()]
         fold_of += [fold] * len(reference)
         for name, system_seeds in seeds.items():
             for index, seed in enumerate(system_seeds):
-                by_id = read_scores(done[name][fold, seed], names)
-                scores[name][index] += [by_id[id_][1] for id_ in reference]
-    scores_SBK = {name: np.array(by_seed) for name, by_seed in scores.items()}
+                by_id = read_predictions(done[name][fold, seed], names)
+                rows[name][index] += [by_id[id_] for id_ in reference]
+    predictions = {
+        name: Predictions(
+            np.array([[scores_K for *_, scores_K in of_seed] for of_seed in by_seed]),
+            np.array([[predicted for _, predicted, _ in of_seed] for of_seed in by_seed]),
+        )
+        for name, by_seed in rows.items()
+    }
     comparison = PairedComparison(
-        np.array(labels), np.array(fold_of), names, scores_SBK[REFERENCE][0], scores_SBK[WORDS][0]
+        np.array(labels), np.array(fold_of), names, predictions[REFERENCE], predictions[WORDS]
     )
     systems = {
-        name: comparison.figures(system_SBK)
-        | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
-        for name, system_SBK in scores_SBK.items()
+        name: comparison.figures(system) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
+        for name, system in predictions.items()
     }
     return {"folds": len(folds), "documents": len(labels), "labels": list(names), "systems": systems}
 

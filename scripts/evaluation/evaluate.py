@@ -176,7 +176,7 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
 
     Returns:
         `metrics` in the layout of metrics.json, and for the report `results` (B), `scores` and `before` (B, K, after
-        and before temperature scaling) and `labels` (B,).
+        and before temperature scaling), `labels` and `predicted` (B,).
     """
     names, labels = context.names, context.labels(split)
     chunked = context.chunked(split)
@@ -187,7 +187,7 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
     if temperature is None:
         temperature = fit_temperature(validation, context.labels("validation"))
     scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
-    predicted = logits.argmax(axis=1)
+    predicted = np.array([result.predicted for result in results])
     print(f"Evaluated {len(results)} documents in {predict_seconds:.1f} s. Running baselines…", flush=True)
     baselines, chosen = evaluate_baselines(context, split, results)
     print("Computing explanations…", flush=True)
@@ -213,7 +213,7 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
         "operating_points": operating_points(
             softmax(validation / temperature, axis=1), context.labels("validation"), scores, labels
         ),
-        "abstain": abstain_curve(scores, labels),
+        "abstain": abstain_curve(scores, labels, predicted),
         "by_group": by_group(subgroups(results, documents["text"]), labels, predicted, names),
         "confusion": confusion(labels, predicted, len(names))[0].tolist(),
         "faithfulness": {
@@ -226,9 +226,16 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
             "explain_sentences_seconds": sentence_seconds,
         },
     }
+    if (biases := context.model.config.class_biases) is not None:
+        metrics["decision"] = {
+            "metric": context.model.config.decision_metric,
+            "class_biases": dict(zip(names, biases, strict=True)),
+            "not_highest_score": int((predicted != scores.argmax(axis=1)).sum()),
+        }
     if any(gold_evidence):
         metrics["pointing"] = pointing_game(results, gold_evidence, labels, len(names) - 1)
-    return {"metrics": metrics, "results": results, "scores": scores, "before": before, "labels": labels}
+    arrays = {"scores": scores, "before": before, "labels": labels, "predicted": predicted}
+    return {"metrics": metrics, "results": results, **arrays}
 
 
 def figures_of(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
@@ -280,7 +287,9 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         (folder / f"{figure['name']}.png").write_bytes(figure["png"])
-    write_predictions(folder / "predictions.csv", documents, context.names, evaluation["scores"])
+    write_predictions(
+        folder / "predictions.csv", documents, context.names, evaluation["scores"], evaluation["predicted"]
+    )
     write_lines(folder / "evidence.jsonl", content.pop("evidence_lines"))
     write_json(folder / "metrics.json", evaluation["metrics"])
     write_report({**content, "figures": figures}, folder / "report.html")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions
+from modeling.hierarchical_roberta.decision import decide
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.pipeline import batches_by_tokens
 from modeling.hierarchical_roberta.precision import full_precision
@@ -50,6 +51,7 @@ class DocumentResult:
     """Prediction and explanation of one document.
 
     Attributes:
+        predicted: class id that the model decides for.
         read: indices of the chunks that the encoder read.
         input_ids: their tokens, with special tokens.
         rest_M: counts of the lexical features in the other chunks, with the chunk policy `lexical`.
@@ -60,6 +62,7 @@ class DocumentResult:
     """
 
     index: int
+    predicted: int
     logits_K: torch.Tensor
     chunk_CD: torch.Tensor
     weights_C: torch.Tensor
@@ -70,10 +73,6 @@ class DocumentResult:
     rest_M: torch.Tensor | None = None
     contributions: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sentences: list[Sentence] = field(default_factory=list)
-
-    @property
-    def predicted(self) -> int:
-        return int(self.logits_K.argmax())
 
     @property
     def truncated(self) -> bool:
@@ -117,11 +116,14 @@ def read_documents(
         # On the CPU: the embeddings of a split may not fit on the device.
         values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
         parts = (values[0], values[1].split(counts), values[2].split(counts))
-        for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
+        temperature = model.config.temperature or 1.0
+        predicted_B = decide(values[0].double().numpy() / temperature, model.config.class_biases).tolist()
+        for item, predicted, logits_K, chunk_CD, weights_C in zip(batch, predicted_B, *parts, strict=True):
             bounds, spans = spans_of(chunked, item["index"])
             read, rest = item["selected"].tolist(), item.get("rest_counts")
             yield DocumentResult(
                 item["index"],
+                predicted,
                 logits_K,
                 chunk_CD,
                 weights_C,

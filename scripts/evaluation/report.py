@@ -16,7 +16,7 @@ import jinja2
 from modeling.file_utils import atomic_write
 
 # Columns of the table of documents; the rest of a document is parsed when it is opened.
-SUMMARY = ("id", "label", "predicted", "confidence", "truncated", "num_chunks", "review")
+SUMMARY = ("id", "label", "predicted", "confidence", "by_bias", "truncated", "num_chunks", "review")
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
@@ -34,10 +34,13 @@ def write_report(report: dict[str, Any], path: Path) -> None:
                               model itself first, with difference None; difference: the model's macro-F1 minus this row's
         figures               [{"title", "caption", "png": bytes}, …]
         tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]
+        documents_note        a sentence about the predictions, or ""
         documents             [{"id", "label", "predicted", "confidence": 0..1, "scores": {label: 0..1},
-                                "truncated": bool, "counted": bool, "num_chunks": int, "review": bool, "text": str,
+                                "by_bias": bool, "truncated": bool, "counted": bool, "num_chunks": int, "review": bool,
+                                "text": str,
                                 "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
                                 "evidence": [{"start", "end", "score"}, …]}, …]
+                              confidence: score of the predicted label; by_bias: another label has a higher one
                               chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
                               below 0 against it; read: False beyond max_chunks, where the encoder did not read the chunk;
                               counted: whether the lexical features read the others

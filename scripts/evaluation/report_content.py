@@ -35,6 +35,7 @@ def report_content(
                   f"(chunk_policy {config.chunk_policy} beyond that){describe_embeddings(config.to_dict())}, "
                   f"{config.pooling} pooling"],
         *strongest_words(context),
+        *decision_fact(metrics),
         ["Tuned TF-IDF", metrics["tfidf_tuned_options"]],
         ["Temperature", f"{metrics['calibration']['temperature']:.3f}"],
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
@@ -48,9 +49,30 @@ def report_content(
         "metrics": headline_numbers(metrics, names),
         "baselines": comparison(metrics, names, baselines),
         "tables": tables_of(metrics, documents, names),
+        "documents_note": decision_note(metrics, len(documents)),
         "documents": documents,
         "evidence_lines": lines,
     }
+
+
+def decision_fact(metrics: dict[str, Any]) -> list[list[str]]:
+    """The class biases and what they were fitted for; empty without any."""
+    if "decision" not in metrics:
+        return []
+    biases = ", ".join(f"{name} {bias:+.3f}" for name, bias in metrics["decision"]["class_biases"].items())
+    return [["Decision", f"highest log score plus class bias ({biases}), fitted on validation for "
+             f"{metrics['decision']['metric']}"]]  # fmt: skip
+
+
+def decision_note(metrics: dict[str, Any], count: int) -> str:
+    """What class biases change in the predictions; empty without any."""
+    if "decision" not in metrics:
+        return ""
+    return (
+        f"The prediction has the highest log score plus class bias, so that it need not have the highest score: "
+        f"{metrics['decision']['not_highest_score']} of {count} documents, marked “by bias”, would be predicted otherwise "
+        "without the biases."
+    )
 
 
 def strongest_words(context: Any, number: int = 12) -> list[list[str]]:
@@ -244,9 +266,10 @@ def documents_of(
     split_documents: datasets.Dataset, evaluation: dict[str, Any], names: list[str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The report's entry of each document, and its row of evidence.jsonl."""
-    scores, labels = evaluation["scores"], evaluation["labels"]
-    wrong = np.flatnonzero(scores.argmax(axis=1) != labels)
-    review = set(wrong[np.argsort(-scores[wrong].max(axis=1), kind="stable")][:REVIEWED].tolist())
+    scores, labels, predicted = evaluation["scores"], evaluation["labels"], evaluation["predicted"]
+    confidence = scores[np.arange(len(scores)), predicted]
+    wrong = np.flatnonzero(predicted != labels)
+    review = set(wrong[np.argsort(-confidence[wrong], kind="stable")][:REVIEWED].tolist())
     documents, lines = [], []
     for result, row, score_K in zip(evaluation["results"], split_documents, scores, strict=True):
         text = row["text"]
@@ -268,11 +291,12 @@ def documents_of(
             for start, end in [result.span_of(position)]
             if start < end
         ]
-        common = {"id": row["id"], "label": names[row["label"]], "predicted": names[int(score_K.argmax())]}
+        common = {"id": row["id"], "label": names[row["label"]], "predicted": names[result.predicted]}
         documents.append(
             common
             | {
-                "confidence": float(score_K.max()),
+                "confidence": float(score_K[result.predicted]),
+                "by_bias": bool(result.predicted != score_K.argmax()),
                 "scores": dict(zip(names, score_K.tolist(), strict=True)),
                 "truncated": result.truncated,
                 "counted": result.rest_M is not None,

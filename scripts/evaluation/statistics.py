@@ -150,11 +150,12 @@ def operating_points(
     return points
 
 
-def abstain_curve(scores_BK: np.ndarray, labels_B: np.ndarray) -> list[dict[str, float]]:
-    """Selective prediction: accuracy on the most confident documents, by the share that is kept."""
-    confidence = scores_BK.max(axis=1)
+def abstain_curve(scores_BK: np.ndarray, labels_B: np.ndarray, predicted_B: np.ndarray) -> list[dict[str, float]]:
+    """Selective prediction: accuracy on the documents with the highest score of their predicted label, by the share that is
+    kept."""
+    confidence = scores_BK[np.arange(len(scores_BK)), predicted_B]
     order = np.argsort(-confidence, kind="stable")
-    right = (scores_BK.argmax(axis=1) == labels_B)[order]
+    right = (predicted_B == labels_B)[order]
     curve = []
     for share in np.arange(1.0, 0.04, -0.05):
         kept = max(1, round(share * len(order)))

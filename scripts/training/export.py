@@ -6,14 +6,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from transformers import EvalPrediction
 
 from data.chunk_dataset import ChunkedDocuments
 from modeling.file_utils import write_json, write_text
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.decision import decide
 from modeling.training.calibration import fit_logit_weights, fit_temperature
 from modeling.training.callbacks import HistoryCallback, is_timing
+from modeling.training.decision_metric import fit_decision, parse_decision_metric
+from modeling.training.metrics import classification_metrics
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
@@ -29,11 +32,13 @@ def evaluate_splits(
     chunked: dict[str, ChunkedDocuments],
     splits: datasets.DatasetDict,
     labels: list[str],
+    severity_weights: list[float],
 ) -> dict[str, dict[str, float]]:
     """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
 
-    The weights of the encoder and the lexical features, and the temperature of the scores, are fitted on validation and
-    saved with the model."""
+    The weights of the encoder and the lexical features, the temperature of the scores, and the class biases of
+    `--decision_metric` are fitted on validation, in this order, and saved with the model. With class biases, metrics
+    (but for the loss) and predictions are of the decisions: those of validation are optimistic."""
     metrics: dict[str, dict[str, float]] = {}
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = model.config
@@ -52,10 +57,21 @@ def evaluate_splits(
                 metrics[split]["loss"] = trainer.exact_loss(logits, label_ids)
             config.temperature = fit_temperature(logits, label_ids)
             logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
+            if (decision_metric := trainer.args.decision_metric) is not None:
+                choose_class_biases(decision_metric, config, logits, label_ids, labels, severity_weights)
+        predicted = decide(logits / config.temperature, config.class_biases)
+        if config.class_biases is not None:
+            metrics[split] |= classification_metrics(predicted.tolist(), label_ids.tolist(), labels, severity_weights)
         if trainer.is_world_process_zero():
             scores = softmax(logits / config.temperature, axis=1)
-            write_predictions(Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores)
-        logger.info(f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}.")
+            write_predictions(
+                Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], labels, scores, predicted
+            )
+        is_optimistic = split == "validation" and config.class_biases is not None
+        optimistic = " (optimistic: class biases were fitted on it)" if is_optimistic else ""
+        logger.info(
+            f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}{optimistic}."
+        )
     return metrics
 
 
@@ -81,6 +97,33 @@ def weigh_parts(
     config.encoder_weight, config.lexical_weight = weights.tolist()
     logger.info(f"Weights, fitted on validation: encoder {weights[0]:.3f}, lexical features {weights[1]:.3f}.")
     return np.tensordot(weights, np.stack([encoder_BK, lexical_BK]), axes=1)
+
+
+def choose_class_biases(
+    decision_metric: str,
+    config: HierarchicalRobertaConfig,
+    logits_BK: np.ndarray,
+    labels_B: np.ndarray,
+    label_names: list[str],
+    severity_weights: list[float],
+) -> None:
+    """Set the class biases in `config` that are best by `decision_metric` on validation documents."""
+    metric = parse_decision_metric(decision_metric, label_names)
+    log_scores_BK = log_softmax(logits_BK / config.temperature, axis=1)
+    config.class_biases = fit_decision(metric, log_scores_BK, labels_B, severity_weights).tolist()
+    config.decision_metric = decision_metric
+    before, after = (
+        classification_metrics(decide(log_scores_BK, biases).tolist(), labels_B.tolist(), label_names, severity_weights)
+        for biases in (None, config.class_biases)
+    )
+    biases = ", ".join(f"{name} {bias:+.3f}" for name, bias in zip(label_names, config.class_biases, strict=True))
+    recall = f"recall_{label_names[-1 if metric.label is None else metric.label]}"
+    changes = ", ".join(
+        f"{name} {before[name]:.4f} → {after[name]:.4f}" for name in dict.fromkeys(["f1_macro", metric.name, recall])
+    )
+    logger.info(f"Class biases for {decision_metric}, fitted on validation: {biases}; there {changes}.")
+    if after[recall] < metric.recall - 1e-9:
+        logger.warning(f"No class bias reaches {decision_metric} on validation.")
 
 
 def export(

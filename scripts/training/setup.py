@@ -29,6 +29,7 @@ from modeling.hierarchical_roberta.configuration_hierarchical_roberta import Hie
 from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.training.decision_metric import check_decision_metric
 from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
@@ -121,6 +122,7 @@ def build_setup(
     class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels)
+    check_decision_metric(args.decision_metric, labels, np.asarray(splits["validation"]["label"]))
     model = build_model(model_args, labels, args, tokenizer)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
         if getattr(tokenizer, name) is not None:
