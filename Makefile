@@ -73,7 +73,7 @@ quality: .venv/.installed
 	$(BIN)/python -m scripts.benchmark.quality --source $(SOURCE) $(if $(LABELS),--labels $(LABELS)) \
 	  $(if $(FOLD_COLUMN),--fold_column $(FOLD_COLUMN)) --encoder outputs/minilm --output_dir outputs/quality \
 	  --candidate films_cpu=scripts/recipes/films_cpu.yaml \
-	  --candidate no_words=scripts/recipes/films_cpu.yaml,lexical_features=0,learning_rate=3e-4
+	  --candidate no_words=scripts/recipes/films_cpu.yaml,lexical_features=0,chunk_policy=random,max_chunks=192
 
 format: .venv/.installed
 	$(BIN)/ruff format .

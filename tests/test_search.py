@@ -217,6 +217,19 @@ def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta
     assert "log_level" not in best
 
 
+def test_the_features_that_select_chunks_are_not_searched(prepared_folder, roberta_folder, tmp_path):
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"lexical_features": [7, 20]}))
+    given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "s"}
+    given |= {"chunk_policy": "lexical", "lexical_features": 7, "max_chunks": 2, "chunk_length": 16, "space": tmp_path / "space.yaml"}
+    done = run_command("scripts.search", **given)
+    assert done.returncode == 1
+    assert "lexical_features" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"learning_rate": [1e-3]}))
+    done = run_command("scripts.search", **given, freeze_encoder=True, num_trials=1, num_train_epochs=1)
+    assert done.returncode == 0, done.stderr
+
+
 def test_missing_space_is_named(prepared_folder, roberta_folder, tmp_path):
     done = run_command(
         "scripts.search", dataset_dir=prepared_folder, encoder=roberta_folder, output_dir=tmp_path, space="none.yaml"

@@ -3,7 +3,7 @@
     python -m scripts.benchmark.quality --source films.parquet --labels General,Teen,Mature --fold_column fold \\
         --encoder outputs/minilm --output_dir outputs/quality \\
         --candidate films=scripts/recipes/films_cpu.yaml \\
-        --candidate no_words=scripts/recipes/films_cpu.yaml,lexical_features=0
+        --candidate all_chunks=scripts/recipes/films_cpu.yaml,chunk_policy=random,max_chunks=192
 
 Every candidate (a recipe with options changed) is trained by train_hf.py on each fold with each seed. It chooses its epoch
 on validation documents taken from the training folds, and is measured on the held-out fold. The baselines use the same

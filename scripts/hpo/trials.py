@@ -165,6 +165,11 @@ def search(
     if search_args.num_trials < 1:
         raise ValueError(f"`num_trials` must be at least 1, got {search_args.num_trials}.")
     space = read_space(search_args.space)
+    if model_args.chunk_policy == "lexical" and "lexical_features" in space:
+        raise ValueError(
+            "With `chunk_policy` lexical the features select the chunks, which are the same in all trials: leave "
+            "lexical_features out of the space."
+        )
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "study.log").exists():
