@@ -65,7 +65,7 @@ gpu: .venv/.installed
 	$(BIN)/python -m scripts.export_minilm --output_dir outputs/minilm
 	$(BIN)/python -m scripts.benchmark.gpu --encoder outputs/minilm --output_dir outputs/gpu
 
-# Which recipe rates best, over five folds and three seeds, beside tuned TF-IDF and other baselines on the same folds:
+# Which recipe classifies best, over five folds and three seeds, beside tuned TF-IDF and other baselines on the same folds:
 #   make quality SOURCE=films.parquet LABELS=General,Teen,Mature FOLD_COLUMN=fold
 quality: .venv/.installed
 	$(if $(SOURCE),,$(error make quality needs documents with labels: SOURCE=films.csv [LABELS=…] [FOLD_COLUMN=…]))

@@ -53,7 +53,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
                 output_dir.remove_if_empty(args.output_dir)
             return 0
 
-        setup.fit_features(parts, args)
+        setup.fit_features(parts, trainer, checkpoint)
         options = (model_args, data_args, args)
         config = run_record(options, args, parts.manifest, parts.splits, parts.class_weights)
         setup.cache_embeddings(parts, data_args.dataset_dir, args, trainer.accelerator)
@@ -68,7 +68,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 
         # On tokens even if the encoder is frozen: cached embeddings have the precision of training.
         documents = parts.documents if args.evaluate_kept_vectors else parts.chunked
-        metrics = evaluate_splits(trainer, documents, parts.chunked, parts.splits, parts.labels, parts.severity_weights)
+        metrics = evaluate_splits(trainer, documents, parts.splits, parts.labels, parts.severity_weights)
         export(trainer, watchers.history, metrics, parts.labels)
         return run.push_final(pusher, args.output_dir)
 

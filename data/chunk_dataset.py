@@ -19,8 +19,8 @@ class ChunkedDocuments(Dataset):
     each an int64 array with special tokens. With `training` and the policy `random` or `lexical`, the sampled chunks
     depend on seed, epoch and document only, so a resumed run samples the same ones.
 
-    With the policy `lexical` the selected chunks are those to encode, and an item has `rest_counts` too: the counts of the
-    lexical features (M,) in the document's other chunks.
+    With the policy `lexical` the selected chunks are those to encode, and in evaluation an item has `rest_counts` too: the
+    counts of the lexical features (M,) in the document's other chunks.
 
     Args:
         documents: a split with `input_ids`, `token_break`, `label` and `id`.
@@ -80,7 +80,9 @@ class ChunkedDocuments(Dataset):
         chunks, rng = self.chunks(document), self.random_state(index)
         item: dict[str, Any] = {"labels": int(document["label"]), "id": str(document["id"])}
         if self.chunk_policy == "lexical" and self.lexical is not None:
-            selected, item["rest_counts"] = self.lexical.select(chunks, self.max_chunks, rng)
+            selected, rest_counts = self.lexical.select(chunks, self.max_chunks, rng)
+            if not self.training:
+                item["rest_counts"] = rest_counts
         else:
             selected = select_chunks(len(chunks), self.max_chunks, self.chunk_policy, rng)
         item["selected"] = selected

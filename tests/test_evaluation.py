@@ -23,7 +23,7 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from modeling.training.calibration import expected_calibration_error, fit_temperature
+from modeling.training.calibration import expected_calibration_error, fit_logit_weights, fit_temperature
 from modeling.training.metrics import classification_metrics
 from scripts.common.cli import USER_ERRORS
 from scripts.evaluate_and_explain import main as evaluate_main
@@ -144,6 +144,17 @@ def test_operating_points_are_chosen_on_validation():
         assert point["flagged_share"] == pytest.approx(flagged.mean())
         assert point["recall"] == pytest.approx(flagged[labels[second] == 2].mean())
         assert point["precision"] == pytest.approx((labels[second][flagged] == 2).mean())
+
+
+def test_logits_are_weighed_as_far_as_they_tell():
+    """A noisy and a good part of one truth: better together than the good one alone; a part without signal gets nothing."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=4000)
+    good, poor, none = (np.eye(3)[labels] * size + rng.normal(size=(4000, 3)) for size in (2.0, 1.0, 0.0))
+    # For normal noise of deviation 1 the likelihood is best with the size of the signal as weight.
+    assert fit_logit_weights(np.stack([good, poor, none]), labels) == pytest.approx([2.0, 1.0, 0.0], abs=0.15)
+    assert fit_logit_weights(np.stack([-good, poor]), labels)[0] == 0.0
+    assert fit_logit_weights(np.stack([none, -good]), labels).tolist() == [1.0, 1.0]  # nothing tells: both as they are
 
 
 def test_fit_temperature_reduces_overconfidence():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -339,8 +340,22 @@ def test_a_chunk_tells_what_it_would_be_rated_alone(model, weighting):
     assert lexical.select(chunks, len(set(best)))[0].tolist() == sorted(set(best))
 
 
+def test_where_classes_outnumber_chunks_those_that_tell_most_choose():
+    chunks = [np.full(6, 90) for _ in range(9)]
+    chunks[3][:1], chunks[5][:2], chunks[7][:5] = 50, 51, 52
+    assert telling().select(chunks, 2)[0].tolist() == [5, 7]
+
+
+def test_padding_is_no_part_of_a_pair():
+    """Token 0 is text here: shorter chunks are padded with another."""
+    lexical = LexicalFeatures(vocab_size=9, num_features=3, num_labels=2, weighting="pairs")
+    lexical.set_weights(torch.tensor([7, 9 + 7 * 9, 9]), torch.ones(2, 3), torch.zeros(2))
+    counts = lexical.count_chunks([np.array([7]), np.array([3, 3, 3, 3]), np.array([7, 0, 0])])
+    assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
+
+
 def test_all_chunks_are_counted_and_some_are_encoded(splits, roberta_folder):
-    documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="lexical", training=True)
+    documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="lexical")
     lexical = documents.lexical = lexical_weights(documents, 3, 10, 400).module(400, 10)
     everything = chunked(splits, roberta_folder, "train")
     longer = 0
@@ -356,6 +371,8 @@ def test_all_chunks_are_counted_and_some_are_encoded(splits, roberta_folder):
     assert longer > 5
     batch = DocumentCollator(documents.tokenizer.pad_token_id)([documents[0], documents[1]])
     assert batch["rest_counts"].shape == (2, 10)
+    documents.training = True
+    assert "rest_counts" not in documents[0]  # in training they are not counted
 
 
 @pytest.mark.slow
@@ -369,18 +386,41 @@ def test_a_run_that_encodes_the_most_telling_chunks(prepared_folder, roberta_fol
     assert re.search(r"lexical\) leaves to the lexical features [1-9]", done.stderr + done.stdout)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["lexical_weight"] > 0
-    with open(tmp_path / "run" / "predictions_test.csv", newline="") as file:
-        predicted = {row["id"]: row for row in csv.DictReader(file)}
-    texts = load_from_disk(prepared_folder)["test"]
     classify = pipeline("text-classification", model=str(tmp_path / "run"), trust_remote_code=True)
     encoded = set()
-    for row, result in zip(texts, classify(list(texts["text"])), strict=True):
-        assert result["truncated"] is False
-        assert result["num_encoded_chunks"] == min(2, result["num_chunks"])
-        encoded.add(result["num_chunks"])
-        for label, score in result["scores"].items():
-            assert score == pytest.approx(float(predicted[row["id"]][label]), abs=1e-5)
+    for split in ("validation", "test"):
+        with open(tmp_path / "run" / f"predictions_{split}.csv", newline="") as file:
+            predicted = {row["id"]: row for row in csv.DictReader(file)}
+        texts = load_from_disk(prepared_folder)[split]
+        for row, result in zip(texts, classify(list(texts["text"])), strict=True):
+            assert result["truncated"] is False
+            assert result["num_encoded_chunks"] == min(2, result["num_chunks"])
+            encoded.add(result["num_chunks"])
+            for label, score in result["scores"].items():
+                assert score == pytest.approx(float(predicted[row["id"]][label]), abs=1e-5)
     assert max(encoded) > 4
+    # Resumed from its first checkpoint, it is the same run: the features are those of the checkpoint.
+    shutil.copytree(tmp_path / "run", tmp_path / "again", ignore=shutil.ignore_patterns("*.safetensors", "*.csv"))
+    first, *later = sorted((tmp_path / "again").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in later:
+        shutil.rmtree(path)
+    shutil.copy(tmp_path / "run" / first.name / "model.safetensors", first / "model.safetensors")
+    other = "log" if config["lexical_weighting"] == "tfidf" else "tfidf"
+    refused = train(
+        prepared_folder,
+        roberta_folder,
+        tmp_path / "again",
+        **given,
+        resume_from_checkpoint="auto",
+        lexical_weighting=other,
+    )
+    assert refused.returncode == 1
+    assert "lexical_weighting" in refused.stderr
+    done = train(prepared_folder, roberta_folder, tmp_path / "again", **given, resume_from_checkpoint="auto")
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["lexical_weight"] == config["lexical_weight"]
     given = {"model": tmp_path / "run", "dataset_dir": prepared_folder, "output_dir": tmp_path / "report"}
     done = run_command("scripts.evaluate_and_explain", **given)
     assert done.returncode == 0, done.stderr

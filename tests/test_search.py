@@ -220,7 +220,13 @@ def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta
 def test_the_features_that_select_chunks_are_not_searched(prepared_folder, roberta_folder, tmp_path):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump({"lexical_features": [7, 20]}))
     given = {"dataset_dir": prepared_folder, "encoder": roberta_folder, "output_dir": tmp_path / "s"}
-    given |= {"chunk_policy": "lexical", "lexical_features": 7, "max_chunks": 2, "chunk_length": 16, "space": tmp_path / "space.yaml"}
+    given |= {
+        "chunk_policy": "lexical",
+        "lexical_features": 7,
+        "max_chunks": 2,
+        "chunk_length": 16,
+        "space": tmp_path / "space.yaml",
+    }
     done = run_command("scripts.search", **given)
     assert done.returncode == 1
     assert "lexical_features" in done.stderr

@@ -65,7 +65,8 @@ def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], 
 class Chunker:
     """Cut a document's flat tokens into chunks with special tokens and, after the leading ones, those of `chunk_prefix`.
 
-    Spaces at the end of `chunk_prefix` are left out: the tokens of a text bring their own.
+    Spaces at the end of `chunk_prefix` are left out: the tokens of a text bring their own (but for the first of a line in
+    byte-level BPE).
 
     Raises:
         ValueError: `chunk_prefix` leaves no room for text, or `chunk_overlap` none for new tokens.

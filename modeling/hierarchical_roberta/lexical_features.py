@@ -131,8 +131,13 @@ class LexicalFeatures(nn.Module):
         return self.count(nn.utils.rnn.pad_sequence(ids, True, self._padding_token()))
 
     def _padding_token(self) -> int:
-        """A token that is no feature, nor part of one."""
-        return int((self.feature_of_token == self.weight.shape[1]).nonzero()[0])
+        """A token that is no feature, nor part of one: special tokens never are."""
+        is_free_V = self.feature_of_token == self.weight.shape[1]
+        if self.pairs is not None:
+            vocab_size = len(is_free_V)
+            pairs = self.pairs[self.pairs < vocab_size**2]
+            is_free_V[torch.cat([pairs // vocab_size, pairs % vocab_size])] = False
+        return int(is_free_V.nonzero()[0])
 
     def forward(self, count_BM: torch.Tensor) -> torch.Tensor:
         """`logits_BK` from document counts."""
@@ -148,8 +153,9 @@ class LexicalFeatures(nn.Module):
         """Select a document's most telling chunks: the policy `lexical`. For modules on the CPU.
 
         A chunk tells of a class by the logit that its own counts give the class, above the mean of all. The classes take
-        turns in choosing their most telling chunk, so that evidence for each is encoded, and a quarter of the chunks is
-        spread over the rest of the document, in case the words miss something.
+        turns in choosing their most telling chunk, so that evidence for each is encoded (if there are fewer chunks than
+        classes, those choose whose chunk tells most), and a quarter of the chunks is spread over the rest of the document,
+        in case the words miss something.
 
         Args:
             chunks: each chunk's tokens, without special tokens and prefix.
@@ -170,8 +176,10 @@ class LexicalFeatures(nn.Module):
             logits_CK = self._chunk_logits(chunk_S, feature_S, count_S, num_chunks).numpy()
             logits_CK = logits_CK - logits_CK.mean(axis=1, keepdims=True)
             num_spread = int(max_chunks * SPREAD_SHARE)
-            # Each class's most telling chunk, then each class's second, …
+            # Each class's most telling chunk, then each class's second, …; in each round those that tell most come first.
             order_CK = np.argsort(-logits_CK, axis=0, kind="stable")
+            turns_CK = np.argsort(-np.take_along_axis(logits_CK, order_CK, axis=0), axis=1, kind="stable")
+            order_CK = np.take_along_axis(order_CK, turns_CK, axis=1)
             chosen = list(dict.fromkeys(order_CK.ravel().tolist()))[: max_chunks - num_spread]
             others = np.setdiff1d(np.arange(num_chunks), chosen)
             spread = evenly_spaced(len(others), num_spread)

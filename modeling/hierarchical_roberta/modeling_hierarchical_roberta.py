@@ -363,7 +363,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             return self.combine(logits_BK, count_BM), chunk_weights_N
 
     def combine(self, encoder_BK: torch.Tensor, count_BM: torch.Tensor | None) -> torch.Tensor:
-        """The weighted sum of the encoder's logits and those of the lexical features, (B, K)."""
+        """The sum of the encoder's logits and those of the lexical features, (B, K), each times its weight in the config."""
         if self.lexical is None or count_BM is None:
             return encoder_BK
         return self.config.encoder_weight * encoder_BK + self.config.lexical_weight * self.lexical(count_BM)

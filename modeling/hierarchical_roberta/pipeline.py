@@ -117,6 +117,7 @@ class HierarchicalClassificationPipeline(Pipeline):
         # `transformers.pipeline` puts classes into this dict, which are not serializable: reset it.
         config.custom_pipelines = type(config)().custom_pipelines
         self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
+        config.num_prefix_tokens = len(self.chunker.prefix)
         # Selects chunks on the host.
         self.lexical = self.model.lexical_features_on_host() if config.chunk_policy == "lexical" else None
 

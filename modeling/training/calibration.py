@@ -23,7 +23,8 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np
     """Fit weights (P,) ≥ 0 of P logits of the same documents, to maximize the likelihood of the labels under the softmax of
     their weighted sum: stacking with non-negative weights (Breiman 1996; Ting & Witten 1999).
 
-    The documents must not have been trained on. Targets are smoothed as in `fit_temperature`.
+    The documents must not have been trained on. Targets are smoothed as in `fit_temperature`. If no part tells anything,
+    all weights are 1.
 
     Args:
         weights_K: class weights of the likelihood (None: equal).
@@ -40,7 +41,8 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np
         return value, (parts_PBK * slope_BK).sum(axis=(1, 2))
 
     start_P = np.full(len(parts_PBK), 1 / len(parts_PBK))
-    return minimize(loss, start_P, jac=True, bounds=[(0.0, None)] * len(parts_PBK), method="L-BFGS-B").x
+    weights_P = minimize(loss, start_P, jac=True, bounds=[(0.0, None)] * len(parts_PBK), method="L-BFGS-B").x
+    return weights_P if weights_P.max() > 1e-3 else np.ones(len(parts_PBK))
 
 
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:

@@ -16,10 +16,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import IterableDataset
+from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..hierarchical_roberta.precision import full_precision
 from ..hierarchical_roberta.recomputation import set_random_state
+from .calibration import fit_logit_weights
 from .data_loading import data_loader
 from .losses import weight_sum, weighted_loss_sum
 from .optimizer import optimizer_class_and_kwargs, parameter_groups
@@ -35,6 +37,8 @@ from .training_stats import TrainingStats
 logger = logging.getLogger(__name__)
 
 LOSS_WINDOW = 20
+# Prefixes of the metrics on the validation documents.
+VALIDATION = ("eval", "validation")
 # Under fp16 the gradient scaler skips steps while it searches for its scale: warn only after this many in a row.
 QUIET_FP16_SKIPS = 2
 
@@ -85,6 +89,8 @@ class WeightedTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self.optimizer: torch.optim.Optimizer | None
         self.last_grad_norm: torch.Tensor | float | None = None
+        # Logits (B, K) of the lexical features alone on the validation documents, if the model has any.
+        self.lexical_logits: np.ndarray | None = None
         # Logits (documents, K) and labels of the last evaluation, for callbacks.
         self.last_evaluation: EvalLoopOutput | None = None
         self.stats = TrainingStats(self.accelerator)
@@ -225,12 +231,37 @@ class WeightedTrainer(ResumableTrainer):
         return None, self.recovery.evaluate(logits_of, inputs), labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Like Trainer's, but with the exact weighted loss over the split (Trainer averages batch means)."""
+        """Like Trainer's, but with the exact weighted loss over the split (Trainer averages batch means). On validation, the
+        encoder and the lexical features are weighed first."""
+        config = self.accelerator.unwrap_model(self.model).config
+        lexical_BK = self.lexical_logits if metric_key_prefix in VALIDATION else None
+        if lexical_BK is not None:
+            config.encoder_weight, config.lexical_weight = 1.0, 0.0
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if lexical_BK is not None:
+            output = self._weigh_lexical_features(output, lexical_BK, metric_key_prefix)
         if output.metrics is not None and output.label_ids is not None and len(output.label_ids):
             output.metrics[f"{metric_key_prefix}_loss"] = self.exact_loss(output.predictions, output.label_ids)
         self.last_evaluation = output
         return output
+
+    def _weigh_lexical_features(
+        self, output: EvalLoopOutput, lexical_BK: np.ndarray, metric_key_prefix: str
+    ) -> EvalLoopOutput:
+        """Weigh the encoder's logits in `output` and those of the lexical features, and set the weights in the model's
+        config. Returns the output of the sum, with its metrics."""
+        encoder_BK, labels_B = np.asarray(output.predictions), np.asarray(output.label_ids)
+        parts_PBK = np.stack([encoder_BK, lexical_BK])
+        class_weights = None if self.class_weights is None else self.class_weights.cpu().numpy()
+        weights_P = fit_logit_weights(parts_PBK, labels_B, class_weights)
+        config = self.accelerator.unwrap_model(self.model).config
+        config.encoder_weight, config.lexical_weight = weights_P.tolist()
+        logits_BK = np.tensordot(weights_P, parts_PBK, axes=1).astype(encoder_BK.dtype)
+        metrics = dict(output.metrics or {})
+        if self.compute_metrics is not None:
+            values = self.compute_metrics(EvalPrediction(predictions=logits_BK, label_ids=labels_B))
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        return output._replace(predictions=logits_BK, metrics=metrics)
 
     def exact_loss(self, logits_BK: Any, labels_B: Any) -> float:
         """The weighted loss over documents, from their logits."""

@@ -26,6 +26,11 @@ class Candidate:
         }
 
 
+def caches_all_chunks(options: dict[str, Any]) -> bool:
+    """Whether the embeddings of a candidate are the same on every fold: with the policy `lexical` each fold selects its own."""
+    return bool(options.get("freeze_encoder")) and options.get("chunk_policy") != "lexical"
+
+
 def parse_candidate(text: str) -> Candidate:
     """`NAME=RECIPE.yaml[,option=value…]`.
 

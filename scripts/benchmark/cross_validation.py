@@ -18,7 +18,7 @@ from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
 from data.preparation import describe_source
 from modeling.file_utils import write_json, write_text
 from modeling.training.losses import balanced_class_weights
-from scripts.benchmark.candidates import BASELINES, GEOMETRY, LEXICAL_FEATURES, Candidate
+from scripts.benchmark.candidates import BASELINES, GEOMETRY, LEXICAL_FEATURES, Candidate, caches_all_chunks
 from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.launch import run_to_end
@@ -40,6 +40,7 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     keys = ("source", "labels", "drop", "encoder", "fold_column", *([] if arguments.fold_column else ["folds"]))
     terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     terms["source"] = describe_source(arguments.source)
+    terms["baselines"] = {"words_alone": LEXICAL_FEATURES}
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"terms": terms, "candidates": {}}
     runs = arguments.output_dir / "runs"
@@ -59,7 +60,7 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
             f"{path.parent} holds runs of {', '.join(changed)} with other options: give the candidate another name."
         )
     # The baselines first_chunk and head_tail use the embeddings of the first candidate with a frozen encoder.
-    frozen = [options for options in candidates.values() if options.get("freeze_encoder")]
+    frozen = [options for options in candidates.values() if caches_all_chunks(options)]
     chunk_lengths = [options.get("chunk_length", GEOMETRY["chunk_length"]) for options in frozen]
     first_length = stored.get("first_chunk_length") or next(iter(chunk_lengths), None)
     return {"terms": terms, "candidates": known | candidates, "first_chunk_length": first_length}

@@ -22,7 +22,7 @@ from data.splits import make_splits
 from data.tokenization import load_tokenizer
 from modeling.training.runtime import use_flash_attention_on_cuda
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts.benchmark.candidates import Candidate
+from scripts.benchmark.candidates import Candidate, caches_all_chunks
 from scripts.common.cli import comma_list
 from scripts.common.recipe import parse_with_recipe
 from scripts.training.arguments import DataArguments, ModelArguments
@@ -113,8 +113,7 @@ class Folds:
         """Encode all documents once for a candidate with a frozen encoder, and distribute the vectors over the folds.
 
         With the policy `lexical`, each fold's features select other chunks: its runs encode them."""
-        options = candidate.options()
-        if not options.get("freeze_encoder") or options.get("chunk_policy") == "lexical":
+        if not caches_all_chunks(candidate.options()):
             return None
         kinds = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
         changes = [f"--{name}={value}" for name, value in candidate.changed.items()]

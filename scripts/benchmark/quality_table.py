@@ -209,7 +209,10 @@ def markdown(measured: dict[str, Any]) -> str:
         ]
         rows.append(row)
     note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
-    note += "Run times of frozen encoders exclude the one-off encoding of all documents."
+    note += (
+        "Run times of frozen encoders exclude the one-off encoding of all documents, but with the chunk policy lexical "
+    )
+    note += "the first seed of each fold encodes its own selection."
     if measured.get("first_chunk_length"):
         note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
     return f"{markdown_table(head, rows)}\n\n{note}\n"

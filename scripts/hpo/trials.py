@@ -31,6 +31,7 @@ from scripts.common.log_setup import set_up_logging
 from scripts.common.markdown import markdown_table
 from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
 from scripts.training.arguments import MODEL_OPTIONS, DataArguments, ModelArguments, SearchArguments
+from scripts.training.fit_lexical_features import lexical_logits
 from scripts.training.setup import (
     build_model,
     build_setup,
@@ -75,7 +76,7 @@ class Search:
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
         plan_memory(self.setup.model, self.setup.lengths, args, accelerator)
         if model_args.chunk_policy == "lexical":
-            fit_features(self.setup, args)  # they select the chunks that are cached
+            fit_features(self.setup)  # they select the chunks that are cached
         cache_embeddings(self.setup, data_args.dataset_dir, args, accelerator)
         # Every trial builds a model of its own: keep what they need of this one, and free it.
         model = self.setup.model
@@ -123,7 +124,11 @@ class Search:
             if trial is None:
                 return self.new_model({})
             self.number = trial.number
-            return self.new_model({name: space[name](trial) for name in MODEL_OPTIONS if name in space})
+            model = self.new_model({name: space[name](trial) for name in MODEL_OPTIONS if name in space})
+            lexical = model.lexical_features_on_host()
+            validation = self.setup.chunked["validation"]
+            trainer.lexical_logits = None if lexical is None else lexical_logits(validation, lexical)
+            return model
 
         trainer = WeightedTrainer(model_init=model_of, **self.setup.trainer_arguments(args))
         for callback in (ProgressCallback, PrinterCallback):

@@ -7,20 +7,17 @@ from typing import Any
 import datasets
 import numpy as np
 from scipy.special import log_softmax, softmax
-from transformers import EvalPrediction
 
-from data.chunk_dataset import ChunkedDocuments
 from modeling.file_utils import write_json, write_text
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.decision import decide
-from modeling.training.calibration import fit_logit_weights, fit_temperature
+from modeling.training.calibration import fit_temperature
 from modeling.training.callbacks import HistoryCallback, is_timing
 from modeling.training.decision_metric import fit_decision, parse_decision_metric
 from modeling.training.metrics import classification_metrics
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
-from scripts.training.fit_lexical_features import lexical_logits
 from scripts.training.output_dir import EXPORT
 
 logger = logging.getLogger("train_hf")
@@ -29,7 +26,6 @@ logger = logging.getLogger("train_hf")
 def evaluate_splits(
     trainer: WeightedTrainer,
     documents: dict[str, Any],
-    chunked: dict[str, ChunkedDocuments],
     splits: datasets.DatasetDict,
     labels: list[str],
     severity_weights: list[float],
@@ -37,11 +33,10 @@ def evaluate_splits(
     """Metrics of the best model on validation and test, and predictions_SPLIT.csv of each.
 
     The weights of the encoder and the lexical features, the temperature of the scores, and the class biases of
-    `--decision_metric` are fitted on validation, in this order, and saved with the model. With class biases, metrics
-    (but for the loss) and predictions are of the decisions: those of validation are optimistic."""
+    `--decision_metric` are fitted on validation, in this order, and saved with the model: figures of validation are
+    optimistic. With class biases, metrics (but for the loss) and predictions are of the decisions."""
     metrics: dict[str, dict[str, float]] = {}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    config = model.config
+    config = trainer.accelerator.unwrap_model(trainer.model).config
     for split in ("validation", "test"):
         if split not in documents:
             continue
@@ -50,11 +45,11 @@ def evaluate_splits(
         metrics[split] = {name: value for name, value in named.items() if not is_timing(name)}
         logits, label_ids = np.asarray(output.predictions, dtype=np.float64), np.asarray(output.label_ids)
         if split == "validation":
-            if (lexical := model.lexical_features_on_host()) is not None:
-                lexical_BK = lexical_logits(chunked[split], lexical).astype(np.float64)
-                logits = weigh_parts(trainer, config, lexical_BK, logits, label_ids)
-                metrics[split] |= trainer.compute_metrics(EvalPrediction(logits, label_ids))
-                metrics[split]["loss"] = trainer.exact_loss(logits, label_ids)
+            if config.lexical_features:
+                logger.info(
+                    f"Weights, fitted on validation: encoder {config.encoder_weight:.3f}, lexical features "
+                    f"{config.lexical_weight:.3f}."
+                )
             config.temperature = fit_temperature(logits, label_ids)
             logger.info(f"Scores are softmax(logits / {config.temperature:.3f}), fitted on validation.")
             if (decision_metric := trainer.args.decision_metric) is not None:
@@ -73,30 +68,6 @@ def evaluate_splits(
             f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}{optimistic}."
         )
     return metrics
-
-
-def weigh_parts(
-    trainer: WeightedTrainer,
-    config: HierarchicalRobertaConfig,
-    lexical_BK: np.ndarray,
-    logits_BK: np.ndarray,
-    labels_B: np.ndarray,
-) -> np.ndarray:
-    """Weigh the encoder and the lexical features on validation documents, of which neither has seen a label.
-
-    Args:
-        lexical_BK: logits of the lexical features alone.
-        logits_BK: the model's, with its weights so far.
-
-    Returns:
-        The model's logits with the new weights, which are set in `config`.
-    """
-    encoder_BK = (logits_BK - config.lexical_weight * lexical_BK) / config.encoder_weight
-    class_weights = None if trainer.class_weights is None else trainer.class_weights.cpu().numpy()
-    weights = fit_logit_weights(np.stack([encoder_BK, lexical_BK]), labels_B, class_weights)
-    config.encoder_weight, config.lexical_weight = weights.tolist()
-    logger.info(f"Weights, fitted on validation: encoder {weights[0]:.3f}, lexical features {weights[1]:.3f}.")
-    return np.tensordot(weights, np.stack([encoder_BK, lexical_BK]), axes=1)
 
 
 def choose_class_biases(

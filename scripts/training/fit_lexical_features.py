@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import normalize
 
 from data.chunk_dataset import ChunkedDocuments
+from modeling.hierarchical_roberta.chunking import special_token_frame
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
 logger = logging.getLogger("train_hf")
@@ -79,7 +80,8 @@ def fit_lexical_features(
     `tfidf`: tokens and pairs as TF-IDF of unit length, of which a few strong ones do not decide alone.
 
     `auto` takes the weighting and penalty with the lowest log loss on held-out folds of the training documents: `log` on
-    films, `pairs` on film reviews, `tfidf` on news articles (docs/log.md, 2026-11-28).
+    films, `pairs` on film reviews, `tfidf` on news articles (docs/log.md, 2026-11-28). Where a class has fewer than two
+    documents a fold, it takes `log`.
 
     Rank 0 fits; the other ranks receive its features.
 
@@ -184,7 +186,10 @@ def choose_features(
     chosen = np.argsort(-share_F, kind="stable")[:num_features]
     chosen = chosen[share_F[chosen] > 0]
     if not len(chosen):
-        raise ValueError("No token tells the classes apart in the training documents: leave --lexical_features out.")
+        raise ValueError(
+            "No token tells the classes apart in the training documents: leave --lexical_features out (and use another "
+            "--chunk_policy than lexical)."
+        )
     if weighting == "tfidf":
         return FeatureValues(weighting, chosen, np.log((1 + num_documents) / (1 + frequency_F[chosen])) + 1)
     log_Bm = log_BF[:, chosen]
@@ -271,7 +276,8 @@ def count_features(
         `features_F`: token ids, or V plus a pair (`first · V + second`), and `count_BF`. Stops at `MAX_TOKENS`. Special
         tokens, which every chunk has whatever its text, are left out, and pairs that only one document has.
     """
-    special = np.asarray(train.tokenizer.all_special_ids, dtype=np.int64)
+    frame = special_token_frame(train.tokenizer)
+    special = np.array([*train.tokenizer.all_special_ids, *frame[0], *frame[1]], dtype=np.int64)
     ids, counts, sizes, num_tokens = [], [], [], 0
     for chunks in train.texts_read(rows):
         tokens = np.concatenate(chunks)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
@@ -46,7 +47,7 @@ from modeling.training.training_args import (
 )
 from scripts.training.arguments import CHUNK_OPTIONS, MODEL_OPTIONS, DataArguments, ModelArguments
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
-from scripts.training.fit_lexical_features import fit_lexical_features
+from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
 
 logger = logging.getLogger("train_hf")
 
@@ -150,14 +151,40 @@ def build_trainer(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> 
     return WeightedTrainer(model=setup.model, processing_class=setup.tokenizer, **setup.trainer_arguments(args))
 
 
-def fit_features(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> None:
-    """Fit the lexical features, where the model is to have any, to the training documents; they select chunks from then on."""
+def fit_features(setup: TrainingSetup, trainer: WeightedTrainer | None = None, checkpoint: str | None = None) -> None:
+    """Fit the lexical features, where the model is to have any, to the training documents, or take those of the checkpoint
+    to resume from. They select chunks from then on, and are weighed in the trainer's evaluations.
+
+    Raises:
+        ValueError: the checkpoint has features of another weighting.
+    """
     if setup.model.lexical is None:
         return
-    lexical = fitted_features(setup, setup.model.config, args.process_index)
+    process_index = 0 if trainer is None else trainer.args.process_index
+    lexical = saved_features(checkpoint) if checkpoint else None
+    if lexical is None:
+        lexical = fitted_features(setup, setup.model.config, process_index)
+    if setup.lexical_weighting not in ("auto", lexical.weighting):
+        raise ValueError(
+            f"Cannot resume from {checkpoint}: lexical_weighting is {lexical.weighting} there, {setup.lexical_weighting} now."
+        )
     setup.model.use_lexical_features(lexical)
     for chunked in setup.chunked.values():
         chunked.lexical = lexical
+    if trainer is not None:
+        trainer.lexical_logits = lexical_logits(setup.chunked["validation"], lexical)
+
+
+def saved_features(checkpoint: str) -> LexicalFeatures | None:
+    """The lexical features of a checkpoint; None if its weights are sharded (they are fitted again)."""
+    path, config = Path(checkpoint) / SAFE_WEIGHTS_NAME, HierarchicalRobertaConfig.from_pretrained(checkpoint)
+    if not path.is_file():
+        return None
+    size = (config.encoder_config.vocab_size, config.lexical_features, config.num_labels)
+    lexical = LexicalFeatures(*size, config.lexical_weighting)
+    with safe_open(path, framework="pt") as weights:
+        lexical.load_state_dict({name: weights.get_tensor(f"lexical.{name}") for name in lexical.state_dict()})
+    return lexical
 
 
 def fitted_features(setup: TrainingSetup, config: HierarchicalRobertaConfig, process_index: int = 0) -> LexicalFeatures:
