@@ -68,7 +68,7 @@ def chunked(splits, folder, name: str, **options) -> ChunkedDocuments:
     return ChunkedDocuments(splits[name], tokenizer, **{"chunk_length": 16, "max_chunks": 99, **options})
 
 
-@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "tfidf"])
 def test_a_document_is_rated_by_what_it_counts_over_all_its_chunks(model, weighting):
     """Counts are taken of tokens and pairs inside chunks, and of what is not encoded."""
     viewing = with_features(model, weighting)
@@ -137,7 +137,7 @@ def test_weights_keep_the_names_of_earlier_exports(viewing):
     assert names == head | scaler | {"lexical.weight", "lexical.bias", "lexical.feature_of_token"}
 
 
-@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "tfidf"])
 @pytest.mark.parametrize("num_prefix_tokens", [0, 3])
 def test_explanations_see_the_lexical_features(model, weighting, num_prefix_tokens):
     """Of a document whose second chunk alone has a feature, outside the prefix, and whose encoder is deaf to it."""
@@ -330,7 +330,7 @@ def test_the_most_telling_chunks_of_each_class_are_selected():
     assert (selected.tolist(), rest.sum()) == ([0, 1, 2], 0)
 
 
-@pytest.mark.parametrize("weighting", ["log", "pairs", "tfidf"])
+@pytest.mark.parametrize("weighting", ["log", "tfidf"])
 def test_a_chunk_tells_what_it_would_be_rated_alone(model, weighting):
     lexical = with_features(model, weighting).lexical
     chunks = list(torch.randint(5, 45, (30, 20), generator=torch.Generator().manual_seed(1)).numpy())
@@ -348,8 +348,8 @@ def test_where_classes_outnumber_chunks_those_that_tell_most_choose():
 
 def test_padding_is_no_part_of_a_pair():
     """Token 0 is text here: shorter chunks are padded with another."""
-    lexical = LexicalFeatures(vocab_size=9, num_features=3, num_labels=2, weighting="pairs")
-    lexical.set_weights(torch.tensor([7, 9 + 7 * 9, 9]), torch.ones(2, 3), torch.zeros(2))
+    lexical = LexicalFeatures(vocab_size=9, num_features=3, num_labels=2, weighting="tfidf")
+    lexical.set_weights(torch.tensor([7, 9 + 7 * 9, 9]), torch.ones(2, 3), torch.zeros(2), torch.ones(3))
     counts = lexical.count_chunks([np.array([7]), np.array([3, 3, 3, 3]), np.array([7, 0, 0])])
     assert counts.tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
 
@@ -430,10 +430,17 @@ def test_a_run_that_encodes_the_most_telling_chunks(prepared_folder, roberta_fol
     assert "the most telling ones by their words" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_the_policy_needs_features(prepared_folder, roberta_folder, tmp_path):
-    done = train(prepared_folder, roberta_folder, tmp_path / "run", chunk_policy="lexical")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"chunk_policy": "lexical"}, "--lexical_features"),
+        ({"lexical_features": 9, "lexical_weighting": "bm25"}, "auto or one of log, tfidf, got 'bm25'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(prepared_folder, roberta_folder, tmp_path, options, told):
+    done = train(prepared_folder, roberta_folder, tmp_path / "run", **options)
     assert done.returncode == 1
-    assert "--lexical_features" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 CHUNK_POLICIES = ("head", "head_tail", "uniform", "random", "lexical")
 TOKEN_POOLINGS = ("mean", "cls", "last")
 POOLINGS = ("attention", "mean", "max")
-LEXICAL_WEIGHTINGS = ("log", "pairs", "tfidf")
+LEXICAL_WEIGHTINGS = ("log", "tfidf")
 NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
@@ -38,7 +38,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
         lexical_features: maximum number of tokens and pairs of tokens whose counts over the chunks read are used as
             additional features (see lexical_features.py; 0: none).
-        lexical_weighting: `log`, `pairs` or `tfidf`, see `LexicalFeatures`.
+        lexical_weighting: `log` or `tfidf`, see `LexicalFeatures`.
         encoder_weight, lexical_weight: weights of the encoder's logits and of those of the lexical features in their sum,
             fitted on the validation documents.
         classifier_dropout: dropout before the classifier and in the chunk transformer.
@@ -73,7 +73,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         pooling_size: int | None = None,
         chunk_transformer_layers: int = 0,
         lexical_features: int = 0,
-        lexical_weighting: Literal["log", "pairs", "tfidf"] = "log",
+        lexical_weighting: Literal["log", "tfidf"] = "log",
         encoder_weight: float = 1.0,
         lexical_weight: float = 1.0,
         classifier_dropout: float = 0.1,

@@ -23,8 +23,8 @@ SPREAD_SHARE = 0.25
 class LexicalFeatures(nn.Module):
     """Logits from the counts of M tokens and pairs of adjacent tokens in a document.
 
-    With the weighting `log`, of tokens only, and `pairs`, they are `W log(1 + counts) + b`; with `tfidf` they are
-    `W v / |v| + b` with `v = idf · log(1 + counts)`. Features and weights are fitted on the training documents before
+    With the weighting `log`, of tokens only, they are `W log(1 + counts) + b`; with `tfidf` they are `W v / |v| + b` with
+    `v = idf · log(1 + counts)`. Features and weights are fitted on the training documents before
     training (scripts/training/fit_lexical_features.py) and then fixed. Counts are additive over chunks, so chunks can be
     left out. The logits are zero until fitted.
 
@@ -50,11 +50,11 @@ class LexicalFeatures(nn.Module):
         self.register_buffer("feature_of_token", torch.full((vocab_size,), num_features))
         self.register_buffer("weight", torch.zeros(num_labels, num_features))
         self.register_buffer("bias", torch.zeros(num_labels))
-        has_pairs = weighting != "log"
+        has_pairs = weighting == "tfidf"
         # A pair is `first · V + second`; sorted, so that one is found by bisection.
         self.register_buffer("pairs", torch.full((num_features,), vocab_size**2) if has_pairs else None)
         self.register_buffer("feature_of_pair", torch.full((num_features,), num_features) if has_pairs else None)
-        self.register_buffer("idf", torch.zeros(num_features) if weighting == "tfidf" else None)
+        self.register_buffer("idf", torch.zeros(num_features) if has_pairs else None)
 
     @torch.no_grad()
     def set_weights(
@@ -73,11 +73,10 @@ class LexicalFeatures(nn.Module):
         self.weight.zero_()
         self.weight[:, :count] = weight_Km.to(self.weight)
         self.bias.copy_(bias_K)
-        if self.idf is not None:
+        if self.pairs is not None and self.feature_of_pair is not None and self.idf is not None:
             assert idf_m is not None
             self.idf.zero_()
             self.idf[:count] = idf_m.to(self.idf)
-        if self.pairs is not None and self.feature_of_pair is not None:
             pairs_p, order_p = (features_m[~is_token_m] - vocab_size).sort()
             self.pairs.fill_(vocab_size**2)
             self.pairs[: len(pairs_p)] = pairs_p

@@ -36,7 +36,7 @@ class ModelArguments:
     )
     lexical_weighting: str = field(
         default="auto",
-        metadata={"help": "log, pairs or tfidf; auto: the best of them on inner folds."},
+        metadata={"help": "log, tfidf, or auto: the better of both on inner folds."},
     )
     dropout: float | None = field(
         default=None, metadata={"help": "All dropouts except attention dropout, encoder and head."}

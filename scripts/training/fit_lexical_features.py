@@ -24,11 +24,10 @@ from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 logger = logging.getLogger("train_hf")
 
 # C of the logistic regression, inverse to the strength of its L2 penalty: the candidates for each weighting.
-CANDIDATES = {"log": (0.3,), "pairs": (0.1,), "tfidf": (30.0, 100.0)}
-SHARE_POWERS = {"log": 1.0, "pairs": 0.5}
+CANDIDATES = {"log": (0.3,), "tfidf": (30.0, 100.0)}
 NUM_FOLDS = 3
 # Minimum document frequency of a feature (or a twentieth of the documents, if there are few).
-MIN_DOCUMENTS = {"log": 8, "pairs": 3, "tfidf": 3}
+MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
 # Beyond these, features are fitted to a sample of the documents, and compared on a smaller one.
 MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED = 20_000, 20_000_000, 2_000
 
@@ -75,12 +74,11 @@ def fit_lexical_features(
     better it tells the classes apart: what the adaptive lasso (Zou 2006) is to the lasso, for ridge. Without it a thousand
     tokens overfit a few hundred documents (docs/log.md, 2026-11-25).
 
-    `pairs`: the same with pairs of adjacent tokens too, and the square root of the share.
-
-    `tfidf`: tokens and pairs as TF-IDF of unit length, of which a few strong ones do not decide alone.
+    `tfidf`: the M tokens and pairs of adjacent tokens that differ most, as TF-IDF of unit length, of which a few strong ones
+    do not decide alone.
 
     `auto` takes the weighting and penalty with the lowest log loss on held-out folds of the training documents: `log` on
-    films, `pairs` on film reviews, `tfidf` on news articles (docs/log.md, 2026-11-28). Where a class has fewer than two
+    films, `tfidf` on film reviews and news articles (docs/log.md, 2026-11-28). Where a class has fewer than two
     documents a fold, it takes `log`.
 
     Rank 0 fits; the other ranks receive its features.
@@ -195,7 +193,7 @@ def choose_features(
     log_Bm = log_BF[:, chosen]
     mean_m, square_m = (np.asarray(part.mean(axis=0)).ravel() for part in (log_Bm, log_Bm.multiply(log_Bm)))
     deviation_m = np.sqrt(np.maximum(square_m - mean_m**2, 1e-12))
-    return FeatureValues(weighting, chosen, (share_F[chosen] / share_F.max()) ** SHARE_POWERS[weighting] / deviation_m)
+    return FeatureValues(weighting, chosen, share_F[chosen] / share_F.max() / deviation_m)
 
 
 def share_explained(value_BF: sparse.csr_matrix, labels_B: np.ndarray, num_labels: int) -> np.ndarray:

@@ -26,7 +26,10 @@ from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
 from modeling.hierarchical_roberta.chunking import Chunker, chunk_sizes, coverage
-from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import (
+    LEXICAL_WEIGHTINGS,
+    HierarchicalRobertaConfig,
+)
 from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -74,7 +77,7 @@ class TrainingSetup:
         lengths: each split's document lengths in chunks and tokens.
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
-        lexical_weighting: log, pairs, tfidf, or auto (see `fit_lexical_features`).
+        lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -115,6 +118,11 @@ def build_setup(
         ValueError: an encoder, dataset, label or option that cannot be used.
     """
     optimizer_class_and_kwargs(args)  # refused before the data are read
+    if model_args.lexical_weighting not in ("auto", *LEXICAL_WEIGHTINGS):
+        raise ValueError(
+            f"`lexical_weighting` must be auto or one of {', '.join(LEXICAL_WEIGHTINGS)}, got "
+            f"{model_args.lexical_weighting!r}."
+        )
     tokenizer = load_tokenizer(model_args.encoder, model_args.encoder_revision)
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
     if not with_test:
