@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -22,12 +23,7 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from scripts.training.fit_lexical_features import (
-    FittedFeatures,
-    fit_lexical_features,
-    lexical_logits,
-    lexical_weights,
-)
+from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
 from tests.conftest import CUES, run_command, train
 from tests.test_model import DOCUMENTS, batch_of
 
@@ -188,31 +184,37 @@ def test_tokens_of_the_prefix_are_counted_neither_in_the_fit_nor_by_the_model(sp
     num_prefix_tokens = len(Chunker(plain.tokenizer, 64, chunk_prefix="The murder: ").prefix)
     length = 16 + num_prefix_tokens - 1  # room for the same tokens
     prefixed = chunked(splits, roberta_folder, "train", chunk_length=length, chunk_prefix="The murder: ")
-    fitted = lexical_weights(prefixed, 3, 10, 400)
-    assert_same(lexical_weights(plain, 3, 10, 400), fitted)
+    fitted = fit_lexical_features(prefixed, 3, 10, 400)
+    assert_same(fit_lexical_features(plain, 3, 10, 400), fitted)
 
     fields = {"lexical_features": 10, "num_prefix_tokens": num_prefix_tokens, "chunk_prefix": "The murder: "}
     model = Model(HierarchicalRobertaConfig(**{**roberta_model.config.to_dict(), **fields})).eval()
-    model.use_lexical_features(fitted.module(400, 10))
+    model.use_lexical_features(fitted)
     model.classifier.weight.data.zero_()
     assert model.lexical.count(torch.from_numpy(prefixed.chunker.prefix)[None]).sum() > 0
     batch = DocumentCollator(plain.tokenizer.pad_token_id)([prefixed[i] for i in range(len(prefixed))])
     del batch["labels"]
     logits = model(**batch).logits  # the classifier is zero: these are the lexical features' own
-    expected = lexical_logits(plain, fitted.module(400, 10))
+    expected = lexical_logits(plain, fitted)
     np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-4)
 
 
-def assert_same(one: FittedFeatures, other: FittedFeatures) -> None:
+def assert_same(one: LexicalFeatures, other: LexicalFeatures) -> None:
     assert one.weighting == other.weighting
-    for name in ("features", "weight", "bias"):
-        assert np.array_equal(getattr(one, name), getattr(other, name))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def tokens_of(lexical: LexicalFeatures) -> list[list[int]]:
+    """The token, or two tokens, of each feature, in the order of the features."""
+    return [tokens for _, tokens in sorted(lexical.tokens_of_features().items())]
 
 
 def test_the_tokens_are_those_that_the_classes_explain_best(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train")
     labels = np.asarray(documents.documents["label"])
-    tokens = lexical_weights(documents, 3, 10, 400, weighting="log").features
+    lexical = fit_lexical_features(documents, 3, 10, 400, weighting="log")
+    tokens = [token for (token,) in tokens_of(lexical)]
     special = set(documents.tokenizer.all_special_ids)
     counts = np.stack(
         [
@@ -250,23 +252,24 @@ def test_pairs_are_taken_where_they_tell_more(splits, roberta_folder):
         text = rng.permutation(range(60, 66)).tolist()
         texts.append([*text[:3], 50 + label, 51 - label, *text[3:]])
     documents = documents_of(splits, roberta_folder, texts, labels)
-    fitted = lexical_weights(documents, 2, 20, 400)
+    fitted = fit_lexical_features(documents, 2, 20, 400)
     assert fitted.weighting != "log"
-    assert {400 + 50 * 400 + 51, 400 + 51 * 400 + 50} <= set(fitted.features.tolist())
-    scores = lexical_logits(documents, fitted.module(400, 20))
+    assert [50, 51] in tokens_of(fitted)
+    assert [51, 50] in tokens_of(fitted)
+    scores = lexical_logits(documents, fitted)
     assert (scores.argmax(axis=1) == labels).all()
     with pytest.raises(ValueError, match="No token"):
-        lexical_weights(documents, 2, 20, 400, weighting="log")
+        fit_lexical_features(documents, 2, 20, 400, weighting="log")
 
 
 def test_the_fit_reads_training_documents_as_evaluation_would(splits, roberta_folder):
     """Without special tokens, within max_chunks, and the same however often it is done; the documents stay in training."""
     documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="random", training=True)
-    first = lexical_weights(documents, 3, 10, 400)
+    first = fit_lexical_features(documents, 3, 10, 400)
     documents.set_epoch(3)
-    assert_same(first, lexical_weights(documents, 3, 10, 400))
+    assert_same(first, fit_lexical_features(documents, 3, 10, 400))
     assert documents.training
-    assert not set(first.features.tolist()) & set(documents.tokenizer.all_special_ids)
+    assert not set(chain.from_iterable(tokens_of(first))) & set(documents.tokenizer.all_special_ids)
 
 
 def test_a_special_token_in_a_text_is_no_feature(splits, roberta_folder):
@@ -282,18 +285,17 @@ def test_a_special_token_in_a_text_is_no_feature(splits, roberta_folder):
         }
 
     documents.documents = documents.documents.map(with_token)
-    tokens = lexical_weights(documents, 3, 999, 400, weighting="tfidf").features
-    assert 50 in tokens
-    assert 400 + 50 * 400 + 50 in tokens
-    assert end not in tokens
-    assert 400 + end * 400 + end not in tokens
+    tokens = tokens_of(fit_lexical_features(documents, 3, 999, 400, weighting="tfidf"))
+    assert [50] in tokens
+    assert [50, 50] in tokens
+    assert end not in set(chain.from_iterable(tokens))
 
 
 def test_class_weights_count_in_the_fit(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train")
     view_of = {}
     for name, weights in (("even", None), ("weighted", torch.tensor([0.2, 1.0, 9.0]))):
-        view_of[name] = lexical_weights(documents, 3, 1, 400, weights).bias
+        view_of[name] = fit_lexical_features(documents, 3, 1, 400, weights).bias
     assert view_of["weighted"][2] - view_of["weighted"][0] > view_of["even"][2] - view_of["even"][0]
 
 
@@ -356,7 +358,7 @@ def test_padding_is_no_part_of_a_pair():
 
 def test_all_chunks_are_counted_and_some_are_encoded(splits, roberta_folder):
     documents = chunked(splits, roberta_folder, "train", max_chunks=2, chunk_policy="lexical")
-    lexical = documents.lexical = lexical_weights(documents, 3, 10, 400).module(400, 10)
+    lexical = documents.lexical = fit_lexical_features(documents, 3, 10, 400)
     everything = chunked(splits, roberta_folder, "train")
     longer = 0
     for index in range(len(documents)):

@@ -32,31 +32,6 @@ MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
 MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED = 20_000, 20_000_000, 2_000
 
 
-@dataclass
-class FittedFeatures:
-    """What `LexicalFeatures` is made of.
-
-    Attributes:
-        features: (m,) token ids, or V plus a pair, m ≤ M.
-        weight: (K, m).
-        bias: (K,).
-        idf: (m,), with the weighting `tfidf`.
-    """
-
-    weighting: str
-    features: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-    idf: np.ndarray | None
-
-    def module(self, vocab_size: int, num_features: int) -> LexicalFeatures:
-        """The fitted features as a module."""
-        lexical = LexicalFeatures(vocab_size, num_features, len(self.bias), self.weighting)
-        features, weight, bias = (torch.from_numpy(part) for part in (self.features, self.weight, self.bias))
-        lexical.set_weights(features, weight, bias, None if self.idf is None else torch.from_numpy(self.idf))
-        return lexical
-
-
 def fit_lexical_features(
     train: ChunkedDocuments,
     num_labels: int,
@@ -89,18 +64,18 @@ def fit_lexical_features(
     fitted: list[Any] = [None, None]
     if process_index == 0:
         try:
-            fitted[0] = lexical_weights(train, num_labels, num_features, vocab_size, class_weights_K, weighting)
+            fitted[0] = _fit(train, num_labels, num_features, vocab_size, class_weights_K, weighting)
         except ValueError as error:
             fitted[1] = error
-    result, problem = broadcast_object_list(fitted)
+    lexical, problem = broadcast_object_list(fitted)
     if problem is not None:
         raise problem
-    pairs = int((result.features >= vocab_size).sum())
+    sizes = [len(tokens) for tokens in lexical.tokens_of_features().values()]
     logger.info(
-        f"Lexical features ({result.weighting}): {len(result.features) - pairs:,} of {vocab_size:,} tokens"
-        + (f" and {pairs:,} pairs of tokens." if pairs else ".")
+        f"Lexical features ({lexical.weighting}): {sizes.count(1):,} of {vocab_size:,} tokens"
+        + (f" and {sizes.count(2):,} pairs of tokens." if 2 in sizes else ".")
     )
-    return result.module(vocab_size, num_features)
+    return lexical
 
 
 @torch.no_grad()
@@ -110,15 +85,14 @@ def lexical_logits(documents: ChunkedDocuments, lexical: LexicalFeatures) -> np.
     return torch.cat([lexical(lexical.count_chunks(chunks).sum(dim=0, keepdim=True)) for chunks in chunks_of]).numpy()
 
 
-def lexical_weights(
+def _fit(
     train: ChunkedDocuments,
     num_labels: int,
     num_features: int,
     vocab_size: int,
-    class_weights_K: torch.Tensor | None = None,
-    weighting: str = "auto",
-) -> FittedFeatures:
-    """The features with their weights; see `fit_lexical_features`."""
+    class_weights_K: torch.Tensor | None,
+    weighting: str,
+) -> LexicalFeatures:
     labels_B = np.asarray(train.documents["label"], dtype=np.int64)
     rows = sampled_rows(train, labels_B, num_labels)
     weight_K = np.ones(num_labels) if class_weights_K is None else class_weights_K.cpu().numpy().astype(np.float64)
@@ -140,11 +114,14 @@ def lexical_weights(
     [(name, penalty)] = candidates
     values = choose_features(name, features_F, count_BF, labels_B, num_labels, num_features, vocab_size)
     weight_Km, bias_K = fit_regression(values(count_BF), labels_B, weight_K, penalty)
-    idf_m = values.scale_m.astype(np.float32) if name == "tfidf" else None
+    idf_m = torch.from_numpy(values.scale_m) if name == "tfidf" else None
     if idf_m is None:
         weight_Km = weight_Km * values.scale_m
-    features_m = features_F[values.chosen]
-    return FittedFeatures(name, features_m, weight_Km.astype(np.float32), bias_K.astype(np.float32), idf_m)
+    lexical = LexicalFeatures(vocab_size, num_features, num_labels, name)
+    lexical.set_weights(
+        torch.from_numpy(features_F[values.chosen]), torch.from_numpy(weight_Km), torch.from_numpy(bias_K), idf_m
+    )
+    return lexical
 
 
 @dataclass
