@@ -41,10 +41,10 @@ class SmallDevice(Model):
             chunk_ND.register_hook(out_of_memory)  # in the backward pass: the head has its gradients already
         return chunk_ND
 
-    def classify(self, chunk_ND, num_chunks_B):
+    def classify(self, chunk_ND, num_chunks_B, count_BM=None):
         if len(num_chunks_B) > self.room_for_documents:
             out_of_memory()
-        return super().classify(chunk_ND, num_chunks_B)
+        return super().classify(chunk_ND, num_chunks_B, count_BM)
 
 
 def small_device(model, **room) -> SmallDevice:
