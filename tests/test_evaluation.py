@@ -23,7 +23,12 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
     HierarchicalRobertaForSequenceClassification as Model,
 )
 from modeling.token_attribution import token_attributions
-from modeling.training.calibration import expected_calibration_error, fit_logit_weights, fit_temperature
+from modeling.training.calibration import (
+    expected_calibration_error,
+    fit_logit_weights,
+    fit_temperature,
+    gains_beyond_error,
+)
 from modeling.training.metrics import classification_metrics
 from scripts.common.cli import USER_ERRORS
 from scripts.evaluate_and_explain import main as evaluate_main
@@ -155,6 +160,24 @@ def test_logits_are_weighed_as_far_as_they_tell():
     assert fit_logit_weights(np.stack([good, poor, none]), labels) == pytest.approx([2.0, 1.0, 0.0], abs=0.15)
     assert fit_logit_weights(np.stack([-good, poor]), labels)[0] == 0.0
     assert fit_logit_weights(np.stack([none, -good]), labels).tolist() == [1.0, 1.0]  # nothing tells: both as they are
+
+
+def test_a_gain_within_its_standard_error_does_not_count():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=60)
+    words, noise = (np.eye(3)[labels] * size + rng.normal(size=(60, 3)) for size in (2.0, 0.0))
+    reader = np.eye(3)[labels] * 2.0 + rng.normal(size=(60, 3))
+    assert gains_beyond_error(2 * words + 2 * reader, 2 * words, labels)
+    assert not gains_beyond_error(2 * words + 0.01 * noise, 2 * words, labels)
+    assert not gains_beyond_error(2 * words, 2 * words, labels)
+    # A rare class that is read better counts with its weight.
+    labels[:50], labels[50:] = 0, 1
+    flat = np.zeros((60, 3))
+    better, worse = flat.copy(), flat.copy()
+    better[50:, 1] = 1.0
+    better[:50, 0] = -0.2
+    assert gains_beyond_error(better, worse, labels, np.array([0.1, 5.0, 1.0]))
+    assert not gains_beyond_error(better, worse, labels)
 
 
 def test_fit_temperature_reduces_overconfidence():

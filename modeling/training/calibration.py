@@ -45,6 +45,23 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np
     return weights_P if weights_P.max() > 1e-3 else np.ones(len(parts_PBK))
 
 
+def gains_beyond_error(
+    logits_BK: np.ndarray, others_BK: np.ndarray, labels_B: np.ndarray, weights_K: np.ndarray | None = None
+) -> bool:
+    """Whether the log loss of logits is lower than that of others by more than the standard error of the difference, as in
+    the one-standard-error rule (Breiman et al. 1984).
+
+    Args:
+        weights_K: class weights of the loss (None: equal).
+    """
+    rows = np.arange(len(labels_B))
+    weight_B = np.ones(len(labels_B)) if weights_K is None else np.asarray(weights_K, dtype=np.float64)[labels_B]
+    weight_B /= weight_B.sum()
+    gain_B = log_softmax(logits_BK, axis=1)[rows, labels_B] - log_softmax(others_BK, axis=1)[rows, labels_B]
+    gain = weight_B @ gain_B
+    return bool(gain > np.sqrt((weight_B**2 * (gain_B - gain) ** 2).sum()))
+
+
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
     """Fit the temperature T, from 0.05 to 20, that maximizes the likelihood of the labels under `softmax(logits / T)`, with
     smoothed targets."""

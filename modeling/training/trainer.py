@@ -21,7 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..hierarchical_roberta.precision import full_precision
 from ..hierarchical_roberta.recomputation import set_random_state
-from .calibration import fit_logit_weights
+from .calibration import fit_logit_weights, gains_beyond_error
 from .data_loading import data_loader
 from .losses import weight_sum, weighted_loss_sum
 from .optimizer import optimizer_class_and_kwargs, parameter_groups
@@ -249,11 +249,20 @@ class WeightedTrainer(ResumableTrainer):
         self, output: EvalLoopOutput, lexical_BK: np.ndarray, metric_key_prefix: str
     ) -> EvalLoopOutput:
         """Weigh the encoder's logits in `output` and those of the lexical features, and set the weights in the model's
-        config. Returns the output of the sum, with its metrics."""
+        config. Returns the output of the sum, with its metrics.
+
+        After training the encoder counts only if it lowers the log loss by more than the standard error of that: on a few
+        dozen documents a weight can be chance. During training it always does, to see which epoch is best.
+        """
         encoder_BK, labels_B = np.asarray(output.predictions), np.asarray(output.label_ids)
         parts_PBK = np.stack([encoder_BK, lexical_BK])
         class_weights = None if self.class_weights is None else self.class_weights.cpu().numpy()
         weights_P = fit_logit_weights(parts_PBK, labels_B, class_weights)
+        if metric_key_prefix == "validation":
+            [alone] = fit_logit_weights(parts_PBK[1:], labels_B, class_weights)
+            both_BK = np.tensordot(weights_P, parts_PBK, axes=1)
+            if not gains_beyond_error(both_BK, alone * lexical_BK, labels_B, class_weights):
+                weights_P = np.array([0.0, alone])
         config = self.accelerator.unwrap_model(self.model).config
         config.encoder_weight, config.lexical_weight = weights_P.tolist()
         logits_BK = np.tensordot(weights_P, parts_PBK, axes=1).astype(encoder_BK.dtype)

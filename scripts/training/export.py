@@ -46,8 +46,9 @@ def evaluate_splits(
         logits, label_ids = np.asarray(output.predictions, dtype=np.float64), np.asarray(output.label_ids)
         if split == "validation":
             if config.lexical_features:
+                unused = "" if config.encoder_weight else " (what it adds to the words there may be chance)"
                 logger.info(
-                    f"Weights, fitted on validation: encoder {config.encoder_weight:.3f}, lexical features "
+                    f"Weights, fitted on validation: encoder {config.encoder_weight:.3f}{unused}, lexical features "
                     f"{config.lexical_weight:.3f}."
                 )
             config.temperature = fit_temperature(logits, label_ids)
