@@ -1,4 +1,4 @@
-"""Validation: rows of any source → documents `{id, text, label, split, group}`. No row is dropped silently.
+"""Validation: rows of any source → documents `{id, text, label, split, group, …}`. No row is dropped silently.
 
 Used by scripts/prepare_dataset.py. Every data issue has a problem name; it is an error unless the caller decides to
 drop or keep the affected rows.
@@ -7,23 +7,29 @@ drop or keep the affected rows.
 import json
 import math
 import os
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
 
-from data.readers import read_rows
+from data.document_files import Section
+from data.readers import INVISIBLE, Row, Source
+from data.source_files import SPLITS, to_split
 
-SPLITS = ("train", "validation", "test")
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train"}
+NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 # Problem name, as used on the command line → description.
 PROBLEMS = {
+    "malformed": "a malformed record or an unreadable file",
     "missing_text": "no text",
     "missing_label": "no label",
     "unknown_label": "a label that is not in --labels",
+    "similar_label": "a label that differs from a more frequent one only in case or invisible characters",
     "empty": "an empty text",
     "duplicate_id": "a duplicate id",
     "unknown_split": "a split other than train, validation, test",
@@ -31,12 +37,17 @@ PROBLEMS = {
     "group_leak": "a group that also occurs in another split",
 }
 # Problems that `keep` accepts; rows with the others are unusable.
-KEEPABLE = ("empty", "duplicate", "group_leak")
+KEEPABLE = ("empty", "similar_label", "duplicate", "group_leak")
 
 
 @dataclass
 class Columns:
-    """Column names of a table. Columns other than text and label are optional under their default names."""
+    """Column names of a table. Columns other than text and label are optional under their default names.
+
+    Args:
+        text: one column, or several separated by commas, which are joined in this order.
+        keep: further columns to keep with the documents.
+    """
 
     text: str = "text"
     label: str = "label"
@@ -44,6 +55,11 @@ class Columns:
     split: str = "split"
     group: str = "group"
     evidence: str = "evidence"
+    keep: Sequence[str] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(name.strip() for name in self.text.split(","))
 
 
 def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
@@ -73,6 +89,7 @@ class DataIssues:
             raise ValueError(
                 f"The source has invalid rows: {'; '.join(parts)}. Fix them, or use --drop {','.join(unresolved)}"
                 + (f" or --keep {','.join(kept)}." if (kept := [p for p in unresolved if p in KEEPABLE]) else ".")
+                + (" To count such labels as one, use --merge_labels." if "similar_label" in unresolved else "")
             )
 
 
@@ -81,20 +98,15 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def clean_text(text: str, row: str, encoding_errors: str = "strict") -> str:
-    """Normalize a text to Unicode NFC after checking for unpaired surrogates."""
-    return unicodedata.normalize("NFC", check_surrogates(text, row, encoding_errors))
-
-
-def check_surrogates(text: str, row: str, encoding_errors: str = "strict") -> str:
+def check_surrogates(text: str, encoding_errors: str = "strict") -> str:
     """Return the text unchanged; unpaired surrogates raise an error or are replaced by U+FFFD."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         if encoding_errors == "strict":
             raise ValueError(
-                f"{row}: the text contains an unpaired surrogate ({text[error.start]!a}). Fix it, or replace it by "
-                "U+FFFD with --encoding_errors replace."
+                f"the text contains an unpaired surrogate ({text[error.start]!a}). Fix it, or replace it by U+FFFD with "
+                "--encoding_errors replace"
             ) from error
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
@@ -104,11 +116,90 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def to_label(value: Any) -> str:
-    """Convert a label, id, split or group to text; "" if missing, and 1.0 becomes "1"."""
+def to_name(value: Any) -> str:
+    """Convert an id, split or group to text: "" if missing, 1.0 becomes "1"; NFC, without invisible characters around it."""
     if is_missing(value):
         return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text, previous = unicodedata.normalize("NFC", str(value)), ""
+    while text != previous:
+        text, previous = text.strip().strip(INVISIBLE), text
+    return text
+
+
+def to_label(value: Any) -> str:
+    """Convert a label to text as `to_name` does, and "1.0" to "1" (but not 01, which is no number).
+
+    Raises:
+        ValueError: several labels, or another value that is no label.
+    """
+    if isinstance(value, list | tuple | dict | set | bytes) or (isinstance(value, str) and _is_json_list(value)):
+        raise ValueError(f"expected one label, got {str(value)[:60]}; a document has exactly one")
+    name = to_name(value)
+    return name.split(".")[0] if NUMBER.fullmatch(name) and not name.partition(".")[2].strip("0") else name
+
+
+def _is_json_list(value: str) -> bool:
+    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
+        return False
+    try:
+        return isinstance(json.loads(value), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def look_alike_key(label: str) -> str:
+    """The same for labels that differ only in case, spaces, invisible characters or the form of a number.
+
+    >>> look_alike_key("Teen") == look_alike_key("te\u200ben "), look_alike_key("01") == look_alike_key("1")
+    (True, True)
+    """
+    text = unicodedata.normalize("NFKC", label).casefold()
+    visible = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
+    key = " ".join(visible.split())
+    return f"{float(key):g}" if re.fullmatch(r"[-+]?\d+(\.\d+)?", key) else key
+
+
+def similar_labels(counts: Counter[str], preferred: Sequence[str] = ()) -> dict[str, str]:
+    """Labels that look like another, and that one: the preferred or most frequent of those alike."""
+    groups: dict[str, list[str]] = {}
+    for label in sorted(counts, key=lambda name: (name not in preferred, -counts[name], name)):
+        groups.setdefault(look_alike_key(label), []).append(label)
+    return {label: first for first, *others in groups.values() for label in others if label not in preferred}
+
+
+def joined_text(row: Row, columns: Columns) -> tuple[str | None, list[Section]]:
+    """The text of a row and its sections: of several text columns, joined by blank lines, each is a section.
+
+    Raises:
+        ValueError: a value that is not text.
+    """
+    names = columns.texts
+    for name in names:
+        value = row.values.get(name)
+        if not is_missing(value) and not isinstance(value, str):
+            raise ValueError(f"expected text in the column {name!r}, got {type(value).__name__}")
+    texts: dict[str, str] = {name: row.values[name] for name in names if not is_missing(row.values.get(name))}
+    if len(names) == 1 or not texts:
+        return texts.get(names[0]), row.sections
+    text, sections = "", []
+    for name, part in texts.items():
+        if part.strip():
+            text += "\n\n" if text else ""
+            sections.append(Section(len(text), name))
+            text += part
+    return text, sections
+
+
+def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, list[Section]]:
+    """A text in NFC, and where its sections start there."""
+    starts = [*(section.start for section in sections), len(text)]
+    normalized, moved = unicodedata.normalize("NFC", text[: starts[0]]), []
+    for section, end in zip(sections, starts[1:], strict=True):
+        moved.append(Section(len(normalized), section.name))
+        normalized += unicodedata.normalize("NFC", text[section.start : end])
+    return normalized, moved
 
 
 def _spans(value: Any) -> str:
@@ -128,21 +219,23 @@ def _is_span(value: Any) -> bool:
 
 
 def read_documents(
-    source: str,
+    source: Source,
     columns: Columns,
     labels: Sequence[str] | None = None,
-    encoding_errors: str = "strict",
     drop: Iterable[str] = (),
     keep: Iterable[str] = (),
+    merge_labels: bool = False,
     cache_dir: str | None = None,
 ) -> tuple[datasets.Dataset, DataIssues]:
     """Read all documents of a source into a memory-mapped table.
 
-    The columns are id, text, label, split, group and evidence (JSON, see `_spans`); the last three are "" if missing.
-    Rows with a problem in `drop` are omitted, those with one in `keep` are included; any other problem is an error.
+    The columns are id, text, label, split, group, evidence (JSON, see `_spans`), metadata (JSON, the columns to keep) and
+    sections (JSON: `[[start, name], …]`); all after label are "" if missing. Rows with a problem in `drop` are omitted, those
+    with one in `keep` are included; any other problem is an error.
 
     Args:
         labels: labels in order; other labels are an `unknown_label`. None: any label.
+        merge_labels: count labels that differ only in case or invisible characters as one.
         cache_dir: folder of the table; it must outlive the table.
 
     Raises:
@@ -151,43 +244,107 @@ def read_documents(
     decisions = dict.fromkeys(drop, "dropped") | dict.fromkeys(keep, "kept")
     issues = DataIssues(decisions=decisions)
     known_labels = set(labels) if labels else None
-    rows = _rows_with_columns(source, columns, encoding_errors)
+    alike = {look_alike_key(label): label for label in labels or ()} if merge_labels else {}
+    counts: Counter[str] = Counter()
 
     def documents() -> Iterator[dict[str, str]]:
-        seen: set[str] = set()
+        files_of_id: dict[str, str] = {}
+        rows = tqdm(_rows_with_columns(source, columns), desc="Reading", unit=" documents", disable=None)
         for number, row in enumerate(rows, 1):
-            id_ = to_label(row.get(columns.id)) or f"row-{number}"
-            name = f"row {number} (id {id_})" if columns.id in row else f"row {number}"
-            document = {
-                "id": id_,
-                "text": row[columns.text],
-                "label": to_label(row[columns.label]),
-                "split": to_label(row.get(columns.split)).lower(),
-                "group": to_label(row.get(columns.group)),
-                "evidence": _spans(row.get(columns.evidence)),
-            }
-            document["split"] = SPLIT_ALIASES.get(document["split"], document["split"])
-            if not is_missing(document["text"]) and not isinstance(document["text"], str):
-                kind = type(document["text"]).__name__
-                raise ValueError(f"{source}: {name}: expected text in the column {columns.text!r}, got {kind}.")
-            problems = _find_problems(document, known_labels, seen)
+            if row.error:
+                issues.add("malformed", f"{row.location}: {row.error}")
+                continue
+            document, problems = _document_of(row, number, columns, source)
+            document["label"] = alike.get(look_alike_key(document["label"]), document["label"])
+            file = row.location.rpartition(" row ")[0]
+            if file and files_of_id.get(document["id"], file) != file:  # another table that numbers its rows from 1
+                document["id"] = f"{file}:{document['id']}"
+            if document["id"] in files_of_id:
+                problems.append("duplicate_id")
+            files_of_id.setdefault(document["id"], file)
+            if known_labels is not None and document["label"] and document["label"] not in known_labels:
+                problems.append("unknown_label")
             for problem in problems:
-                issues.add(problem, name)
-            seen.add(id_)
+                issues.add(problem, _name_of(row, document))
             if all(decisions.get(problem) == "kept" for problem in problems):
-                original = document["text"]
-                document["text"] = clean_text(original, f"{source}: {name}", encoding_errors)
-                if document["text"] != original:
-                    document["evidence"] = ""  # its offsets refer to the original text
+                counts[document["label"]] += 1
                 yield document
 
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
-    features |= {name: datasets.Value("string") for name in ("split", "group", "evidence")}
+    features |= {name: datasets.Value("string") for name in ("split", "group", "evidence", "metadata", "sections")}
     table = _write_table(documents(), datasets.Features(features), cache_dir)
+    table = _resolve_similar_labels(table, similar_labels(counts, labels or ()), counts, issues, merge_labels)
     issues.raise_if_unresolved()
     if len(table) == 0:
         raise ValueError(f"{source}: no documents (the source has no rows, or all were dropped).")
     return table, issues
+
+
+def _name_of(row: Row, document: dict[str, str]) -> str:
+    return row.location if document["id"].startswith("row-") else f"{row.location} (id {document['id']})"
+
+
+def _document_of(row: Row, number: int, columns: Columns, source: Source) -> tuple[dict[str, Any], list[str]]:
+    """The document of a row, and its problems.
+
+    Raises:
+        ValueError: a text or label that is none.
+    """
+    values = row.values
+    document: dict[str, Any] = {"id": to_name(values.get(columns.id)) or f"row-{number}"}
+    try:
+        document["label"] = to_label(values.get(columns.label))
+        text, sections = joined_text(row, columns)
+        if text is not None:
+            original = check_surrogates(text, source.options.encoding_errors)
+            text, sections = normalize_sections(original, sections)
+    except ValueError as error:
+        raise ValueError(f"{source}: {_name_of(row, document)}: {error}.") from error
+    is_unchanged = len(columns.texts) == 1 and text == values.get(columns.text)
+    document |= {
+        "text": text or "",
+        "split": to_split(to_name(values.get(columns.split))),
+        "group": to_name(values.get(columns.group)),
+        "evidence": _spans(values.get(columns.evidence))
+        if is_unchanged
+        else "",  # its offsets refer to the original text
+        "metadata": metadata_of(values, columns.keep),
+        "sections": json.dumps(sections, ensure_ascii=False) if sections else "",
+    }
+    problems = []
+    if text is None:
+        problems.append("missing_text")
+    elif not text.strip():
+        problems.append("empty")
+    if not document["label"]:
+        problems.append("missing_label")
+    if document["split"] and document["split"] not in SPLITS:
+        problems.append("unknown_split")
+    return document, problems
+
+
+def metadata_of(values: dict[str, Any], names: Sequence[str]) -> str:
+    """The columns to keep as a JSON object; "" without any. Values that are not JSON's become text."""
+    kept = {name: None if is_missing(values.get(name)) else values.get(name) for name in names}
+    return json.dumps(kept, ensure_ascii=False, default=str) if kept else ""
+
+
+def _resolve_similar_labels(
+    table: datasets.Dataset, similar: dict[str, str], counts: Counter[str], issues: DataIssues, merge: bool
+) -> datasets.Dataset:
+    """Merge or drop labels that look like a more frequent one, and note them."""
+    if not similar:
+        return table
+    issues.rows["similar_label"] = [
+        f"{label!a} ({counts[label]} rows) ~ {other!a} ({counts[other]})" for label, other in similar.items()
+    ]
+    if merge:
+        issues.decisions["similar_label"] = "merged"
+        merged = [similar.get(label, label) for label in table["label"]]
+        return table.remove_columns("label").add_column("label", merged, feature=table.features["label"])
+    if issues.decisions.get("similar_label") == "dropped":
+        return table.select([index for index, label in enumerate(table["label"]) if label not in similar])
+    return table
 
 
 def _write_table(
@@ -206,33 +363,34 @@ def _write_table(
     return datasets.Dataset.from_file(path) if num_rows else empty
 
 
-def _find_problems(document: dict[str, Any], known_labels: set[str] | None, seen: set[str]) -> list[str]:
-    problems = []
-    if is_missing(document["text"]):
-        problems.append("missing_text")
-    elif not document["text"].strip():
-        problems.append("empty")
-    if not document["label"]:
-        problems.append("missing_label")
-    elif known_labels is not None and document["label"] not in known_labels:
-        problems.append("unknown_label")
-    if document["id"] in seen:
-        problems.append("duplicate_id")
-    if document["split"] and document["split"] not in SPLITS:
-        problems.append("unknown_split")
-    return problems
-
-
-def _rows_with_columns(source: str, columns: Columns, encoding_errors: str) -> Iterator[dict[str, Any]]:
+def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
     """Yield the rows after checking that the first has the required columns."""
-    required = {"text": columns.text, "label": columns.label}
+    required = [("text", name) for name in columns.texts] + [("label", columns.label)]
     for kind in ("id", "split", "group", "evidence"):
         if getattr(columns, kind) != getattr(Columns, kind) and getattr(columns, kind) != "none":
-            required[kind] = getattr(columns, kind)
-    for number, row in enumerate(read_rows(source, encoding_errors)):
-        absent = [f"--{kind}_column {name}" for kind, name in required.items() if name not in row]
-        if absent and number == 0:
-            message = f"no column for {', '.join(absent)}; the columns are {', '.join(map(str, row))}."
-            hint = " Fields must be separated by commas." if len(row) == 1 and ";" in next(iter(row)) else ""
-            raise ValueError(f"{source}: {message}{hint}")
-        yield dict.fromkeys(required.values()) | row  # later JSON rows may omit keys
+            required.append((kind, getattr(columns, kind)))
+    options = [(f"--{kind}_column", name) for kind, name in required] + [
+        ("--keep_columns", name) for name in columns.keep
+    ]
+    is_checked = False
+    for row in source:
+        if not row.error and not is_checked:
+            require_columns(row, options, str(source))
+            is_checked = True
+        row.values = dict.fromkeys(name for _, name in options) | row.values  # later JSON rows may omit keys
+        yield row
+
+
+def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str) -> None:
+    """Raise ValueError if a row lacks a column. `options`: `("--text_column", "text")` for each."""
+    absent = [(option, name) for option, name in options if name not in row.values]
+    if not absent:
+        return
+    names = {look_alike_key(name): name for name in row.values}
+    hints = [
+        f" Did you mean {option} {names[look_alike_key(name)]}?"
+        for option, name in absent
+        if look_alike_key(name) in names
+    ]
+    listed = ", ".join(f"{option} {name}" for option, name in absent)
+    raise ValueError(f"{source}: no column for {listed}; the columns are {', '.join(row.values)}.{''.join(hints)}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from data.documents import SPLITS
+from data.source_files import SPLITS
 from data.tokenization import TOKEN_FEATURES
 
 LEGACY_FILES = {split: f"{name}_dataset.pt" for split, name in zip(SPLITS, ("train", "val", "test"), strict=True)}

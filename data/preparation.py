@@ -1,5 +1,6 @@
 """Dataset preparation: source → validated, split and tokenized dataset on disk."""
 
+import dataclasses
 import platform
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,16 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from data.deduplication import near_duplicates
-from data.documents import PROBLEMS, SPLITS, Columns, DataIssues, check_decisions, read_documents, shorten
+from data.documents import (
+    NUMBER,
+    PROBLEMS,
+    Columns,
+    DataIssues,
+    check_decisions,
+    read_documents,
+    shorten,
+    to_label,
+)
 from data.legacy_tensors import LEGACY_FILES, read_legacy
 from data.prepared_dataset import (
     MANIFEST,
@@ -22,23 +32,27 @@ from data.prepared_dataset import (
     sha256_of,
     staging_path,
 )
-from data.readers import label_names_of
+from data.readers import ReadOptions, Source
+from data.source_files import SPLITS, describe_unread
 from data.splits import split_documents, without_leaks
 from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint
 from modeling.hierarchical_roberta.chunking import special_token_frame
 
 
 def prepare_dataset(
-    source: str,
+    source: str | Sequence[str],
     tokenizer: str,
     output_dir: Path,
     *,
     columns: Columns | None = None,
     labels: Sequence[str] | None = None,
     split_fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    validation_from_train: float = 0.0,
+    duplicate_threshold: float = 0.8,
     drop: Sequence[str] = (),
     keep: Sequence[str] = (),
-    encoding_errors: str = "strict",
+    merge_labels: bool = False,
+    read_options: ReadOptions | None = None,
     num_proc: int = 1,
     seed: int = 42,
     chunk_length: int = 512,
@@ -49,13 +63,14 @@ def prepare_dataset(
     """Read, validate, split, tokenize and save a dataset; return its manifest.
 
     Args:
-        source: a file, a folder or a dataset on the hub (see data/readers.py).
+        source: one or more files, folders, patterns or archives, or a dataset on the hub (see data/source_files.py).
         tokenizer: hub name or folder of the encoder whose tokenizer is used.
         columns: column names of the source.
         labels: labels in order (None: the order of the source, else sorted by name).
-        split_fractions: train, validation and test fractions if the source has no splits.
+        split_fractions, validation_from_train, duplicate_threshold: see `split_documents`.
         drop, keep: problems (`data.documents.PROBLEMS`) whose rows are dropped or kept.
-        encoding_errors: "strict" or "replace", for bytes that are not UTF-8.
+        merge_labels: count labels that differ only in case or invisible characters as one.
+        read_options: how files are read.
         num_proc: number of tokenization processes.
         seed: seed of the splits.
         chunk_length, chunk_overlap, max_chunks: chunk geometry of the coverage statistics in the manifest.
@@ -65,6 +80,8 @@ def prepare_dataset(
         ValueError: invalid source, rows, labels, splits or geometry, or a folder that may not be replaced.
     """
     check_decisions(drop, keep)
+    sources = [source] if isinstance(source, str) else list(source)
+    labels = [to_label(label) for label in labels] if labels else None
     if labels and len(set(labels)) != len(labels):
         raise ValueError(f"--labels must be unique, got {','.join(labels)}.")
     if num_proc < 1:
@@ -79,21 +96,29 @@ def prepare_dataset(
     workspace = staging_path(output_dir, "documents")
     workspace.mkdir()
     try:
-        if (Path(source) / LEGACY_FILES["train"]).is_file():
-            splits, issues = check_legacy(read_legacy(Path(source), loaded, labels), drop, keep)
+        unread: list[str] = []
+        if (Path(sources[0]) / LEGACY_FILES["train"]).is_file():
+            splits, issues = check_legacy(read_legacy(Path(sources[0]), loaded, labels), drop, keep)
         else:
             columns = columns or Columns()
-            labels = labels or label_names_of(source, columns.label)
-            documents, issues = read_documents(source, columns, labels, encoding_errors, drop, keep, str(workspace))
-            labels = labels or sorted_labels(documents["label"])
+            rows = Source(sources, dataclasses.replace(read_options or ReadOptions(), text_columns=columns.texts))
+            stored = None if labels else rows.label_names(columns.label)
+            documents, issues = read_documents(
+                rows, columns, labels or stored, drop, keep, merge_labels, cache_dir=str(workspace)
+            )
+            unread = list(rows.found.unread)
+            labels = labels or stored or sorted_labels(documents["label"])
             if len(labels) < 2:
                 raise ValueError(
                     f"The column {columns.label!r} has a single label ({labels[0]!r}); expected at least two."
                 )
-            split_of = split_documents(documents, issues, split_fractions, seed)
+            split_of = split_documents(
+                documents, issues, split_fractions, seed, validation_from_train, duplicate_threshold
+            )
             splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
         manifest = {
-            "sources": [describe_source(source)],
+            "sources": [describe_source(name) for name in sources],
+            "unread_files": unread,
             "labels": splits["train"].features["label"].names,
             "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
             "seed": seed,
@@ -115,7 +140,12 @@ def prepare_dataset(
 
 def sorted_labels(labels: Sequence[str]) -> list[str]:
     """Sort the labels, numeric ones as numbers, and print the order, which kappa and severity depend on."""
-    names = sorted(set(labels), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+
+    def key(name: str) -> tuple[bool, float, str]:
+        is_number = NUMBER.fullmatch(name) is not None
+        return (not is_number, float(name) if is_number else 0.0, name)
+
+    names = sorted(set(labels), key=key)
     print(
         f"Labels, sorted by name: {', '.join(names)}. If they have a different order, set it with --labels: kappa and "
         "the severity weights depend on it."
@@ -131,12 +161,13 @@ def tokenize_splits(
     num_proc: int,
 ) -> datasets.DatasetDict:
     """Tokenize the documents of each split, omitting those with the split ""."""
-    splits, has_evidence = {}, any(documents["evidence"])
+    splits = {}
+    optional = [name for name in ("evidence", "metadata", "sections") if any(documents[name])]
     for split in SPLITS:
         rows = [index for index, name in enumerate(split_of) if name == split]
         if rows:
             part = documents.select(rows)
-            splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, has_evidence)
+            splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, optional)
     return datasets.DatasetDict(splits)
 
 
@@ -193,7 +224,7 @@ def describe_source(source: str) -> dict[str, Any]:
 
 def preparation_summary(manifest: dict[str, Any]) -> str:
     """Human-readable summary of a manifest."""
-    lines = []
+    lines = [unread] if (unread := describe_unread(manifest.get("unread_files", []))) else []
     for problem, issue in manifest["findings"].items():
         lines.append(f"{len(issue['rows'])} with {PROBLEMS[problem]}: {issue['decision']}: {shorten(issue['rows'])}")
     for split, statistics in manifest["splits"].items():

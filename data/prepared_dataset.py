@@ -1,8 +1,9 @@
 """Prepared datasets on disk: tokenized splits (Arrow, memory-mapped) and a manifest describing them.
 
 `train`, `validation` and optionally `test` have the columns id, text, label (a ClassLabel with ordered label names),
-input_ids, token_start, token_end, token_break (see modeling/hierarchical_roberta/chunking.py), and evidence (JSON:
-character spans) if the source has gold evidence.
+input_ids, token_start, token_end, token_break (see modeling/hierarchical_roberta/chunking.py), and where the source has them
+the JSON columns evidence (character spans of the gold evidence), metadata (the columns to keep) and sections (places in the
+text, see `Section`).
 """
 
 import hashlib

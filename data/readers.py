@@ -1,124 +1,301 @@
-"""Readers that yield rows of CSV, JSONL, Parquet and text files, saved `datasets`, and hub datasets."""
+"""Rows of any source: tables, documents, saved `datasets` and datasets on the hub (see data/source_files.py)."""
 
 import csv
-import io
+import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.csv_records import MAX_FIELD, CsvRecords
+from data.document_files import Section, read_document_file
+from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files
+from data.text_files import WrongEncoding, open_text, suffix_of
 
-def read_rows(source: str, encoding_errors: str = "strict") -> Iterator[dict[str, Any]]:
-    """Yield the rows of a source, one at a time, so that it may be larger than memory.
+# What may stand around a name or label without being seen: byte order mark, zero-width space, joiners, word joiner.
+INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
-    Supports CSV, TSV, JSONL, Parquet and text files, a folder of text files or of one such folder per label, a saved
-    `datasets` folder, and a dataset on the hub.
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How sources are read.
+
+    Args:
+        encoding: of text files; None: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+        encoding_errors: "strict" or "replace", for bytes that are not of the encoding.
+        delimiter: of CSV files; None: see `CsvRecords`.
+        text_columns: columns with the text. A table that has none of them but `path_column` lists documents.
+        path_column: paths of documents, relative to the table.
+        config_name, revision: of a dataset on the hub.
+    """
+
+    encoding: str | None = None
+    encoding_errors: str = "strict"
+    delimiter: str | None = None
+    text_columns: tuple[str, ...] = ("text",)
+    path_column: str = "path"
+    config_name: str | None = None
+    revision: str | None = None
+
+
+@dataclass
+class Row:
+    """A row of a source.
+
+    Args:
+        location: what messages call it, `row 3`, with the file where there are several.
+        values: by column. A document has `id` and `text`, and `label` and `split` where its folders give them.
+        sections: places in the text of a document (see `Section`).
+        error: why it cannot be used, or "".
+    """
+
+    location: str
+    values: dict[str, Any] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass
+class Source:
+    """The sources of a command, to be read any number of times.
 
     Raises:
-        ValueError: an unreadable or unsupported source, or text that is not UTF-8 (if `encoding_errors` is "strict").
+        ValueError: a source that does not exist, is not supported, or whose layout is not clear.
     """
-    path = Path(source)
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl}
-    if path.is_dir():
-        if _is_saved(path):
-            yield from _read_datasets(datasets.load_from_disk(source))
+
+    names: Sequence[str]
+    options: ReadOptions = field(default_factory=ReadOptions)
+
+    def __post_init__(self) -> None:
+        self.names = [self.names] if isinstance(self.names, str) else list(self.names)
+        self.saved = [name for name in self.names if _is_saved(Path(name))]
+        self.on_hub = False
+        self.found = SourceFiles()
+        if self.saved and len(self.names) > 1:
+            raise ValueError(f"{self.saved[0]}: a folder saved by datasets must be the only --source.")
+        if not self.saved:
+            found = find_source_files(self.names, self._has_documents)
+            self.on_hub, self.found = found is None, found or self.found
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows, one at a time, so that a source may be larger than memory.
+
+        Raises:
+            ValueError: a file that cannot be read. A row that cannot be used has an `error` instead.
+        """
+        if self.saved or self.on_hub:
+            yield from _read_datasets(self._load())
+            return
+        is_single = len(self.found.files) == 1
+        for file in self.found.files:
+            for row in _read_file(file, self.options, self.found.unread):
+                if not file.is_document and not is_single:
+                    row.location = f"{file.name} {row.location}"
+                for name, value in (("split", file.split), ("label", file.label)):
+                    if value and not row.values.get(name):
+                        row.values[name] = value
+                yield row
+
+    def label_names(self, column: str) -> list[str] | None:
+        """Label order that the source stores (a ClassLabel of `datasets`), or None."""
+        if self.saved or self.on_hub:
+            loaded = self._load()
+            features = next(iter(loaded.values())).features if isinstance(loaded, dict) else loaded.features
         else:
-            yield from _read_text_folders(path, encoding_errors)
-    elif path.is_file():
-        suffix = path.suffix.lower()
-        if suffix in readers:
-            yield from readers[suffix](path, encoding_errors)
-        elif suffix == ".txt":
-            yield _read_text_file(path, encoding_errors)
-        elif suffix == ".parquet":
-            yield from _read_parquet(path, encoding_errors)
-        else:
-            raise ValueError(
-                f"{source}: expected a .csv, .tsv, .jsonl, .parquet or .txt file, got {suffix or 'no suffix'}."
-            )
+            parquet = [file.path for file in self.found.files if suffix_of(file.path) == ".parquet"]
+            features = _class_labels(_open_parquet(parquet[0]).schema_arrow) if parquet else {}
+        feature = features.get(column)
+        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def _load(self) -> datasets.Dataset | datasets.DatasetDict:
+        return datasets.load_from_disk(self.names[0]) if self.saved else _load_hub(self.names[0], self.options)
+
+    def _has_documents(self, path: Path) -> bool:
+        """Whether a table has a text column, or lists documents."""
+        options = dataclasses.replace(self.options, path_column="")
+        row = next(_read_table(SourceFile(path, path.name), options, {}), Row(""))
+        return self.options.path_column in row.values or any(name in row.values for name in self.options.text_columns)
+
+
+def read_rows(sources: str | Sequence[str], options: ReadOptions | None = None) -> Iterator[dict[str, Any]]:
+    """The values of the rows of sources. Raises ValueError for a row that cannot be used, too."""
+    source = Source([sources] if isinstance(sources, str) else sources, options or ReadOptions())
+    for row in source:
+        if row.error:
+            raise ValueError(f"{source}: {row.location}: {row.error}.")
+        yield row.values
+
+
+def _read_file(file: SourceFile, options: ReadOptions, unread: dict[str, None]) -> Iterator[Row]:
+    if not file.is_document:
+        for row in _read_table(file, options, unread):
+            yield _with_listed_document(row, file, options, unread)
+        return
+    row = Row(file.name, {"id": file.id})
+    try:
+        _add_document(row, file.path, options)
+    except ValueError as error:
+        row.error = str(error)
+    yield row
+
+
+def _add_document(row: Row, path: Path, options: ReadOptions) -> None:
+    row.values["text"], row.sections = read_document_file(path, options.encoding, options.encoding_errors)
+
+
+def _with_listed_document(row: Row, table: SourceFile, options: ReadOptions, unread: dict[str, None]) -> Row:
+    """Add the document that a row names in `path_column`, if the table has no text."""
+    if row.error or options.path_column not in row.values or any(name in row.values for name in options.text_columns):
+        return row
+    name = str(row.values[options.path_column] or "").strip()
+    path = table.path.parent / name
+    row.values.setdefault("id", name)
+    if not name or not path.is_file():
+        row.error = f"the column {options.path_column!r} names no file: {name or 'empty'}"
+        return row
+    unread.pop(f"{table.name.rpartition('/')[0]}/{name}", None)
+    try:
+        _add_document(row, path, options)
+    except ValueError as error:
+        row.error = str(error)
+    return row
+
+
+def _read_table(file: SourceFile, options: ReadOptions, unread: dict[str, None]) -> Iterator[Row]:
+    kind = TABLES[suffix_of(file.path)]
+    if kind == "CSV":
+        rows = _read_csv(file.path, options)
+    elif kind == "Parquet":
+        rows = _read_parquet(file.path, options)
+    elif kind == "spreadsheet":
+        rows = _read_spreadsheet(file, unread)
     else:
-        yield from _read_datasets(_load_hub(source))
+        rows = _read_json(file.path, options)
+    for row in rows:
+        names = [clean_name(name) for name in row.values]
+        if names == list(row.values):
+            yield row
+            continue
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"{file.path}: duplicate column: {', '.join(repeated)}.")
+        row.values = dict(zip(names, row.values.values(), strict=True))
+        yield row
 
 
-def _read_csv(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def clean_name(name: Any) -> str:
+    """A column's name without the spaces and invisible characters around it."""
+    return str(name).strip().strip(INVISIBLE).strip()
+
+
+def _read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)
+    delimiter = ","
     try:
-        with open(path, encoding="utf-8-sig", errors=encoding_errors, newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            duplicates = [name for name, count in Counter(reader.fieldnames or []).items() if count > 1]
-            if duplicates:
-                raise ValueError(f"{path}: duplicate column in the header: {', '.join(duplicates)}.")
-            for number, row in enumerate(reader, 1):
-                if None in row or None in row.values():
-                    raise ValueError(
-                        f"{path}: row {number} (line {reader.line_num}) does not have the "
-                        f"{len(reader.fieldnames or [])} fields of the header. Texts with commas or "
-                        "line breaks must be in double quotes."
-                    )
-                yield row
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, delimiter) from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a well-formed CSV file: {error}.") from error
+        with open_text(path, options.encoding, options.encoding_errors) as file:
+            records = CsvRecords(file, path, options.delimiter)
+            delimiter = records.delimiter
+            if repeated := [name for name, count in Counter(map(clean_name, records.columns)).items() if count > 1]:
+                raise ValueError(f"{path}: duplicate column in the header: {', '.join(repeated)}.")
+            for number, line, fields, error in records:
+                if fields is None:
+                    advice = "texts with delimiters, line breaks or quotes must be in double quotes, and quotes in them doubled"
+                    yield Row(f"row {number} (line {line})", error=f"{error} ({advice})")
+                else:
+                    yield Row(f"row {number}", dict(zip(records.columns, fields, strict=True)))
+    except WrongEncoding as error:
+        with open_text(path, options.encoding, "replace") as file:
+            before = (row for row, line, *_ in CsvRecords(file, path, delimiter) if line <= error.line)
+            row = max(before, default=0)
+        location = f"row {row} (line {error.line})" if row else f"line {error.line}"
+        raise ValueError(str(error).replace(f"line {error.line}", location, 1)) from error
 
 
-def _read_jsonl(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8-sig", errors=encoding_errors) as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise ValueError(f"{path}: row {number} is not JSON: {error}.") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}: row {number} is {type(row).__name__}, expected an object.")
-                yield row
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-
-
-def _not_utf8(path: Path, delimiter: str | None = None) -> ValueError:
-    """Build an error that locates the first row that is not UTF-8."""
-    decoded = []
-    with open(path, "rb") as file:
+def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
+    """JSON Lines, or an array of objects."""
+    with open_text(path, options.encoding, options.encoding_errors) as file:
+        is_array = _begins_array(file.read(1 << 12))
+    with open_text(path, options.encoding, options.encoding_errors) as file:
+        if is_array:
+            yield from _read_array(path, file)
+            return
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
-                decoded.append(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                location = f"row {number} (line {number})" if number > 1 else "the first line"
-                if delimiter:
-                    head = "".join(decoded) + line[: error.start].decode("utf-8")
-                    location = _locate_row(head, delimiter, number)
-                return ValueError(
-                    f"{path}: {location} is not UTF-8: byte 0x{line[error.start]:02x} at column "
-                    f"{error.start + 1}. Convert the file (iconv -f LATIN1 -t UTF-8), or replace such bytes by U+FFFD "
-                    "with --encoding_errors replace."
-                )
-    raise AssertionError("called for a file that is UTF-8")
+                value = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if number == 1 and suffix_of(path) == ".json":
+                    raise ValueError(
+                        f"{path}: expected an array of objects, or one object a line, each a document: {error}."
+                    ) from error
+                yield Row(f"row {number}", error=f"not JSON: {error}")
+                continue
+            yield _row_of(number, value)
 
 
-def _locate_row(head: str, delimiter: str, line: int) -> str:
-    """Locate the end of the text `head` of a table as row and line, or as line only if its rows cannot be counted."""
+def _begins_array(start: str) -> bool:
+    """Whether a file begins with an array of objects, and not with a line that is some list."""
+    start = start.lstrip()
+    return start.startswith("[") and start[1:].lstrip().startswith(("{", "]"))
+
+
+def _read_array(path: Path, file: IO[str]) -> Iterator[Row]:
+    """The elements of an array, decoded one at a time: memory holds a part of the file that contains one."""
+    decoder, number = json.JSONDecoder(), 1
+    buffer, size, is_complete = file.read(1 << 16).lstrip()[1:], 1 << 16, False
+    while True:
+        buffer = buffer.lstrip().removeprefix("," if number > 1 else "").lstrip()
+        if buffer.startswith("]"):
+            return
+        try:
+            value, end = decoder.raw_decode(buffer)
+        except (json.JSONDecodeError, RecursionError) as error:
+            if is_complete:
+                raise ValueError(f"{path}: row {number} of the array is not complete JSON: {error}.") from error
+            more = file.read(size)
+            buffer, size, is_complete = buffer + more, 2 * size, not more
+            continue
+        yield _row_of(number, value)
+        buffer, number, size = buffer[end:], number + 1, 1 << 16
+
+
+def _row_of(number: int, value: Any) -> Row:
+    if isinstance(value, dict):
+        return Row(f"row {number}", value)
+    return Row(f"row {number}", error=f"expected an object, got {type(value).__name__}")
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        row = sum(1 for _ in csv.reader(io.StringIO(head), delimiter=delimiter)) - 1
-    except csv.Error:
-        return f"line {line}"
-    return f"row {row} (line {line})" if row > 0 else "the first line"
-
-
-def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except Exception as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, Any]:
+    """Features that `datasets` keeps in a schema's metadata; {} where there are none or other ones."""
+    try:
+        return dict(datasets.Features.from_arrow_schema(schema))
+    except Exception:  # of another version, or another library's
+        return {}
+
+
+def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Row]:
+    file = _open_parquet(path)
+    features = {
+        name: feature
+        for name, feature in _class_labels(file.schema_arrow).items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
     number = 0
     for batch in file.iter_batches(batch_size=64):
         # Read as bytes first, since Arrow does not report which row is not UTF-8.
@@ -130,72 +307,77 @@ def _read_parquet(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
         }
         for values in zip(*(column.to_pylist() for column in columns.values()), strict=True):
             number += 1
-            row = dict(zip(columns, values, strict=True))
-            for name, value in row.items():
+            row = Row(f"row {number}", dict(zip(columns, values, strict=True)))
+            for name, value in row.values.items():
                 if isinstance(value, bytes) and not pa.types.is_binary(batch.schema.field(name).type):
                     try:
-                        row[name] = value.decode("utf-8", errors=encoding_errors)
+                        row.values[name] = value.decode("utf-8", errors=options.encoding_errors)
                     except UnicodeDecodeError as error:
-                        raise ValueError(
-                            f"{path}: row {number}: the column {name!r} is not UTF-8 ({error.reason} at byte "
-                            f"{error.start}). Fix it, or replace it by U+FFFD with --encoding_errors replace."
-                        ) from error
+                        row.values[name] = None
+                        row.error = (
+                            f"the column {name!r} is not UTF-8 ({error.reason} at byte {error.start}). Fix it, or replace it by "
+                            "U+FFFD with --encoding_errors replace"
+                        )
+            yield _with_label_names(row, features)
+
+
+def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row:
+    for name, feature in features.items():
+        value = row.values.get(name)
+        row.values[name] = feature.int2str(value) if value is not None and 0 <= value < feature.num_classes else None
+    return row
+
+
+def _read_spreadsheet(file: SourceFile, unread: dict[str, None]) -> Iterator[Row]:
+    """The first sheet with more than a header. Others are unread."""
+    try:
+        import python_calamine as calamine
+    except ImportError as error:
+        raise ValueError(
+            f"{file.path}: spreadsheets need an extra: pip install python-calamine, or save it as CSV."
+        ) from error
+    try:
+        workbook = calamine.CalamineWorkbook.from_path(str(file.path))
+        sheets = {name: workbook.get_sheet_by_name(name) for name in workbook.sheet_names}
+        sheets = {name: sheet for name, sheet in sheets.items() if sheet.height > 1}
+    except (calamine.CalamineError, OSError, RuntimeError) as error:
+        raise ValueError(f"{file.path}: not a readable spreadsheet ({error}): save it as CSV.") from error
+    unread.update((f"{file.name}, sheet {name!r}", None) for name in list(sheets)[1:])
+    if not sheets:
+        return
+    rows = next(iter(sheets.values())).iter_rows()
+    header = next(rows)
+    columns = {index: str(name) for index, name in enumerate(header) if name not in (None, "")}
+    for number, cells in enumerate(rows, 2):
+        values = {name: None if cells[index] == "" else cells[index] for index, name in columns.items()}
+        if any(value is not None for value in values.values()):
+            yield Row(f"row {number}", values)
+
+
+def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[Row]:
+    parts = loaded.items() if isinstance(loaded, dict) else [("", loaded)]
+    number = 0
+    for split, part in parts:
+        names = {name: f for name, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
+        for values in part:
+            number += 1
+            row = _with_label_names(Row(f"row {number}", dict(values)), names)
+            if split:
+                row.values = {"split": split} | row.values
             yield row
 
 
-def _read_text_folders(path: Path, encoding_errors: str) -> Iterator[dict[str, Any]]:
-    # With one folder per label, ignore text files next to them, such as a license.
-    files = sorted(path.glob("*/*.txt"))
-    flat = [] if files else sorted(path.glob("*.txt"))
-    files = files or flat
-    if not files:
-        raise ValueError(
-            f"{path}: no .txt files found; expected .txt files, or folders named after the labels with .txt files."
-        )
-    for file in files:
-        document = _read_text_file(file, encoding_errors)
-        if not flat:
-            document = {"id": f"{file.parent.name}/{file.stem}", "text": document["text"], "label": file.parent.name}
-        yield document
-
-
-def _read_text_file(path: Path, encoding_errors: str) -> dict[str, Any]:
+def _load_hub(source: str, options: ReadOptions) -> datasets.DatasetDict:
     try:
-        return {"id": path.stem, "text": path.read_bytes().decode("utf-8-sig", errors=encoding_errors)}
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-
-
-def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[dict[str, Any]]:
-    parts = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
-    for split, part in parts:
-        names = {name: f for name, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
-        for row in part:
-            for name, feature in names.items():
-                row[name] = feature.int2str(row[name]) if row[name] is not None and row[name] >= 0 else None
-            yield row if split is None else {"split": split, **row}
-
-
-def _load_hub(source: str) -> datasets.DatasetDict:
-    try:
-        return datasets.load_dataset(source)
+        return datasets.load_dataset(source, options.config_name, revision=options.revision)
     except Exception as error:
+        message = " ".join(str(error).split()[:60])
         raise ValueError(
             f"{source}: no such file or folder, and no dataset of that name could be loaded from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})."
+            f"({type(error).__name__}: {message or 'no message'}). For one of several configurations pass "
+            "--dataset_config_name."
         ) from error
 
 
 def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-
-
-def label_names_of(source: str, label_column: str) -> list[str] | None:
-    """Label order stored in the source (a ClassLabel of `datasets`), or None."""
-    path = Path(source)
-    if path.exists() and not _is_saved(path):
-        return None
-    loaded = datasets.load_from_disk(source) if path.exists() else _load_hub(source)
-    part = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
-    feature = part.features.get(label_column)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -7,7 +7,8 @@ import datasets
 import numpy as np
 
 from data.deduplication import join_groups, near_duplicates
-from data.documents import SPLITS, DataIssues, shorten
+from data.documents import DataIssues, shorten
+from data.source_files import SPLITS
 
 
 def split_documents(
@@ -15,6 +16,8 @@ def split_documents(
     issues: DataIssues,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 42,
+    validation_from_train: float = 0.0,
+    duplicate_threshold: float = 0.8,
 ) -> list[str]:
     """Assign a split to each document ("" if it is dropped).
 
@@ -22,12 +25,18 @@ def split_documents(
     together. Existing splits are checked: groups and near-duplicates in several splits are the problems `group_leak`
     and `duplicate`; dropping keeps only the documents in the last of these splits.
 
+    Args:
+        fractions: of train, validation and test, if there are no splits.
+        validation_from_train: share of the train split that becomes validation, in the same way.
+        duplicate_threshold: see `near_duplicates`.
+
     Raises:
         ValueError: unresolved leaks, a class too small for every split, splits for only some of the documents, or no
             train or validation documents.
     """
     existing = documents["split"]
-    duplicates = near_duplicates(documents["text"])
+    duplicates = near_duplicates(documents["text"], duplicate_threshold)
+    group_of = join_groups(documents["group"], duplicates)
     if any(existing):
         if not all(existing):
             unassigned = [documents[i]["id"] for i, split in enumerate(existing) if not split]
@@ -36,8 +45,13 @@ def split_documents(
                 "or use --split_column none to create the splits."
             )
         splits = without_leaks(documents["id"], documents["group"], list(existing), duplicates, issues)
+        if validation_from_train:
+            splits = with_validation_from_train(splits, documents["label"], group_of, validation_from_train, seed)
+    elif validation_from_train:
+        raise ValueError(
+            "--validation_from_train needs a source with a train split; without splits use --split_fractions."
+        )
     else:
-        group_of = join_groups(documents["group"], duplicates)
         if duplicates:
             issues.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
             issues.decisions["duplicate"] = "assigned to the same split"
@@ -67,6 +81,22 @@ def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Seque
         for index in group:
             splits[index] = SPLITS[best]
     return splits
+
+
+def with_validation_from_train(
+    splits: Sequence[str], labels: Sequence[str], group_of: Sequence[int], share: float, seed: int
+) -> list[str]:
+    """Splits with a share of the train split as validation, stratified and by group as in `make_splits`."""
+    if "validation" in splits:
+        raise ValueError("--validation_from_train: the source has validation documents already; leave the option out.")
+    if not 0 < share < 1:
+        raise ValueError(f"--validation_from_train must be a share between 0 and 1, such as 0.1, got {share}.")
+    train = [index for index, split in enumerate(splits) if split == "train"]
+    made = make_splits([labels[i] for i in train], [group_of[i] for i in train], (1 - share, share, 0.0), seed)
+    result = list(splits)
+    for index, split in zip(train, made, strict=True):
+        result[index] = split
+    return result
 
 
 def without_leaks(
@@ -108,8 +138,9 @@ def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequenc
     for split in ("train", "validation"):
         if split not in present and len(in_each) == 1:
             raise ValueError(
-                f"There are no {split} documents (splits: {', '.join(sorted(present)) or 'none'}). Add them to the "
-                "split column, or use --split_column none to create the splits."
+                f"There are no {split} documents (splits: {', '.join(sorted(present)) or 'none'}). "
+                + ("Take a share of train with --validation_from_train 0.1, " if "train" in present else "Add them, ")
+                + "or use --split_column none to mix all documents and create the splits."
             )
     for label in sorted(set(labels)):
         absent = [split for split in in_each if not counts[split, label]]

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from data.chunk_dataset import ChunkedDocuments
-from data.documents import Columns, clean_text, to_label
-from data.readers import read_rows
+from data.documents import Columns, check_surrogates, joined_text, normalize_sections, to_label, to_name
+from data.readers import ReadOptions, Row, Source
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 
 
@@ -91,21 +91,28 @@ def source_stream(
         ValueError: during iteration, for a row without text or with a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
+    columns, found = Columns(), Source([source], ReadOptions(encoding_errors=encoding_errors))
 
-    def rows(number: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)
-        return enumerate(read_rows(source, encoding_errors), 1)
+        return enumerate(found, 1)
 
-    def cut(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+    def cut(numbered: tuple[int, Row]) -> dict[str, Any]:
         number, row = numbered
-        text, label = row.get(Columns.text), row.get(Columns.label)
-        label = to_label(label)
-        if not isinstance(text, str) or label not in ids:
-            problem = f"label {label!r}, expected one of {', '.join(ids)}" if isinstance(text, str) else "no text"
-            raise ValueError(f"{source}: row {number} has {problem}.")
-        tokens = tokenize_batch([clean_text(text, f"{source}: row {number}", encoding_errors)], chunked.tokenizer)
+        try:
+            if row.error:
+                raise ValueError(row.error)
+            label, (text, _) = to_label(row.values.get(columns.label)), joined_text(row, columns)
+            if text is None:
+                raise ValueError("no text")
+            if label not in ids:
+                raise ValueError(f"label {label!r}, expected one of {', '.join(ids)}")
+            text, _ = normalize_sections(check_surrogates(text, encoding_errors), [])
+        except ValueError as error:
+            raise ValueError(f"{source}: {row.location}: {error}.") from error
+        tokens = tokenize_batch([text], chunked.tokenizer)
         [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
-        item = {"label": ids[label], "id": to_label(row.get(Columns.id)) or f"row-{number}"}
+        item = {"label": ids[label], "id": to_name(row.values.get(columns.id)) or f"row-{number}"}
         return chunked.item(number, {**item, "input_ids": input_ids, "token_break": breaks})
 
     return StreamedDocuments(rows, cut, **options)

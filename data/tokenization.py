@@ -51,17 +51,16 @@ def tokenize_documents(
     labels: Sequence[str],
     num_proc: int,
     name: str,
-    has_evidence: bool = False,
+    optional: Sequence[str] = (),
 ) -> datasets.Dataset:
-    """Tokenize a split; labels become a ClassLabel in the order of `labels`, and evidence is kept if present."""
+    """Tokenize a split; labels become a ClassLabel in the order of `labels`. `optional`: further columns to keep, of strings."""
     ids = {label: i for i, label in enumerate(labels)}
 
     def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"label": [ids[label] for label in batch["label"]], **tokenize_batch(batch["text"], tokenizer)}
 
     features = {"id": datasets.Value("large_string"), "text": datasets.Value("large_string")}
-    if has_evidence:
-        features["evidence"] = datasets.Value("string")
+    features |= {column: datasets.Value("string") for column in optional}
     return documents.map(
         tokenize,
         batched=True,

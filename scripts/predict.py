@@ -12,15 +12,19 @@ import argparse
 from pathlib import Path
 
 from scripts.common.cli import UserParser, run_and_exit
+from scripts.common.preparation_options import add_reading_options, reading_options
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="output_dir of a run, or a model id on the Hub")
     parser.add_argument(
-        "--source", help="CSV, JSONL, Parquet or text file, or directory of text files (default: standard input)"
+        "--source",
+        action="append",
+        help="table, document (text, PDF, DOCX, EPUB, HTML, subtitles), directory or archive of documents, or dataset on the Hub; "
+        "may be repeated (default: text on standard input)",
     )
-    parser.add_argument("--text_column", default="text", help="name of the text column")
+    parser.add_argument("--text_column", default="text", help="name of the text column, or of several: title,body")
     parser.add_argument("--id_column", default="id", help="name of the id column; without one, documents are numbered")
     parser.add_argument("--output", type=Path, help="output file (default: standard output)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
@@ -32,27 +36,28 @@ def parse_arguments() -> argparse.Namespace:
         help="bf16 and fp16 are faster on a GPU; scores are less exact",
     )
     parser.add_argument(
-        "--encoding_errors",
-        choices=("strict", "replace"),
-        default="strict",
-        help="on bytes that are not UTF-8: raise an error, or replace them by U+FFFD",
+        "--fail_on_error",
+        action="store_true",
+        help="end with exit status 1 if a document could not be classified (it has an `error` in place of scores)",
     )
+    add_reading_options(parser)
     parser.add_argument("--cpu_threads", type=int, default=0, help="number of CPU threads; 0 uses all cores")
     arguments = parser.parse_args()
     if arguments.cpu_threads < 0:
         raise ValueError(f"--cpu_threads must be 0 or more, got {arguments.cpu_threads}.")
     if arguments.evidence < 0:
         raise ValueError(f"--evidence must be 0 or more, got {arguments.evidence}.")
+    reading_options(arguments)  # refuses wrong values
     if arguments.source is None and arguments.output is not None:
         raise ValueError("--output requires --source: a run on standard input cannot be resumed.")
     return arguments
 
 
-def main() -> None:
+def main() -> int:
     arguments = parse_arguments()
     from scripts.common.prediction import predict  # the libraries are imported once the options are known to be right
 
-    predict(arguments)
+    return predict(arguments)
 
 
 if __name__ == "__main__":

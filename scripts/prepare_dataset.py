@@ -20,8 +20,10 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
     add(
         "--source",
         required=True,
-        help="CSV, JSONL or Parquet file, directory of text files with one subdirectory per label, directory saved by "
-        "datasets, directory with train_dataset.pt etc., or dataset id on the Hub",
+        action="append",
+        help="table (CSV, JSON, JSON Lines, Parquet, spreadsheet; .gz, .bz2, .xz, .zst), directory of tables or of documents "
+        "(text, PDF, DOCX, EPUB, HTML, subtitles) with one subdirectory per label, archive of one, directory saved by datasets, "
+        "directory with train_dataset.pt etc., or dataset id on the Hub; may be repeated, or a pattern such as 'part-*.csv'",
     )
     add("--tokenizer", required=True, help="tokenizer of the encoder: model id on the Hub or directory")
     add("--output_dir", required=True, type=Path, help="directory for the prepared dataset")

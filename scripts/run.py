@@ -38,7 +38,12 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("-h", "--help", action="help")
-    add("--source", required=True, help="documents with the columns text and label: CSV, JSONL, Parquet or a folder")
+    add(
+        "--source",
+        required=True,
+        action="append",
+        help="documents with the columns text and label, or a folder per label (see scripts.prepare_dataset); may be repeated",
+    )
     add("--encoder", help="name on the Hub or folder; default: see above")
     add("--recipe", help="recipe to use instead of the automatic choice")
     add("--output_dir", type=Path, default=Path("outputs/run"))
@@ -63,7 +68,7 @@ def main() -> None:
     if arguments.overwrite:
         with lock_output_dir(output_dir):
             clear_earlier_run(str(output_dir))
-    print(f"== 1/3  Preparing {arguments.source}", flush=True)
+    print(f"== 1/3  Preparing {', '.join(arguments.source)}", flush=True)
     manifest = prepare_or_reuse(arguments, encoder, dataset_dir)
     print(preparation_summary(manifest))
     recipe, options, reason = choose_recipe(manifest["splits"]["train"], on_gpu)
@@ -133,7 +138,7 @@ def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: P
     if (dataset_dir / MANIFEST).is_file():
         _, manifest = load_prepared(str(dataset_dir))
         differences = {
-            "documents": manifest["sources"] != [describe_source(arguments.source)],
+            "documents": manifest["sources"] != [describe_source(name) for name in arguments.source],
             "labels": bool(labels) and manifest["labels"] != labels,
             f"encoder ({manifest['tokenizer']['name']})": manifest["tokenizer"]["name"] != encoder,
         }

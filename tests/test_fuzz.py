@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from data.collator import DocumentCollator
 from data.documents import Columns, read_documents
 from data.preparation import prepare_dataset
+from data.readers import ReadOptions, Source
 from modeling.hierarchical_roberta.chunking import Chunker, tokenize_batch
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
@@ -147,7 +148,7 @@ def test_any_table_is_read_or_refused(tmp_path, table, errors):
     source = tmp_path / f"table.{kind}"
     source.write_bytes(content)
     try:
-        documents, _ = read_documents(str(source), Columns(), encoding_errors=errors)
+        documents, _ = read_documents(Source(str(source), ReadOptions(encoding_errors=errors)), Columns())
     except ValueError as error:
         assert str(error)
     else:

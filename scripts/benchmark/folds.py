@@ -14,10 +14,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from data.chunk_dataset import ChunkVectorDocuments
 from data.collator import DocumentCollator
 from data.deduplication import join_groups, near_duplicates
-from data.documents import SPLITS, Columns, to_label
+from data.documents import Columns, to_name
 from data.preparation import prepare_dataset
 from data.prepared_dataset import load_prepared, save_prepared
 from data.readers import read_rows
+from data.source_files import SPLITS
 from data.splits import make_splits
 from data.tokenization import load_tokenizer
 from modeling.training.runtime import use_flash_attention_on_cuda
@@ -37,7 +38,7 @@ def columns_of(source: str, wanted: list[str]) -> Callable[[str], dict[str, Any]
     rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(read_rows(source), 1):
         # Of rows with the same id the first is used (--drop duplicate_id).
-        rows.setdefault(to_label(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
+        rows.setdefault(to_name(row.get("id")) or f"row-{number}", {column: row.get(column) for column in wanted})
     return lambda id_: rows.get(id_, dict.fromkeys(wanted))
 
 
@@ -61,7 +62,7 @@ class Folds:
         self.whole = datasets.concatenate_datasets(list(splits.values()))
         labels = np.asarray(self.whole["label"])
         column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
-        group_of = [to_label(column_of(id_)["group"]) for id_ in self.whole["id"]]
+        group_of = [to_name(column_of(id_)["group"]) for id_ in self.whole["id"]]
         groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
         if arguments.fold_column:
             fold_of = self._folds_from_column(arguments.fold_column, column_of, groups)
@@ -81,7 +82,7 @@ class Folds:
     def _folds_from_column(
         self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray
     ) -> list[str]:
-        fold_of = [to_label(column_of(id_)[column]) for id_ in self.whole["id"]]
+        fold_of = [to_name(column_of(id_)[column]) for id_ in self.whole["id"]]
         if missing := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
             raise ValueError(f"{len(missing)} documents have no value in {column!r}, for example {missing[0]}.")
         if len(set(fold_of)) < 2:

@@ -7,6 +7,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,6 +29,14 @@ class UserParser(argparse.ArgumentParser):
         super().__init__(**options)
         if self.add_help:
             self.add_argument("--log_level", choices=("info", "debug"), default="info", help="debug: with tracebacks")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        args = list(sys.argv[1:] if args is None else args)
+        for index in range(len(args) - 1, 0, -1):
+            # argparse takes the value in `--labels -1,0,1` for an option.
+            if re.match(r"-\d", args[index]) and args[index - 1].startswith("--") and "=" not in args[index - 1]:
+                args[index - 1 : index + 1] = [f"{args[index - 1]}={args[index]}"]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message[0].upper()}{message[1:]}. ({self.prog} --help lists every option.)")

@@ -5,10 +5,12 @@ import hashlib
 import json
 import shutil
 import sys
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +19,76 @@ import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from data.documents import check_surrogates, to_label
-from data.readers import read_rows
+from data.documents import Columns, check_surrogates, joined_text, metadata_of, require_columns, to_name
+from data.readers import Row, Source
+from data.source_files import describe_unread
 from modeling.file_utils import atomic_write, write_text
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
 from modeling.training.runtime import set_num_threads
+from scripts.common.cli import comma_list
 from scripts.common.loading import load_classifier
+from scripts.common.preparation_options import reading_options
 
 
 def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """`{"id", "text"}` of each document."""
+    """`{"id", "text", "sections", "metadata"}` of each document, or `{"id", "error"}` where it cannot be classified."""
+    options = reading_options(arguments)
     if arguments.source is None:
-        text = sys.stdin.buffer.read().decode("utf-8-sig", errors=arguments.encoding_errors)
-        yield {"id": "stdin", "text": text}
+        text = sys.stdin.buffer.read().decode(options.encoding or "utf-8-sig", errors=options.encoding_errors)
+        yield {"id": "stdin", "text": text, "sections": [], "metadata": {}}
         return
-    for number, row in enumerate(read_rows(arguments.source, arguments.encoding_errors), 1):
-        if arguments.text_column not in row:
-            raise ValueError(
-                f"{arguments.source}: row {number} has no column {arguments.text_column!r} (--text_column); columns: "
-                f"{', '.join(map(str, row))}."
-            )
-        text = row[arguments.text_column]
-        name = to_label(row.get(arguments.id_column)) or str(number)
-        if not isinstance(text, str):
-            raise ValueError(f"{arguments.source}: row {number} (id {name}): expected text, got {type(text).__name__}.")
-        # Not normalized here: evidence offsets refer to the original characters. The pipeline normalizes.
-        text = check_surrogates(text, f"{arguments.source}: row {number} (id {name})", arguments.encoding_errors)
-        yield {"id": name, "text": text}
+    source, columns = Source(arguments.source, options), Columns(arguments.text_column)
+    kept = comma_list(arguments.keep_columns)
+    rows = iter(source)
+    head = list(islice(rows, 100))
+    if readable := [row for row in head if not row.error]:  # of JSON, single rows may lack a column
+        names = [("--text_column", name) for name in columns.texts] + [("--keep_columns", name) for name in kept]
+        require_columns(Row("", dict.fromkeys(name for row in readable for name in row.values)), names, str(source))
+    for number, row in enumerate(chain(head, rows), 1):
+        document: dict[str, Any] = {"id": to_name(row.values.get(arguments.id_column)) or str(number)}
+        try:
+            if row.error:
+                raise ValueError(row.error)
+            text, sections = joined_text(row, columns)
+            if not text or not text.strip():
+                raise ValueError("no text" if text is None else "the text is empty")
+            # Not normalized here: evidence offsets refer to the original characters. The pipeline normalizes.
+            document |= {"text": check_surrogates(text, options.encoding_errors), "sections": sections}
+            document["metadata"] = json.loads(metadata_of(row.values, kept) or "{}")
+        except ValueError as error:
+            document["error"] = f"{row.location}: {error}"
+        yield document
+    if source.found.unread and PartialState().is_main_process:
+        print(describe_unread(list(source.found.unread)), file=sys.stderr)
 
 
 def classified(
     pipeline: HierarchicalClassificationPipeline, documents: Iterator[dict[str, Any]], **options: Any
 ) -> Iterator[dict[str, Any]]:
-    """Results in the order of the documents, each with its id. Documents are streamed."""
-    ids: list[str] = []
+    """Results in the order of the documents, each with its id; of one with an error, the error. Documents are streamed."""
+    pending: deque[dict[str, Any]] = deque()
 
     def texts() -> Iterator[str]:
         for document in documents:
-            ids.append(document["id"])
-            yield document["text"]
+            pending.append(document)
+            if "error" not in document:
+                yield document.pop("text")
+
+    def errors() -> Iterator[dict[str, Any]]:
+        while pending and "error" in pending[0]:
+            yield pending.popleft()
 
     for result in pipeline(texts(), **options):
+        yield from errors()
+        document = pending.popleft()
         del result["score"]
-        yield {"id": ids.pop(0), **result}
+        for evidence in result["evidence"] if document["sections"] else ():
+            place = bisect_right(document["sections"], evidence["start"], key=lambda section: section.start)
+            if place:
+                evidence["section"] = document["sections"][place - 1].name
+        kept = {"metadata": document["metadata"]} if document["metadata"] else {}
+        yield {"id": document["id"], **result, **kept}
+    yield from errors()
 
 
 def fingerprint_of(path: Path) -> str:
@@ -72,7 +101,10 @@ def fingerprint_of(path: Path) -> str:
 
 
 # Options that the results depend on.
-OPTIONS = ("text_column", "id_column", "encoding_errors", "evidence", "precision")
+OPTIONS = (
+    *("text_column", "id_column", "path_column", "keep_columns", "encoding", "encoding_errors", "delimiter"),
+    *("dataset_config_name", "dataset_revision", "evidence", "precision"),
+)
 
 
 class ResumableOutput:
@@ -86,7 +118,7 @@ class ResumableOutput:
         self.output, self.state = output, state
         self.folder = output.with_name(f".{output.name}.parts")
         settings = {
-            "source": [arguments.source, fingerprint_of(Path(arguments.source))],
+            "source": [[name, fingerprint_of(Path(name))] for name in arguments.source],
             "model": [arguments.model, fingerprint_of(Path(arguments.model))],
             **{name: getattr(arguments, name) for name in OPTIONS},
             "processes": state.num_processes,
@@ -120,8 +152,12 @@ class ResumableOutput:
             file.truncate(size)
         return lines
 
-    def merge(self) -> None:
-        """Merge the results of all ranks into the output, in the order of the source, and delete the directory."""
+    def merge(self) -> int:
+        """Merge the results of all ranks into the output, in the order of the source, and delete the directory.
+
+        Returns the number of documents with an error (in the main process).
+        """
+        num_errors = 0
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             with atomic_write(self.output) as out, ExitStack() as stack:
@@ -129,13 +165,15 @@ class ResumableOutput:
                 files = [stack.enter_context(open(name, encoding="utf-8")) for name in names]
                 while lines := [line for file in files if (line := file.readline())]:
                     out.writelines(lines)
+                    num_errors += sum('"error"' in line and "error" in json.loads(line) for line in lines)
             (self.folder / "about.json").unlink()  # first: without it, a partly deleted directory is not resumed
             shutil.rmtree(self.folder)
         self.state.wait_for_everyone()
+        return num_errors
 
 
-def predict(arguments: argparse.Namespace) -> None:
-    """Classify the documents of `--source`, or of standard input."""
+def predict(arguments: argparse.Namespace) -> int:
+    """Classify the documents of `--source`, or of standard input; return the exit status."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     output: Path | None = arguments.output
@@ -157,14 +195,19 @@ def predict(arguments: argparse.Namespace) -> None:
     shard = islice(documents_of(arguments), state.process_index + done * state.num_processes, None, state.num_processes)
     progress = tqdm(unit=" documents", initial=done, disable=not state.is_main_process, file=sys.stderr)
     out = open(parts.own, "a", encoding="utf-8") if parts else sys.stdout  # noqa: SIM115 (closed below)
+    num_errors = 0
     try:
         for result in classified(pipeline, shard, evidence=arguments.evidence, precision=arguments.precision):
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
             out.flush()
             progress.update()
+            num_errors += "error" in result
     finally:
         progress.close()
         if parts:
             out.close()
     if parts:
-        parts.merge()
+        num_errors = parts.merge()
+    if num_errors and state.is_main_process:
+        print(f"{num_errors} documents could not be classified: their lines have an `error`.", file=sys.stderr)
+    return 1 if num_errors and arguments.fail_on_error else 0

@@ -1,0 +1,415 @@
+"""Files, folders and labels as people have them: what is read, what is refused, and what is said of the rest."""
+
+import bz2
+import gzip
+import json
+import lzma
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from data.documents import Columns, read_documents, similar_labels, to_label
+from data.readers import ReadOptions, Source
+from data.splits import split_documents
+from scripts.prepare_dataset import parse_arguments
+from tests.conftest import tiny_rows, write_csv
+
+
+def write_tree(folder: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def read(*sources: Path | str, **options) -> list[tuple[str, str, str]]:
+    """Text, label and split of each row."""
+    source = Source([str(name) for name in sources], ReadOptions(**options))
+    return [(row.values["text"], str(row.values.get("label", "")), row.values.get("split", "")) for row in source]
+
+
+def unread(source: Path) -> list[str]:
+    found = Source([str(source)])
+    list(found)
+    return list(found.found.unread)
+
+
+REVIEWS = {
+    f"{split}/{label}/{number}.txt": f"{split} {label} {number}"
+    for split in ("train", "test") for label in ("pos", "neg") for number in (1, 2)
+}  # fmt: skip
+
+
+def test_split_and_label_folders_are_read_and_files_beside_them_named(tmp_path):
+    write_tree(tmp_path, {**REVIEWS, "train/urls_pos.txt": "http://a", "README": "read me", "imdb.vocab": "the"})
+    assert sorted(read(tmp_path)) == sorted((text, text.split()[1], text.split()[0]) for text in REVIEWS.values())
+    name = tmp_path.name
+    assert unread(tmp_path) == [f"{name}/README", f"{name}/imdb.vocab", f"{name}/train/urls_pos.txt"]
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_an_archive_with_a_folder_around_is_read_like_the_folder(suffix, tmp_path):
+    write_tree(tmp_path / "aclImdb", {**REVIEWS, "__MACOSX/x.txt": "", ".DS_Store": b"\x00"})
+    archive = shutil.make_archive(
+        str(tmp_path / "reviews"), {".zip": "zip", ".tar.gz": "gztar"}[suffix], tmp_path, "aclImdb"
+    )
+    assert len(read(archive)) == 8
+    assert {split for _, _, split in read(archive)} == {"train", "test"}
+
+
+def test_labels_may_stand_above_splits_and_folders_below_labels(tmp_path):
+    a = write_tree(
+        tmp_path / "a", {f"{label}/{split}/x.md": label for label in ("pos", "neg") for split in ("train", "dev")}
+    )
+    assert Counter(read(a)) == {
+        (label, label, split): 1 for label in ("pos", "neg") for split in ("train", "validation")
+    }  # fmt: skip
+    b = write_tree(tmp_path / "b", {"pos/1.txt": "1", "pos/old/2.TXT": "2", "neg/3.md": "3", "LICENSE.txt": "MIT"})
+    assert sorted(read(b)) == [("1", "pos", ""), ("2", "pos", ""), ("3", "neg", "")]
+    assert unread(b) == ["b/LICENSE.txt"]
+
+
+def test_folders_that_are_splits_and_others_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train are named after splits, and extra .*not"):
+        read(write_tree(tmp_path, {"train/pos/1.txt": "", "extra/pos/2.txt": ""}))
+
+
+def test_labels_may_be_called_like_splits(tmp_path):
+    write_tree(tmp_path, {"test/1.txt": "a", "exam/2.txt": "b"})
+    assert sorted(read(tmp_path)) == [("a", "test", ""), ("b", "exam", "")]
+
+
+def test_ids_are_paths_and_stay_apart(tmp_path):
+    write_tree(tmp_path, {"pos/1.txt": "a", "pos/1.md": "b", "neg/x.txt": "c"})
+    assert {row.values["id"] for row in Source(str(tmp_path))} == {
+        "neg/x", f"{tmp_path.name}/pos/1.txt", f"{tmp_path.name}/pos/1.md",
+    }  # fmt: skip
+
+
+CSV = "text,label\n{},Teen\n"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train.csv": "train", "validation.csv": "validation", "test.csv": "test"},
+        {"my-train.csv": "train", "my-dev.csv": "validation"},
+        {"train-00000-of-00002.csv": "train", "train-00001-of-00002.csv": "train", "eval.csv": "test"},
+        {"train/part-0.csv": "train", "train/part-1.csv": "train", "val/part-0.csv": "validation"},
+        {"part-0.csv": "", "part-1.csv": ""},
+        {"train.csv": ""},  # alone: splits are still to be made
+    ],
+)
+def test_names_of_tables_give_splits(names, tmp_path):
+    write_tree(tmp_path, {name: CSV.format(name) for name in names})
+    assert sorted(read(tmp_path)) == sorted((name, "Teen", split) for name, split in names.items())
+
+
+def test_tables_beside_split_files_and_documents_beside_tables_are_named(tmp_path):
+    write_tree(
+        tmp_path, {"train.csv": CSV, "test.csv": CSV, "notes.csv": CSV, "README.md": "#", "dataset_info.json": "{}"}
+    )
+    assert len(read(tmp_path)) == 2
+    assert [name.rpartition("/")[2] for name in unread(tmp_path)] == ["README.md", "dataset_info.json", "notes.csv"]
+
+
+def test_tables_of_two_kinds_are_refused(tmp_path):
+    write_tree(tmp_path, {"a.csv": CSV, "a.jsonl": '{"text": "a", "label": "b"}'})
+    with pytest.raises(ValueError, match=r"several kinds \(CSV, JSONL\).*--source"):
+        read(tmp_path)
+
+
+def test_several_sources_and_patterns_are_read_in_order(tmp_path):
+    write_tree(tmp_path, {f"{name}.csv": CSV.format(name) for name in ("b", "a", "c")})
+    assert [text for text, *_ in read(tmp_path / "b.csv", str(tmp_path / "[ac].csv"))] == ["b", "a", "c"]
+    with pytest.raises(ValueError, match="no file matches"):
+        read(str(tmp_path / "*.parquet"))
+    with pytest.raises(ValueError, match="no such file"):
+        read(tmp_path / "b.csv", tmp_path / "nothing")
+
+
+def test_rows_of_several_tables_are_named_by_file_and_ids_stay_apart(tmp_path):
+    write_tree(tmp_path, {"train.csv": "id,text,label\n1,a,x\n", "test.csv": "id,text,label\n1,b,x\n2,,x\n"})
+    with pytest.raises(ValueError, match=r"train?.*/test\.csv row 2|test\.csv row 2 \(id 2\)"):
+        read_documents(Source(str(tmp_path)), Columns())
+    documents, _ = read_documents(Source(str(tmp_path)), Columns(), drop=["empty"])
+    assert sorted(documents["id"]) == ["1", f"{tmp_path.name}/train.csv:1"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress),
+     (".zst", lambda data: pa.compress(data, codec="zstd", asbytes=True))],
+)  # fmt: skip
+def test_compressed_tables_are_read_and_broken_ones_refused(suffix, compress, tmp_path):
+    content = compress(CSV.format("a" * 1000).encode())
+    path = write_tree(tmp_path, {f"a.csv{suffix}": content}) / f"a.csv{suffix}"
+    assert [len(text) for text, *_ in read(path)] == [1000]
+    path.write_bytes(content[:-12])
+    with pytest.raises(ValueError, match=r"a\.csv.*complete"):
+        read(path)
+
+
+ROWS = [{"text": f"Text {i}: é", "label": "Teen"} for i in range(300)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_json_array_is_read(name, indent, tmp_path):
+    (tmp_path / name).write_text(json.dumps(ROWS, indent=indent))
+    assert [text for text, *_ in read(tmp_path / name)] == [row["text"] for row in ROWS]
+
+
+def test_json_lines_under_json_are_read_and_other_json_refused(tmp_path):
+    path = write_tree(tmp_path, {"a.json": "\n".join(map(json.dumps, ROWS))}) / "a.json"
+    assert len(read(path)) == 300
+    path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=1))
+    with pytest.raises(ValueError, match="array of objects, or one object a line"):
+        read(path)
+    path.write_text(json.dumps(ROWS)[:-20])
+    with pytest.raises(ValueError, match="row 300 of the array"):
+        read(path)
+
+
+def test_parquet_of_datasets_gives_names_and_order_of_its_classes(tmp_path):
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]})
+    table = table.cast_column("label", datasets.ClassLabel(names=["neutral", "bad"]))
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    source = Source(str(tmp_path / "a.parquet"))
+    assert source.label_names("label") == ["neutral", "bad"]
+    assert [row.values["label"] for row in source] == ["bad", "neutral", None]
+
+
+def test_a_spreadsheet_is_read_and_its_other_sheets_named(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    workbook = openpyxl.Workbook()
+    for row in (["text", "label", "year", None], ["One.", 1, 1999, None], [None] * 4, ["Two.", 2, None, "x"]):
+        workbook.active.append(row)
+    notes = workbook.create_sheet("Notes")
+    notes.append(["a"])
+    notes.append(["b"])
+    workbook.save(tmp_path / "a.xlsx")
+    source = Source(str(tmp_path / "a.xlsx"))
+    assert [(row.location, row.values["text"], to_label(row.values["label"])) for row in source] == [
+        ("row 2", "One.", "1"), ("row 4", "Two.", "2"),
+    ]  # fmt: skip
+    assert list(source.found.unread) == ["a.xlsx, sheet 'Notes'"]
+    (tmp_path / "b.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"b\.xlsx: not a readable spreadsheet"):
+        read(tmp_path / "b.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("text,label\nHe said \u201chi\u201d, it\u2019s fine,Teen\n".replace(", it", " it"), "cp1252"),
+        ("text,label\nПривет как дела сегодня,Teen\n", "cp1251"),
+        ("text,label\n今日は天気がいいですね散歩に行きましょう,Teen\n", "cp932"),
+    ],
+)
+def test_the_encoding_is_named_and_taken(content, encoding, tmp_path):
+    path = write_tree(tmp_path, {"a.csv": content.encode(encoding)}) / "a.csv"
+    with pytest.raises(
+        ValueError, match=rf"row 1 \(line 2\) is not UTF-8.*--encoding {encoding}\b.*--encoding_errors replace"
+    ):
+        read(path)
+    assert read(path, encoding=encoding)[0][0] == content.split("\n")[1].rpartition(",")[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_byte_order_mark_says_the_encoding(encoding, suffix, tmp_path):
+    content = "text,label\nnaïve,Teen\n" if suffix == ".csv" else '{"text": "naïve", "label": "Teen"}\n'
+    path = write_tree(tmp_path, {f"a{suffix}": content.encode(encoding)}) / f"a{suffix}"
+    assert read(path) == [("naïve", "Teen", "")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id;text;label\n1;a, b;Teen\n"),
+        ("a.csv", "id\ttext\tlabel\n1\ta, b\tTeen\n"),
+        ("a.csv", "sep=;\nid;text;label\n1;a, b;Teen\n"),
+        ("a.tsv", "id\ttext\tlabel\n1\ta, b\tTeen\n"),
+        ("a.csv", ' id , text ,\u200blabel\u00a0\n1,"a, b",Teen\n'),
+    ],
+)
+def test_delimiters_are_known_by_the_header_and_names_trimmed(name, content, tmp_path):
+    assert read(write_tree(tmp_path, {name: content}) / name) == [("a, b", "Teen", "")]
+
+
+def test_a_delimiter_can_be_given(tmp_path):
+    path = write_tree(tmp_path, {"a.csv": "text,x~label\na~Teen\n"}) / "a.csv"
+    [row] = Source(str(path), ReadOptions(delimiter="~"))
+    assert row.values == {"text,x": "a", "label": "Teen"}
+    options = ["--source", "a", "--tokenizer", "t", "--output_dir", "o", "--delimiter"]
+    assert parse_arguments([*options, "tab"])["read_options"].delimiter == "\t"
+    with pytest.raises(ValueError, match="one character"):
+        parse_arguments([*options, "::"])
+
+
+def table_with(fault: str, num_rows: int = 1000) -> str:
+    rows = [f'{i},"Text {i}, of its own.",Teen\n' for i in range(1, num_rows + 1)]
+    rows[2] = fault
+    return "id,text,label\n" + "".join(rows)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        '3,"He said "hi" to me",Teen\n',
+        '3,"He left it open,Teen\n',
+        "3,too,many,Teen\n",
+        "3,few\n",
+        '3,"two\nlines" x,Teen\n',
+    ],
+)
+def test_a_malformed_record_is_named_where_it_begins_and_the_others_are_read(fault, tmp_path):
+    path = write_tree(tmp_path, {"a.csv": table_with(fault)}) / "a.csv"
+    with pytest.raises(ValueError, match=r"1 with a malformed record.*row 3 \(line 4\).*--drop malformed"):
+        read_documents(Source(str(path)), Columns())
+    documents, issues = read_documents(Source(str(path)), Columns(), drop=["malformed"])
+    assert documents["id"] == [str(i) for i in range(1, 1001) if i != 3]
+    assert len(issues.rows["malformed"]) == 1
+
+
+def test_a_quote_open_to_the_end_is_named(tmp_path):
+    path = write_tree(tmp_path, {"a.csv": 'text,label\na,Teen\n"open,Teen\nb,Teen\n'}) / "a.csv"
+    assert [(row.location, bool(row.error)) for row in Source(str(path))] == [
+        ("row 1", False), ("row 2 (line 3)", True), ("row 3", False),
+    ]  # fmt: skip
+
+
+def test_malformed_json_lines_can_be_dropped(tmp_path):
+    path = (
+        write_tree(tmp_path, {"a.jsonl": '{"text": "a", "label": "x"}\n{"text": \n{"text": "b", "label": "x"}\n'})
+        / "a.jsonl"
+    )
+    documents, issues = read_documents(Source(str(path)), Columns(), drop=["malformed"])
+    assert documents["text"] == ["a", "b"]
+    assert "row 2: not JSON" in issues.rows["malformed"][0]
+
+
+def labelled(folder: Path, labels: list) -> Source:
+    rows = [json.dumps({"text": f"Text {i} of its own kind.", "label": label}) + "\n" for i, label in enumerate(labels)]
+    return Source(str(write_tree(folder, {"a.jsonl": "".join(rows)}) / "a.jsonl"))
+
+
+@pytest.mark.parametrize("label", [["x", "y"], {"z": 1}, '["x", "y"]'])
+def test_several_labels_a_document_are_refused(label, tmp_path):
+    with pytest.raises(ValueError, match=r"row 2: expected one label, got .*exactly one"):
+        read_documents(labelled(tmp_path, ["x", label]), Columns())
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [("Teen \u00a0\u200b", "Teen"), ("\ufeffTeen", "Teen"), ("cafe\u0301", "caf\u00e9"), (1.0, "1"), ("1.0", "1"), ("-1.00", "-1"),
+     ("0.5", "0.5"), ("01", "01"), ("1.0.0", "1.0.0"), (True, "True"), (None, "")],
+)  # fmt: skip
+def test_labels_have_one_form(value, label):
+    assert to_label(value) == label
+
+
+def test_labels_that_look_alike_are_named_and_decided(tmp_path):
+    source = labelled(tmp_path, ["Teen"] * 3 + ["teen", "TEEN", "Te\u200ben", "General"])
+    with pytest.raises(ValueError, match=r"\[similar_label\].*'TEEN' \(1 rows\) ~ 'Teen' \(3\).*--merge_labels"):
+        read_documents(source, Columns())
+    assert Counter(read_documents(source, Columns(), merge_labels=True)[0]["label"]) == {"Teen": 6, "General": 1}
+    assert Counter(read_documents(source, Columns(), drop=["similar_label"])[0]["label"]) == {"Teen": 3, "General": 1}
+    assert len(set(read_documents(source, Columns(), keep=["similar_label"])[0]["label"])) == 5
+    merged, _ = read_documents(source, Columns(), ["General", "teen"], merge_labels=True)
+    assert Counter(merged["label"]) == {"teen": 6, "General": 1}
+
+
+def test_numbers_written_differently_look_alike():
+    assert similar_labels(Counter({"1": 5, "01": 2, "2": 1})) == {"01": "1"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [([0, 1, -1], ["-1", "0", "1"]), (["10", "1", "0.5", "1.5"], ["0.5", "1", "1.5", "10"]), (["b", "2", "10", "a"], ["2", "10", "a", "b"])],
+)  # fmt: skip
+def test_numbers_are_sorted_as_numbers(labels, order):
+    from data.preparation import sorted_labels
+
+    assert sorted_labels([to_label(label) for label in labels]) == order
+
+
+def test_negative_labels_can_be_given():
+    options = parse_arguments(
+        ["--source", "a", "--tokenizer", "t", "--output_dir", "o", "--labels", "-1,0,1", "--seed", "-3"]
+    )
+    assert (options["labels"], options["seed"]) == (["-1", "0", "1"], -3)
+
+
+def test_a_name_in_another_case_is_offered(tmp_path):
+    path = write_tree(tmp_path, {"a.csv": "Text,LABEL\na,b\n"}) / "a.csv"
+    with pytest.raises(ValueError, match=r"Did you mean --text_column Text\?.*--label_column LABEL"):
+        read_documents(Source(str(path)), Columns())
+
+
+def test_validation_is_taken_out_of_train(tmp_path):
+    rows = [{**row, "text": f"Story {i}.", "split": "test" if i % 5 == 0 else "train", "group": f"g{i // 10}" if i % 5 else ""}
+            for i, row in enumerate(tiny_rows(200))]  # fmt: skip
+    write_csv(tmp_path / "a.csv", rows)
+    documents, issues = read_documents(Source(str(tmp_path / "a.csv")), Columns())
+    with pytest.raises(ValueError, match=r"no validation documents.*--validation_from_train"):
+        split_documents(documents, issues)
+    splits = split_documents(documents, issues, validation_from_train=0.25)
+    assert [split == "test" for split in splits] == [i % 5 == 0 for i in range(200)]
+    assert Counter(splits)["validation"] == pytest.approx(40, abs=8)
+    groups = {(group, split) for group, split in zip(documents["group"], splits, strict=True) if group}
+    assert len(groups) == 20  # each in one split
+    assert splits == split_documents(documents, issues, validation_from_train=0.25)
+    assert splits != split_documents(documents, issues, seed=1, validation_from_train=0.25)
+
+
+def test_several_text_columns_are_joined_and_named(tmp_path):
+    rows = [{"title": "A", "body": "cafe\u0301 x", "label": "x"}, {"title": "", "body": "B", "label": "x"},
+            {"title": None, "body": None, "label": "x"}]  # fmt: skip
+    path = write_tree(tmp_path, {"a.jsonl": "\n".join(map(json.dumps, rows))}) / "a.jsonl"
+    columns = Columns(text="title,body")
+    documents, issues = read_documents(
+        Source(str(path), ReadOptions(text_columns=columns.texts)), columns, drop=["missing_text"]
+    )
+    assert documents["text"] == ["A\n\ncaf\u00e9 x", "B"]
+    assert [json.loads(sections) for sections in documents["sections"]] == [[[0, "title"], [3, "body"]], [[0, "body"]]]
+    assert issues.rows["missing_text"] == ["row 3"]
+
+
+def test_kept_columns_travel_as_metadata(tmp_path):
+    path = write_tree(tmp_path, {"a.csv": "text,label,url,year\na,x,http://a,1999\n"}) / "a.csv"
+    documents, _ = read_documents(Source(str(path)), Columns(keep=["url", "year"]))
+    assert json.loads(documents[0]["metadata"]) == {"url": "http://a", "year": "1999"}
+    with pytest.raises(ValueError, match="--keep_columns source"):
+        read_documents(Source(str(path)), Columns(keep=["source"]))
+
+
+def test_a_table_lists_documents(tmp_path):
+    write_tree(
+        tmp_path,
+        {"list.csv": "path,label\ntexts/1.txt,x\nmissing.txt,y\n", "texts/1.txt": "One.", "texts/2.txt": "Two."},
+    )
+    for source in (tmp_path, tmp_path / "list.csv"):
+        rows = list(Source(str(source)))
+        assert rows[0].values["text"] == "One."
+        assert "names no file: missing.txt" in rows[1].error
+    assert unread(tmp_path) == [f"{tmp_path.name}/texts/2.txt"]
+
+
+def test_an_archive_cannot_write_outside(tmp_path):
+    (tmp_path / "evil.txt").write_text("evil")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "evil.txt", "../../escaped.txt")
+    with pytest.raises(ValueError, match="cannot be extracted"):
+        read(tmp_path / "a.tar")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../inside.txt", "inside")
+    assert [text for text, *_ in read(tmp_path / "a.zip")] == ["inside"]
