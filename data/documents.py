@@ -9,6 +9,7 @@ import math
 import os
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,12 @@ def joined_text(row: Row, columns: Columns) -> tuple[str | None, list[Section]]:
             sections.append(Section(len(text), name))
             text += part
     return text, sections
+
+
+def section_at(sections: Sequence[tuple[int, str]], position: int) -> str:
+    """Name of the section that a position in the text is in, or ""."""
+    index = bisect_right(sections, position, key=lambda section: section[0])
+    return sections[index - 1][1] if index else ""
 
 
 def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, list[Section]]:

@@ -75,11 +75,12 @@ class Source:
     def __post_init__(self) -> None:
         self.names = [self.names] if isinstance(self.names, str) else list(self.names)
         self.saved = [name for name in self.names if _is_saved(Path(name))]
-        self.on_hub = False
+        # A local folder may have configurations too, in the YAML of its README.md.
+        self.on_hub = bool(self.options.config_name or self.options.revision)
         self.found = SourceFiles()
-        if self.saved and len(self.names) > 1:
-            raise ValueError(f"{self.saved[0]}: a folder saved by datasets must be the only --source.")
-        if not self.saved:
+        if len(self.names) > 1 and (self.saved or self.on_hub):
+            raise ValueError(f"{self}: a dataset on the hub, or saved by datasets, must be the only --source.")
+        if not self.saved and not self.on_hub:
             found = find_source_files(self.names, self._has_documents)
             self.on_hub, self.found = found is None, found or self.found
 

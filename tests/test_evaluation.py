@@ -336,13 +336,16 @@ def stories(tmp_path_factory, roberta_folder):
     """A few of the demo's stories, whose evidence is known, prepared."""
     folder = tmp_path_factory.mktemp("stories")
     with open(folder / "stories.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(document) + "\n" for document in demo_corpus(60, seed=3))
+        for number, document in enumerate(demo_corpus(60, seed=3)):
+            document |= {"year": 1960 + number, "source": ("web", "print")[number % 2]}
+            file.write(json.dumps(document) + "\n")
     labels, shares = ",".join(LABELS), "0.5,0.25,0.25"
     given = {
         "source": folder / "stories.jsonl",
         "tokenizer": roberta_folder,
         "labels": labels,
         "split_fractions": shares,
+        "keep_columns": "year,source",
     }
     done = run_command("scripts.prepare_dataset", **given, output_dir=folder / "data")
     assert done.returncode == 0, done.stderr
@@ -404,6 +407,24 @@ def test_predictions_agree_with_those_of_training(evaluated):
         assert ours["id"] == theirs["id"]
         for label in LABELS:
             assert float(ours[label]) == pytest.approx(float(theirs[label]), abs=1e-5)
+
+
+def test_kept_columns_reach_predictions_evidence_and_subgroups(evaluated, stories):
+    splits, _ = load_prepared(str(stories))
+    kept = {row["id"]: json.loads(row["metadata"]) for row in splits["test"]}
+    for path in (evaluated / "run" / "predictions_test.csv", evaluated / "report" / "predictions.csv"):
+        with open(path, encoding="utf-8") as file:
+            assert {
+                row["id"]: {"year": int(row["year"]), "source": row["source"]} for row in csv.DictReader(file)
+            } == kept
+    for line in map(json.loads, (evaluated / "report" / "evidence.jsonl").read_text().splitlines()):
+        assert line["metadata"] == kept[line["id"]]
+    groups = {
+        g["group"]: g["documents"] for g in json.loads((evaluated / "report" / "metrics.json").read_text())["by_group"]
+    }
+    assert groups["source: web"] + groups["source: print"] == len(kept)
+    years = {name: count for name, count in groups.items() if name.startswith("year ")}
+    assert (len(years), sum(years.values())) == (4, len(kept))
 
 
 def test_evidence_is_quoted_from_the_text(evaluated, stories):

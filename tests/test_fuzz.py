@@ -1,10 +1,19 @@
 """Whatever comes in: an answer or an error for people, never a hang, a traceback or a NaN. HYPOTHESIS_PROFILE=nightly tries 10,000 cases of each."""
 
+import csv
+import gzip
+import io
 import json
+import lzma
 import math
+import shutil
+import unicodedata
+import zipfile
 from itertools import pairwise
+from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -13,7 +22,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data.collator import DocumentCollator
-from data.documents import Columns, read_documents
+from data.documents import Columns, look_alike_key, read_documents
 from data.preparation import prepare_dataset
 from data.readers import ReadOptions, Source
 from modeling.hierarchical_roberta.chunking import Chunker, tokenize_batch
@@ -154,6 +163,91 @@ def test_any_table_is_read_or_refused(tmp_path, table, errors):
     else:
         assert isinstance(documents, datasets.Dataset)
         assert all(isinstance(row["text"], str) and row["label"] for row in documents)
+
+
+WORDS = st.text(st.sampled_from("abz é“”’;\t|,\u200b\u3042"), max_size=12)
+
+
+@any_case
+@given(
+    rows=st.lists(
+        st.tuples(WORDS, st.sampled_from(["Teen", " teen", "TEEN\u200b", "1", "1.0", "01", "-1", ""])), max_size=6
+    ),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "cp932"]),
+    delimiter=st.sampled_from(",;\t|"),
+    compression=st.sampled_from(["", ".gz", ".zst", ".xz", ".zip"]),
+    merge_labels=st.booleans(),
+    cut=st.integers(0, 40),
+)
+def test_a_table_in_any_dress_is_read_as_it_is_or_refused(
+    tmp_path, rows, encoding, delimiter, compression, merge_labels, cut
+):
+    content = io.StringIO()
+    writer = csv.writer(content, delimiter=delimiter)
+    writer.writerow(["text", "label"])
+    writer.writerows(rows)
+    data = content.getvalue().encode(encoding, "replace")
+    texts = [row[0] for row in csv.reader(io.StringIO(data.decode(encoding), newline=""), delimiter=delimiter)][1:]
+    source = compressed(tmp_path, data, compression)
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) - cut])
+    try:
+        documents, _ = read_documents(
+            Source(str(source), ReadOptions(encoding=encoding if encoding[:2] == "cp" else None)), Columns(),
+            drop=["empty", "missing_label"], keep=[] if merge_labels else ["similar_label"], merge_labels=merge_labels,
+        )  # fmt: skip
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert cut or documents["text"] == [unicodedata.normalize("NFC", text) for text, (_, label) in zip(texts, rows, strict=True)
+                                            if text.strip() and label]  # fmt: skip
+        assert not merge_labels or len(set(documents["label"])) == len(
+            {look_alike_key(label) for label in documents["label"]}
+        )
+
+
+def compressed(folder: Path, data: bytes, suffix: str) -> Path:
+    path = folder / f"table.csv{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("table.csv", data)
+    else:
+        pack = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}.get(suffix)
+        path.write_bytes(pack(data) if pack else pa.compress(data, codec="zstd", asbytes=True))
+    return path
+
+
+PARTS = st.sampled_from(["train", "test", "val", "pos", "neg", "a b", ".hidden", "__MACOSX", "é"])
+LEAVES = st.sampled_from(
+    ["1.txt", "2.md", "3.TXT", "x.csv", "train.csv", "t.jsonl", "notes", "urls_pos.txt", "data.json"]
+)
+
+
+@any_case
+@given(
+    files=st.dictionaries(
+        st.tuples(st.lists(PARTS, max_size=3), LEAVES).map(lambda parts: "/".join([*parts[0], parts[1]])),
+        st.sampled_from([b"A text.", b"text,label\na,b\n", b'{"text": "a", "label": "b"}\n', b"", b"\xff"]), max_size=6,
+    ),
+    suffix=st.sampled_from(["", ".zip", ".tar.gz"]),
+)  # fmt: skip
+def test_every_file_of_any_folder_is_read_or_named(tmp_path_factory, files, suffix):
+    folder = tmp_path_factory.mktemp("any") / "tree"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    path = str(folder)
+    if suffix:
+        path = shutil.make_archive(path, {".zip": "zip", ".tar.gz": "gztar"}[suffix], folder)
+    try:
+        source = Source(path)
+        rows = list(source)
+    except ValueError as error:
+        assert str(error)
+        return
+    assert len(source.found.files) + len(source.found.unread) == len(files)
+    assert all(row.error or "id" in row.values or "text" in row.values for row in rows)
 
 
 @settings(any_case, max_examples=60)  # each prepares a dataset

@@ -246,6 +246,42 @@ def predict(trained, source, *extra):
     return done.stdout
 
 
+def test_a_row_that_cannot_be_classified_becomes_a_line_with_its_error(trained, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    rows = [{"id": "a"}, {"id": "b", "text": None}, {"id": "c", "text": "A calm day."}, {"id": "d", "text": " "},
+            {"id": "e", "text": 5}, {"id": "f", "text": "Another."}]  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": \n', encoding="utf-8")
+    output = tmp_path / "out.jsonl"
+    done = run_command("scripts.predict", model=trained, source=source, output=output)
+    assert (done.returncode, "5 documents could not be classified" in done.stderr) == (0, True)
+    results = lines_of(output)
+    assert [row["id"] for row in results] == ["a", "b", "c", "d", "e", "f", "7"]
+    errors = [row.get("error") for row in results]
+    assert errors[0] == errors[1].replace("row 2", "row 1") == "row 1: no text"
+    assert errors[2] is errors[5] is None
+    assert "empty" in errors[3]
+    assert "int" in errors[4]
+    assert "row 7: not JSON" in errors[6]
+    assert all(set(row) == {"id", "error"} for row in results if "error" in row)
+    done = run_command("scripts.predict", "--fail_on_error", model=trained, source=source)
+    assert done.returncode == 1
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [row["id"] for row in results]
+
+
+def test_evidence_names_its_column_and_kept_columns_come_along(trained, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    row = {"title": "A calm day.", "body": "The blood and the knife. " * 20, "url": "http://a", "year": 1999}
+    source.write_text(json.dumps(row), encoding="utf-8")
+    [result] = map(
+        json.loads, predict(trained, source, "--text_column", "title,body", "--keep_columns", "url,year").splitlines()
+    )
+    text = f"{row['title']}\n\n{row['body']}"
+    assert result["metadata"] == {"url": "http://a", "year": 1999}
+    for evidence in result["evidence"]:
+        assert evidence["text"] == text[evidence["start"] : evidence["end"]]
+        assert evidence["section"] == ("title" if evidence["start"] < len(row["title"]) + 2 else "body")
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_predict_resumes_after_a_kill_and_two_processes_share_the_documents(trained, tmp_path):

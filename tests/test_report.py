@@ -59,9 +59,15 @@ def document(number: int, text: str, label: str, predicted: str, evidence: list[
             for i, start in enumerate(starts)
         ],
         "evidence": [
-            {"start": text.index(words), "end": text.index(words) + len(words), "score": 0.5 / (rank + 1)}
+            {
+                "start": text.index(words),
+                "end": text.index(words) + len(words),
+                "score": 0.5 / (rank + 1),
+                "section": "title",
+            }
             for rank, words in enumerate(evidence)
         ],
+        "metadata": [["url", "http://a?b=<script>"]],
     }
 
 
@@ -300,6 +306,8 @@ class TestInABrowser:
         }
         pieces = detail.find_elements(By.CSS_SELECTOR, ".piece .text")
         assert "".join(piece.get_property("textContent") for piece in pieces) == text
+        assert detail.find_element(By.CSS_SELECTOR, ".metadata dd").text == "http://a?b=<script>"
+        assert all(tag.text.endswith(", title") for tag in detail.find_elements(By.CSS_SELECTOR, ".evidence .tag"))
         assert len(pieces) == len(expected["chunks"]) == len(detail.find_elements(By.CSS_SELECTOR, ".strip button"))
 
     def test_a_hostile_text_stays_text(self, page):

@@ -404,6 +404,17 @@ def test_a_table_lists_documents(tmp_path):
     assert unread(tmp_path) == [f"{tmp_path.name}/texts/2.txt"]
 
 
+def test_a_configuration_of_a_dataset_is_chosen_by_its_name(tmp_path):
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("old", "new"))
+    write_tree(
+        tmp_path,
+        {"README.md": f"---\nconfigs:\n{configs}---\n", "old.csv": CSV.format("o"), "new.csv": CSV.format("n")},
+    )
+    assert read(tmp_path, config_name="new") == [("n", "Teen", "train")]
+    with pytest.raises(ValueError, match=r"newer.*--dataset_config_name"):
+        read(tmp_path, config_name="newer")
+
+
 def test_an_archive_cannot_write_outside(tmp_path):
     (tmp_path / "evil.txt").write_text("evil")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 import sys
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ import transformers
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from data.documents import Columns, check_surrogates, joined_text, metadata_of, require_columns, to_name
+from data.documents import Columns, check_surrogates, joined_text, metadata_of, require_columns, section_at, to_name
 from data.readers import Row, Source
 from data.source_files import describe_unread
 from modeling.file_utils import atomic_write, write_text
@@ -83,9 +82,7 @@ def classified(
         document = pending.popleft()
         del result["score"]
         for evidence in result["evidence"] if document["sections"] else ():
-            place = bisect_right(document["sections"], evidence["start"], key=lambda section: section.start)
-            if place:
-                evidence["section"] = document["sections"][place - 1].name
+            evidence["section"] = section_at(document["sections"], evidence["start"])
         kept = {"metadata": document["metadata"]} if document["metadata"] else {}
         yield {"id": document["id"], **result, **kept}
     yield from errors()

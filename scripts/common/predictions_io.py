@@ -19,17 +19,27 @@ def write_predictions(
     scores: np.ndarray,
     predicted_B: np.ndarray | None = None,
 ) -> None:
-    """CSV with one row per document: id, label, predicted, and one score column per class.
+    """CSV with one row per document: id, label, predicted, one score column per class, and the kept columns.
 
     Args:
         predicted_B: class ids (None: those of the highest scores).
     """
     predicted_B = scores.argmax(axis=1) if predicted_B is None else predicted_B
+    kept = metadata_columns(documents)
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["id", "label", "predicted", *labels])
-        for id_, label, predicted, row in zip(documents["id"], documents["label"], predicted_B, scores, strict=True):
-            writer.writerow([id_, labels[label], labels[predicted], *(f"{score:.6f}" for score in row)])
+        writer.writerow(["id", "label", "predicted", *labels, *kept])
+        rows = zip(documents["id"], documents["label"], predicted_B, scores, *kept.values(), strict=True)
+        for id_, label, predicted, row, *values in rows:
+            writer.writerow([id_, labels[label], labels[predicted], *(f"{score:.6f}" for score in row), *values])
+
+
+def metadata_columns(documents: datasets.Dataset) -> dict[str, list[Any]]:
+    """The values of each kept column (`--keep_columns`); {} without any."""
+    if "metadata" not in documents.column_names:
+        return {}
+    rows = [json.loads(metadata or "{}") for metadata in documents["metadata"]]
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

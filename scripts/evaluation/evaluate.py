@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from scipy.special import softmax
@@ -27,7 +29,7 @@ from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.runtime import set_num_threads
 from modeling.training.training_args import parse_severity_weights
 from scripts.common.loading import load_classifier
-from scripts.common.predictions_io import write_lines, write_predictions
+from scripts.common.predictions_io import metadata_columns, write_lines, write_predictions
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
@@ -49,6 +51,7 @@ from scripts.evaluation.statistics import (
     operating_points,
 )
 
+MOST_GROUPS = 8  # subgroups of a kept column
 BASELINES = {
     "tfidf_tuned": "tuned TF-IDF + logistic regression",
     "tfidf": "TF-IDF + logistic regression, untuned",
@@ -164,6 +167,24 @@ def subgroups(results: list[DocumentResult], texts: list[str]) -> dict[str, np.n
     return groups
 
 
+def metadata_groups(columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Masks (B,) by the values of each kept column: the most frequent ones, or quarters of more numbers than that."""
+    groups = {}
+    for name, values in columns.items():
+        texts = ["" if value is None else str(value) for value in values]
+        counts = Counter(text for text in texts if text)
+        numbers = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy()
+        if len(counts) > MOST_GROUPS and np.isfinite(numbers).sum() == counts.total():
+            edges = np.unique(np.nanquantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+            for low, high in pairwise(edges):
+                mask = (numbers <= high) & ((numbers > low) | (low == edges[0]) & (numbers == low))
+                groups[f"{name} {'from' if low == edges[0] else 'above'} {low:g} to {high:g}"] = mask
+        elif counts.most_common(1) and counts.most_common(1)[0][1] > 1:  # not a column of names
+            for value, _ in counts.most_common(MOST_GROUPS):
+                groups[f"{name}: {value[:60]}"] = np.array([text == value for text in texts])
+    return groups
+
+
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     """Result and duration (seconds) of `function`."""
     started = time.perf_counter()
@@ -214,7 +235,12 @@ def evaluate(context: EvaluationContext, split: str, severity: list[float], with
             softmax(validation / temperature, axis=1), context.labels("validation"), scores, labels
         ),
         "abstain": abstain_curve(scores, labels, predicted),
-        "by_group": by_group(subgroups(results, documents["text"]), labels, predicted, names),
+        "by_group": by_group(
+            subgroups(results, documents["text"]) | metadata_groups(metadata_columns(documents)),
+            labels,
+            predicted,
+            names,
+        ),
         "confusion": confusion(labels, predicted, len(names))[0].tolist(),
         "faithfulness": {
             "chunk": chunk_curves(context.model, results),

@@ -39,12 +39,14 @@ def write_report(report: dict[str, Any], path: Path) -> None:
                                 "by_bias": bool, "truncated": bool, "counted": bool, "num_chunks": int, "review": bool,
                                 "text": str,
                                 "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
-                                "evidence": [{"start", "end", "score"}, …]}, …]
+                                "evidence": [{"start", "end", "score", "section"}, …],
+                                "metadata": [[name, value], …]}, …]
                               confidence: score of the predicted label; by_bias: another label has a higher one
                               chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
                               below 0 against it; read: False beyond max_chunks, where the encoder did not read the chunk;
                               counted: whether the lexical features read the others
-                              evidence: the sentences with the highest attribution, strongest first
+                              evidence: the sentences with the highest attribution, strongest first; section: the
+                              page, time code or column that it is in, or ""; metadata: the kept columns
 
     Raises:
         ValueError: a document has a non-finite number.

@@ -1,11 +1,13 @@
 """The content of the report, in the layout that scripts/evaluation/report.py renders."""
 
+import json
 from importlib.metadata import version
 from typing import Any
 
 import datasets
 import numpy as np
 
+from data.documents import section_at
 from modeling.training.model_card import describe_embeddings
 from scripts.evaluation.explanations import DocumentResult
 
@@ -171,8 +173,8 @@ def tables_of(metrics: dict[str, Any], documents: list[dict[str, Any]], names: l
         },
         {
             "title": "Subgroup metrics",
-            "caption": "Which documents are harder: by length, number of chunks, truncation, and position of the "
-            "strongest chunk.",
+            "caption": "Which documents are harder: by length, number of chunks, truncation, position of the strongest "
+            "chunk, and the kept columns.",
             "columns": ["subgroup", "documents", "accuracy", "macro-F1", f"{most_severe} missed"],
             "rows": [
                 [g["group"], g["documents"], f"{g['accuracy']:.3f}", f"{g['f1_macro']:.3f}",
@@ -272,7 +274,8 @@ def documents_of(
     review = set(wrong[np.argsort(-confidence[wrong], kind="stable")][:REVIEWED].tolist())
     documents, lines = [], []
     for result, row, score_K in zip(evaluation["results"], split_documents, scores, strict=True):
-        text = row["text"]
+        text, sections = row["text"], json.loads(row.get("sections") or "[]")
+        metadata = json.loads(row.get("metadata") or "{}")
         chunks = chunks_of(result)
         sentences = [
             {"start": s.start, "end": s.end, "score": s.score, "text": text[s.start : s.end], "words": s.words}
@@ -291,6 +294,8 @@ def documents_of(
             for start, end in [result.span_of(position)]
             if start < end
         ]
+        for sentence in evidence:
+            sentence["section"] = section_at(sections, sentence["start"])
         common = {"id": row["id"], "label": names[row["label"]], "predicted": names[result.predicted]}
         documents.append(
             common
@@ -304,9 +309,11 @@ def documents_of(
                 "review": result.index in review,
                 "text": text,
                 "chunks": chunks,
-                "evidence": [{key: e[key] for key in ("start", "end", "score")} for e in evidence],
+                "evidence": [{key: e[key] for key in ("start", "end", "score", "section")} for e in evidence],
+                "metadata": [[name, "–" if value is None else str(value)] for name, value in metadata.items()],
             }
         )
+        common |= {"metadata": metadata} if metadata else {}
         lines.append(common | {"chunks": [chunk for chunk in chunks if chunk["read"]], "evidence": evidence})
     return documents, lines
 
