@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from modeling.file_utils import sync_to_disk
 from modeling.hierarchical_roberta.chunking import coverage
 
 MANIFEST = "manifest.json"
+REPORT = "dataset_report.html"
 
 
 def describe(
@@ -88,10 +89,16 @@ def remove_stale_staging(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str, Any]) -> None:
-    """Write splits and manifest to a staging folder, flush them to disk and rename it to `folder`.
+def save_prepared(
+    splits: datasets.DatasetDict,
+    folder: Path,
+    manifest: dict[str, Any],
+    write_report: Callable[[Path], None] | None = None,
+) -> None:
+    """Write splits, manifest and report to a staging folder, flush them to disk and rename it to `folder`.
 
-    An existing `folder` is replaced; the caller has checked that this is allowed.
+    An existing `folder` is replaced; the caller has checked that this is allowed. `write_report` writes the report to a
+    path (see data/dataset_report.py).
     """
     partial = staging_path(folder, "partial")
     try:
@@ -100,6 +107,8 @@ def save_prepared(splits: datasets.DatasetDict, folder: Path, manifest: dict[str
         fingerprint = _joint_sha256(digest for name, digest in files.items() if name.endswith(".arrow"))
         manifest = {**manifest, "data_fingerprint": fingerprint, "files": files}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if write_report is not None:  # after the list of files: it is no data, and may be edited or deleted
+            write_report(partial / REPORT)
         for path in partial.rglob("*"):
             sync_to_disk(path)
         if folder.exists():

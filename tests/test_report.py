@@ -12,7 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from scripts.evaluation.report import readable_number, write_report
+from data.report_page import readable_number
+from scripts.evaluation.report import write_report
 
 LABELS = ["General", "Teen", "Mature"]
 HOSTILE = (

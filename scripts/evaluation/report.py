@@ -2,17 +2,15 @@
 
     write_report(report, Path("outputs/evaluation/report.html"))
 
-The page is scripts/evaluation/report_template.html, rendered by Jinja2, with inline styles and script. Each document is
-a JSON block of its own, parsed only when the document is opened.
+The page is scripts/evaluation/report_template.html, rendered by Jinja2 (see data/report_page.py), with inline styles and
+script. Each document is a JSON block of its own, parsed only when the document is opened.
 """
 
 import base64
-import math
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from data.report_page import page_environment
 from modeling.file_utils import atomic_write
 
 # Columns of the table of documents; the rest of a document is parsed when it is opened.
@@ -52,16 +50,10 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         ValueError: a document has a non-finite number.
         jinja2.UndefinedError: a key is missing. `path` is untouched in both cases.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent)
     # JSON.parse rejects NaN. Without sort_keys, which is Jinja2's default, scores stay in label order.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters |= {"number": readable_number, "data_uri": data_uri}
+    environment.filters["data_uri"] = data_uri
     summary = {
         "labels": report["labels"],
         "documents": [{name: document[name] for name in SUMMARY} for document in report["documents"]],
@@ -69,16 +61,6 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.writelines(environment.get_template("report_template.html").generate(**report, summary=summary))
-
-
-def readable_number(value: str | float | int | None, sign: bool = False) -> str:
-    """Floats with three decimals, integers with thousands separators, "–" for None and NaN, text unchanged."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, str | bool):
-        return str(value)
-    formatted = f"{value:{'+' if sign else ''},.3f}" if isinstance(value, float) else f"{value:{'+' if sign else ''},}"
-    return formatted.replace("-", "−")
 
 
 def data_uri(png: bytes) -> str:
