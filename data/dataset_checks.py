@@ -1,10 +1,7 @@
 """Measurements of a prepared dataset's documents, and warnings about what may spoil training or its evaluation."""
 
-import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import datasets
@@ -15,7 +12,7 @@ import pyarrow.compute as pc
 from scipy.stats import rankdata
 from transformers import PreTrainedTokenizerBase
 
-from data.documents import shorten
+from data.documents import look_alike_key, shorten
 from data.report_page import readable_percent
 from data.text_excerpts import visible_name
 
@@ -105,12 +102,9 @@ def similar_labels(labels: Sequence[str]) -> list[list[str]]:
     >>> similar_labels(["Teen", "Mature", "teen ", "1", "1.0"])
     [['Teen', 'teen '], ['1', '1.0']]
     """
-    groups: dict[Any, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for label in labels:
-        folded = unicodedata.normalize("NFKC", label).casefold()
-        key = "".join(char for char in folded if char.isprintable() and not char.isspace())
-        is_number = re.fullmatch(r"[+-]?\d+(\.\d*)?", key)
-        groups.setdefault(Decimal(key) if is_number else key, []).append(label)
+        groups.setdefault(look_alike_key(label), []).append(label)
     return [group for group in groups.values() if len(group) > 1]
 
 

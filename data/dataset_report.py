@@ -104,7 +104,7 @@ def write_dataset_report(
             for text, count in unknown_characters(unknown_texts, tokenizer).most_common(MAX_CHARACTERS)
         ],
         "has_unknown_token": tokenizer.unk_token_id is not None,
-        "issues": [_issue(problem, issue) for problem, issue in issues.items()],
+        "issues": [_issue(problem, issue) for problem, issue in issues.items()] + _unread(manifest),
         "pairs": pairs,
         "num_pairs": max(num_duplicates or 0, len(duplicates)),
         "extremes": _extremes(documents, splits, names),
@@ -220,6 +220,16 @@ def _issue(problem: str, issue: dict[str, Any]) -> dict[str, Any]:
     rows = [visible_name(row, 160) for row in issue["rows"][:MAX_ROWS]]
     description = PROBLEMS.get(problem, problem)
     return {"problem": description, "decision": issue["decision"], "count": len(issue["rows"]), "rows": rows}
+
+
+def _unread(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    names = manifest.get("unread_files", [])
+    rows = [visible_name(name, 160) for name in names[:MAX_ROWS]]
+    return (
+        [{"problem": "files that are not read", "decision": "left out", "count": len(names), "rows": rows}]
+        if names
+        else []
+    )
 
 
 def _pairs(

@@ -74,10 +74,15 @@ def check_decisions(drop: Sequence[str], keep: Sequence[str]) -> None:
 
 @dataclass
 class DataIssues:
-    """Problem → affected rows (`row 17 (id b-3)`), and the decision for each problem."""
+    """Problem → affected rows (`row 17 (id b-3)`), and the decision for each problem.
+
+    Attributes:
+        pairs: `(problem, i, j)`: documents that are near-duplicates, or of a group in different splits.
+    """
 
     rows: dict[str, list[str]] = field(default_factory=dict)
     decisions: dict[str, str] = field(default_factory=dict)
+    pairs: list[tuple[str, int, int]] = field(default_factory=list)
 
     def add(self, problem: str, row: str) -> None:
         self.rows.setdefault(problem, []).append(row)
@@ -158,7 +163,7 @@ def look_alike_key(label: str) -> str:
     """
     text = unicodedata.normalize("NFKC", label).casefold()
     visible = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
-    key = " ".join(visible.split())
+    key = "".join(visible.split())
     return f"{float(key):g}" if re.fullmatch(r"[-+]?\d+(\.\d+)?", key) else key
 
 

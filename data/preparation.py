@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from data.dataset_report import MAX_PAIRS, DuplicatePair, write_dataset_report
 from data.deduplication import near_duplicates
 from data.documents import (
     NUMBER,
@@ -96,7 +97,7 @@ def prepare_dataset(
     workspace = staging_path(output_dir, "documents")
     workspace.mkdir()
     try:
-        unread: list[str] = []
+        unread, pairs = [], []
         if (Path(sources[0]) / LEGACY_FILES["train"]).is_file():
             splits, issues = check_legacy(read_legacy(Path(sources[0]), loaded, labels), drop, keep)
         else:
@@ -116,6 +117,7 @@ def prepare_dataset(
                 documents, issues, split_fractions, seed, validation_from_train, duplicate_threshold
             )
             splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
+            pairs = duplicate_pairs(documents, split_of, issues)
         manifest = {
             "sources": [describe_source(name) for name in sources],
             "unread_files": unread,
@@ -132,7 +134,12 @@ def prepare_dataset(
             "versions": {name: version(name) for name in ("datasets", "tokenizers", "transformers")}
             | {"python": platform.python_version()},
         }
-        save_prepared(splits, output_dir, manifest)
+        save_prepared(
+            splits,
+            output_dir,
+            manifest,
+            lambda path: write_dataset_report(path, splits, manifest, loaded, pairs, len(issues.pairs)),
+        )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return manifest
@@ -169,6 +176,16 @@ def tokenize_splits(
             part = documents.select(rows)
             splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, optional)
     return datasets.DatasetDict(splits)
+
+
+def duplicate_pairs(documents: datasets.Dataset, split_of: Sequence[str], issues: DataIssues) -> list[DuplicatePair]:
+    """The first of the near-duplicates and leaks, with their texts."""
+    pairs = []
+    for problem, i, j in issues.pairs[:MAX_PAIRS]:
+        first, second = documents[i], documents[j]
+        splits, texts = (split_of[i], split_of[j]), (first["text"], second["text"])
+        pairs.append(DuplicatePair(first["id"], second["id"], *splits, *texts, problem))
+    return pairs
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:

@@ -55,6 +55,7 @@ def split_documents(
         if duplicates:
             issues.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
             issues.decisions["duplicate"] = "assigned to the same split"
+            issues.pairs = [("duplicate", i, j) for i, j in duplicates]
         splits = make_splits(documents["label"], group_of, fractions, seed)
     nonempty = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
     _check_splits(documents["label"], splits, in_each=["train"] if any(existing) else nonempty)
@@ -125,6 +126,7 @@ def without_leaks(
             for index in members:
                 if splits[index] != splits[last]:
                     issues.add(problem, f"{ids[index]} ({splits[index]}) ~ {ids[last]} ({splits[last]})")
+                    issues.pairs.append((problem, index, last))
                     if issues.decisions.get(problem) == "dropped":
                         dropped.add(index)
     issues.raise_if_unresolved()

@@ -47,10 +47,11 @@ def parse_arguments(argv: list[str] | None = None) -> dict[str, Any]:
 def main() -> None:
     options = parse_arguments()
     from data.preparation import preparation_summary, prepare_dataset  # once the options are known to be right
+    from data.prepared_dataset import REPORT
 
     manifest = prepare_dataset(**options)
     print(preparation_summary(manifest))
-    print(f"Saved the dataset to {options['output_dir']}")
+    print(f"Saved the dataset to {options['output_dir']}. Look at {options['output_dir'] / REPORT} before training.")
 
 
 if __name__ == "__main__":
