@@ -164,7 +164,8 @@ def look_alike_key(label: str) -> str:
     text = unicodedata.normalize("NFKC", label).casefold()
     visible = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
     key = "".join(visible.split())
-    return f"{float(key):g}" if re.fullmatch(r"[-+]?\d+(\.\d+)?", key) else key
+    number = re.fullmatch(r"([-+]?)0*(\d+)(?:\.(\d*?)0*)?", key)
+    return f"{number[1].strip('+')}{number[2]}.{number[3] or ''}" if number else key
 
 
 def similar_labels(counts: Counter[str], preferred: Sequence[str] = ()) -> dict[str, str]:
