@@ -13,7 +13,8 @@ def ranges() -> dict[str, Requirement]:
     """What users install: requirements by name, without the tools of the tests."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = config["options"]["install_requires"] + config["options.extras_require"]["search"]
+    extras = config["options.extras_require"]
+    lines = config["options"]["install_requires"] + extras["files"] + extras["search"]
     requirements = [Requirement(line) for line in lines.strip().splitlines()]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
