@@ -97,7 +97,8 @@ def _read_bytes(path: Path, size: int = -1) -> bytes:
         raise ValueError(f"{path}: not a complete compressed file ({error}): compress it again.") from error
 
 
-def _import_extra(name: str, path: Path) -> Any:
+def import_extra(name: str, path: Path) -> Any:
+    """Import a package that reads a file. Raises ValueError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -213,7 +214,7 @@ def _declared_encoding(start: bytes) -> str | None:
 
 
 def _read_docx(path: Path) -> str:
-    mammoth = _import_extra("mammoth", path)
+    mammoth = import_extra("mammoth", path)
     content = _read_bytes(path)
     if content.startswith(b"\xd0\xcf\x11\xe0"):
         raise ValueError(f"{path}: encrypted, or a .doc file of old: save it as .docx without a password.")
@@ -287,7 +288,7 @@ def _decode_html(content: bytes, encoding: str | None = None, errors: str = "str
 
 
 def _read_pdf(path: Path) -> tuple[str, list[Section]]:
-    pdfium = _import_extra("pypdfium2", path)
+    pdfium = import_extra("pypdfium2", path)
     content = _read_bytes(path)
     try:
         pdf = pdfium.PdfDocument(content)
@@ -310,7 +311,7 @@ def _read_pdf(path: Path) -> tuple[str, list[Section]]:
 
 
 def _read_subtitles(path: Path, source: str) -> tuple[str, list[Section]]:
-    pysubs2 = _import_extra("pysubs2", path)
+    pysubs2 = import_extra("pysubs2", path)
     suffix = suffix_of(path)
     with _naming_damage(path):
         subtitles = pysubs2.SSAFile.from_string(_cues_of_vtt(source) if suffix == ".vtt" else source, suffix[1:])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.csv_records import MAX_FIELD, CsvRecords
-from data.document_files import Section, read_document_file
+from data.document_files import Section, import_extra, read_document_file
 from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files
 from data.text_files import WrongEncoding, open_text, suffix_of
 
@@ -331,12 +331,7 @@ def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row
 
 def _read_spreadsheet(file: SourceFile, unread: dict[str, None]) -> Iterator[Row]:
     """The first sheet with more than a header. Others are unread."""
-    try:
-        import python_calamine as calamine
-    except ImportError as error:
-        raise ValueError(
-            f"{file.path}: spreadsheets need an extra: pip install python-calamine, or save it as CSV."
-        ) from error
+    calamine = import_extra("python_calamine", file.path)
     try:
         workbook = calamine.CalamineWorkbook.from_path(str(file.path))
         sheets = {name: workbook.get_sheet_by_name(name) for name in workbook.sheet_names}
