@@ -1,14 +1,20 @@
 """Tokens into chunks: sizes, overlap, breaks, offsets, and what is read past max_chunks."""
 
 import itertools
+import re
+import tracemalloc
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from data import tokenization
 from data.chunk_dataset import ChunkedDocuments
+from data.documents import Columns, read_documents
+from data.tokenization import tokenize_documents
 from modeling.hierarchical_roberta.chunking import (
     Chunker,
     chunk_bounds,
@@ -114,6 +120,64 @@ def test_breaks_know_paragraphs_and_sentences():
     text = "One. Two!\n\nThree"
     ends = np.array([3, 4, 8, 9, 16])
     assert token_breaks(text, ends).tolist() == [0, 0, 1, 0, 2]
+
+
+PIECES = [".", "!", "?", "…", "。", "！", "？", '"', "”", ")", " ", "\n", "\t", "\u3000", "a", "Word", "文"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=60).map("".join), st.integers(1, 4))
+def test_breaks_are_where_one_expression_finds_them(text, step):
+    sentence = re.compile(r"[.!?…。！？][\"'”’»)\]]*\s+|[。！？]|\n\s*")
+    ends = np.arange(step, len(text) + step, step)
+    expected = np.zeros(len(ends) + 1, np.int8)
+    for level, pattern in ((1, sentence), (2, re.compile(r"\n[^\S\n]*\n\s*"))):
+        for match in pattern.finditer(text):
+            expected[(ends <= match.end()).sum()] = level
+    expected[:1] = 0
+    assert token_breaks(text, ends).tolist() == expected[:-1].tolist()
+
+
+def written_documents(folder, texts):
+    """Documents on disk, as scripts.prepare_dataset reads them."""
+    source = folder / "source.parquet"
+    labels = [("mild", "mature")[index % 2] for index in range(len(texts))]
+    datasets.Dataset.from_dict({"text": texts, "label": labels}).to_parquet(source)
+    return read_documents(str(source), Columns(), keep=["empty"], cache_dir=str(folder))[0]
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize("folder", ["roberta_folder", "bert_folder"])
+def test_a_split_is_tokenized_in_order_as_the_tokenizer_does(folder, num_proc, request, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenization, "BATCH_BYTES", 3000)
+    tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue(folder))
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    rng = np.random.default_rng(0)
+    texts = ["The lamp, naïve 😀. " * int(count) + f"number {count}" for count in rng.integers(0, 300, 90)] + [""]
+    documents = written_documents(tmp_path, texts).select(range(90, -1, -1))
+    tokens = tokenize_documents(documents, tokenizer, ["mild", "mature"], num_proc, "train")
+    assert tokens["text"][:] == texts[::-1]
+    assert tokens["label"][:] == [index % 2 for index in range(90, -1, -1)]
+    assert tokens.column_names == ["id", "text", "label", "input_ids", "token_start", "token_end", "token_break"]
+    assert {name: tokens.features[name] for name in tokenization.TOKEN_FEATURES} == tokenization.TOKEN_FEATURES
+    plain = AutoTokenizer.from_pretrained(request.getfixturevalue(folder))
+    for row in tokens:
+        expected = plain(row["text"], add_special_tokens=False, return_offsets_mapping=True)
+        assert row["input_ids"] == expected["input_ids"]
+        assert list(zip(row["token_start"], row["token_end"], strict=True)) == expected["offset_mapping"]
+        assert row["token_break"] == token_breaks(row["text"], np.array(row["token_end"], dtype=np.int32)).tolist()
+
+
+def test_a_split_is_not_in_memory_as_it_is_tokenized(roberta_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenization.joblib, "cpu_count", lambda: 1)
+    monkeypatch.setattr(tokenization, "BATCH_BYTES", 20_000)
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    documents = written_documents(tmp_path, ["The lamp went out. " * 1000] * 40)
+    tracemalloc.start()
+    tokens = tokenize_documents(documents, tokenizer, ["mild", "mature"], 1, "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < tokens.data.nbytes / 2
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,10 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
         help="count labels that differ only in case or invisible characters as one: that of --labels, or the most frequent",
     )
     add(
-        "--num_proc", type=int, default=1, help="number of tokenization processes (a single one already uses all cores)"
+        "--num_proc",
+        type=int,
+        default=1,
+        help="number of tokenization processes (a single one already uses all cores; more may pay from about eight cores on)",
     )
 
 
