@@ -18,6 +18,7 @@ from data.document_files import Section, import_extra, read_document_file
 from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files
 from data.text_files import WrongEncoding, open_text, suffix_of
 
+MAX_CELL = 32_767  # characters in a cell of a spreadsheet
 # What may stand around a name or label without being seen: byte order mark, zero-width space, joiners, word joiner.
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
 
@@ -346,6 +347,8 @@ def _read_spreadsheet(file: SourceFile, unread: dict[str, None]) -> Iterator[Row
     columns = {index: str(name) for index, name in enumerate(header) if name not in (None, "")}
     for number, cells in enumerate(rows, 2):
         values = {name: None if cells[index] == "" else cells[index] for index, name in columns.items()}
+        if any(isinstance(value, str) and len(value) == MAX_CELL for value in values.values()):
+            unread[f"{file.name}, row {number} beyond the {MAX_CELL:,} characters that a cell can hold"] = None
         if any(value is not None for value in values.values()):
             yield Row(f"row {number}", values)
 

@@ -232,6 +232,8 @@ def test_a_spreadsheet_is_read_and_its_other_sheets_named(tmp_path):
         ("row 2", "One.", "1"), ("row 4", "Two.", "2"),
     ]  # fmt: skip
     assert list(source.found.unread) == ["a.xlsx, sheet 'Notes'"]
+    write_workbook(tmp_path / "c.xlsx", {"Texts": [["text"], ["x" * 32_767]]})
+    assert "row 2 beyond" in unread(tmp_path / "c.xlsx")[0]
     (tmp_path / "b.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"b\.xlsx: not a readable spreadsheet"):
         read(tmp_path / "b.xlsx")
