@@ -282,6 +282,26 @@ def test_evidence_names_its_column_and_kept_columns_come_along(trained, tmp_path
         assert evidence["section"] == ("title" if evidence["start"] < len(row["title"]) + 2 else "body")
 
 
+def test_evidence_in_subtitles_has_a_time_code_and_unreadable_documents_an_error(trained, tmp_path):
+    folder = tmp_path / "season 1"
+    folder.mkdir()
+    lines = [f"The knife is red with blood, number {i}." for i in range(40)]
+    cues = [f"{i}\n00:{i:02}:00,000 --> 00:{i:02}:02,000\n{line}\n" for i, line in enumerate(lines)]
+    (folder / "episode 1.srt").write_text("\n".join(cues), encoding="utf-8")
+    (folder / "episode 2.pdf").write_bytes(b"%PDF-1.4 and no more")
+    (folder / "cover.jpg").write_bytes(b"\xff\xd8")
+    done = run_command("scripts.predict", model=trained, source=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Not read (1): season 1/cover.jpg" in done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["id"], second["id"]) == ("episode 1", "episode 2")
+    assert "damaged" in second["error"]
+    for evidence in first["evidence"]:
+        number = "\n\n".join(lines)[: evidence["start"]].count("\n\n")
+        assert evidence["section"] == f"00:{number:02}:00"
+        assert evidence["text"] in "\n\n".join(lines)
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_predict_resumes_after_a_kill_and_two_processes_share_the_documents(trained, tmp_path):
