@@ -26,25 +26,31 @@ class CsvRecords:
     """
 
     def __init__(self, file: IO[str], path: Path, delimiter: str | None = None):
-        self._lines, self._pending, self._line = iter(file), [], 0  # type: ignore[var-annotated]
-        self._record: list[str] = []
+        self._lines, self._line = iter(file), 0
+        self._pending: list[str] = []  # lines to read again, the next one last
+        self._record: list[str] = []  # lines of the current record
         first = self._peek()
-        if first.lower().startswith("sep=") and len(first.strip()) == 5:
+        if first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5:
             delimiter = delimiter or first[4]
-            self._pending, self._line = [], 1
+            self._pending.clear()
+            self._line += 1
             first = self._peek()
         self.delimiter = delimiter or _guess_delimiter(first, path)
         header = self._next_record()
-        if header is None:
-            self.columns: list[str] = []
-        elif isinstance(header, str):
-            raise ValueError(f"{path}: the header (line {self._line}) is not well-formed CSV: {header}.")
-        else:
-            self.columns = header
+        if isinstance(header, str):
+            raise ValueError(f"{path}: the header (line {self._line + 1}) is not well-formed CSV: {header}.")
+        self.columns = header or []
+        while self.columns and not self.columns[-1].strip():  # of empty columns, as spreadsheets write them
+            self.columns.pop()
 
     def _peek(self) -> str:
-        self._pending = [line for line in [next(self._lines, None)] if line is not None]
-        return self._pending[0] if self._pending else ""
+        """The first line that is not blank, which will be read again."""
+        for line in self._lines:
+            if line.strip():
+                self._pending = [line]
+                return line
+            self._line += 1
+        return ""
 
     def _source(self) -> Iterator[str]:
         """Lines of the current record, remembered so that they can be read again."""
@@ -69,34 +75,49 @@ class CsvRecords:
             if fields:
                 return fields
 
-    def _rewind(self) -> None:
-        """Go back to the second line of the current record."""
-        self._pending += reversed(self._record[1:])
-        self._record = self._record[:1]
+    def _fields(self, record: list[str] | str) -> list[str] | None:
+        """The fields of a well-formed record, else None."""
+        if isinstance(record, str) or len(record) < len(self.columns) or any(record[len(self.columns) :]):
+            return None
+        return record[: len(self.columns)]
 
     def __iter__(self) -> Iterator[tuple[int, int, list[str] | None, str]]:
-        row, num_columns = 0, len(self.columns)
+        row = 0
         record = self._next_record()
         while record is not None:
             row += 1
             line = self._line + 1
-            if isinstance(record, list) and len(record) == num_columns:
-                yield row, line, record, ""
+            fields = self._fields(record)
+            if fields is not None:
+                yield row, line, fields, ""
                 record = self._next_record()
                 continue
-            is_ambiguous = isinstance(record, str) or len(self._record) > 1
+            num_columns = len(self.columns)
             error = (
                 record
                 if isinstance(record, str)
                 else f"{len(record)} fields in place of {num_columns} as in the header"
             )
-            self._rewind()
-            record = self._next_record()
-            while is_ambiguous and record is not None and not (isinstance(record, list) and len(record) == num_columns):
-                self._rewind()
-                record = self._next_record()
-            last = self._line if is_ambiguous else line
+            following = self._after_malformed(record)
+            last = self._line
             yield row, line, None, f"{error}{f', until line {last}' if last > line else ''}"
+            record = following
+
+    def _after_malformed(self, record: list[str] | str) -> list[str] | str | None:
+        """The next record that is well-formed, or the next one if only the number of fields was wrong."""
+        lines = self._record
+        following = self._next_record()
+        if isinstance(record, list) and (len(lines) == 1 or following is None or self._fields(following) is not None):
+            return following
+        # A quote may have opened or closed where none was meant: try again from the second line on.
+        self._pending += reversed([*lines[1:], *self._record])
+        self._line, self._record = self._line - len(lines), lines[:1]
+        following = self._next_record()
+        while following is not None and self._fields(following) is None:
+            self._pending += reversed(self._record[1:])
+            self._record = self._record[:1]
+            following = self._next_record()
+        return following
 
 
 def _guess_delimiter(header: str, path: Path) -> str:

@@ -25,7 +25,7 @@ from data.dataset_checks import (
     similar_labels,
     unknown_characters,
 )
-from data.documents import PROBLEMS
+from data.documents import DESCRIPTIONS
 from data.report_page import page_environment
 from data.text_excerpts import Pieces, beginning, character_name, differences, first_and_last_words, visible_name
 from modeling.file_utils import atomic_write
@@ -218,7 +218,7 @@ def _vocabulary(documents: pd.DataFrame, names: Sequence[str], listed: Sequence[
 
 def _issue(problem: str, issue: dict[str, Any]) -> dict[str, Any]:
     rows = [visible_name(row, 160) for row in issue["rows"][:MAX_ROWS]]
-    description = PROBLEMS.get(problem, problem)
+    description = DESCRIPTIONS.get(problem, problem)
     return {"problem": description, "decision": issue["decision"], "count": len(issue["rows"]), "rows": rows}
 
 

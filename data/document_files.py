@@ -132,9 +132,11 @@ class _TextOfHTML(HTMLParser):
 
     # Only elements whose end tag HTML demands: others might never end.
     DROPPED = frozenset(
-        "script style title template noscript svg math select textarea button iframe object audio video canvas "
+        "script style title template noscript svg select textarea button iframe object audio video canvas "
         "text:tracked-changes office:annotation svg:title svg:desc".split()
     )
+    # These hold no paragraphs: one ends them if they were left open.
+    WITHOUT_PARAGRAPHS = frozenset("svg select button audio video canvas object".split())
     PARAGRAPHS = frozenset(
         "address article aside blockquote body center details dialog div dl fieldset figcaption figure footer form h1 h2 "
         "h3 h4 h5 h6 header hgroup hr main nav ol p pre section summary table ul text:p text:h".split()
@@ -150,6 +152,8 @@ class _TextOfHTML(HTMLParser):
         self.num_pre = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.PARAGRAPHS:
+            self.dropped = [outer for outer in self.dropped if outer not in self.WITHOUT_PARAGRAPHS]
         if tag in self.DROPPED:
             self.dropped.append(tag)
         self.num_pre += tag == "pre"

@@ -37,6 +37,7 @@ PROBLEMS = {
     "duplicate": "an identical or nearly identical text in another split",
     "group_leak": "a group that also occurs in another split",
 }
+DESCRIPTIONS = PROBLEMS | {"evidence": "gold evidence that is not [{start, end}, …] in the unchanged text"}
 # Problems that `keep` accepts; rows with the others are unusable.
 KEEPABLE = ("empty", "similar_label", "duplicate", "group_leak")
 
@@ -128,7 +129,7 @@ def to_name(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text, previous = unicodedata.normalize("NFC", str(value)), ""
+    text, previous = unicodedata.normalize("NFC", check_surrogates(str(value))), ""
     while text != previous:
         text, previous = text.strip().strip(INVISIBLE), text
     return text
@@ -183,11 +184,16 @@ def joined_text(row: Row, columns: Columns) -> tuple[str | None, list[Section]]:
         ValueError: a value that is not text.
     """
     names = columns.texts
+    texts: dict[str, str] = {}
     for name in names:
         value = row.values.get(name)
-        if not is_missing(value) and not isinstance(value, str):
+        if is_missing(value):
+            continue
+        if isinstance(value, int | float) and not isinstance(value, bool):  # a title such as 1984
+            value = to_name(value)
+        if not isinstance(value, str):
             raise ValueError(f"expected text in the column {name!r}, got {type(value).__name__}")
-    texts: dict[str, str] = {name: row.values[name] for name in names if not is_missing(row.values.get(name))}
+        texts[name] = value
     if len(names) == 1 or not texts:
         return texts.get(names[0]), row.sections
     text, sections = "", []
@@ -215,20 +221,24 @@ def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, lis
     return normalized, moved
 
 
-def _spans(value: Any) -> str:
-    """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters; "" for any other content."""
-    if isinstance(value, str) and value.lstrip().startswith("["):  # a CSV cell
+def _spans(value: Any, text: str) -> str | None:
+    """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters; "" without any, None if they are none."""
+    if is_missing(value) or value in ("", []):
+        return ""
+    if isinstance(value, str):  # a CSV cell
         try:
             value = json.loads(value)
-        except ValueError:
-            value = None
-    spans = value if isinstance(value, list) else []
-    valid = [{"start": int(span["start"]), "end": int(span["end"])} for span in spans if _is_span(span)]
-    return json.dumps(valid) if valid else ""
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(value, list) or not all(_is_span(span, len(text)) for span in value):
+        return None
+    return json.dumps([{"start": span["start"], "end": span["end"]} for span in value]) if value else ""
 
 
-def _is_span(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), int) for key in ("start", "end"))
+def _is_span(value: Any, length: int) -> bool:
+    if not isinstance(value, dict) or not all(type(value.get(key)) is int for key in ("start", "end")):
+        return False
+    return bool(0 <= value["start"] < value["end"] <= length)
 
 
 def read_documents(
@@ -259,6 +269,7 @@ def read_documents(
     known_labels = set(labels) if labels else None
     alike = {look_alike_key(label): label for label in labels or ()} if merge_labels else {}
     counts: Counter[str] = Counter()
+    merged: Counter[tuple[str, str]] = Counter()
 
     def documents() -> Iterator[dict[str, str]]:
         files_of_id: dict[str, str] = {}
@@ -267,8 +278,15 @@ def read_documents(
             if row.error:
                 issues.add("malformed", f"{row.location}: {row.error}")
                 continue
-            document, problems = _document_of(row, number, columns, source)
-            document["label"] = alike.get(look_alike_key(document["label"]), document["label"])
+            try:
+                document, problems = _document_of(row, number, columns, source.options.encoding_errors)
+            except ValueError as error:
+                issues.add("malformed", f"{row.location}: {error}")
+                continue
+            label = document["label"]
+            document["label"] = alike.get(look_alike_key(label), label)
+            if document["label"] != label:
+                merged[label, document["label"]] += 1
             file = row.location.rpartition(" row ")[0]
             if file and files_of_id.get(document["id"], file) != file:  # another table that numbers its rows from 1
                 document["id"] = f"{file}:{document['id']}"
@@ -278,7 +296,12 @@ def read_documents(
             if known_labels is not None and document["label"] and document["label"] not in known_labels:
                 problems.append("unknown_label")
             for problem in problems:
-                issues.add(problem, _name_of(row, document))
+                shown = {"unknown_label": document["label"], "unknown_split": document["split"]}.get(problem)
+                issues.add(problem, _name_of(row, document) + (f": {shown[:60]!r}" if shown else ""))
+            if document["evidence"] is None:
+                issues.add("evidence", _name_of(row, document))
+                issues.decisions["evidence"] = "left out"
+                document["evidence"] = ""
             if all(decisions.get(problem) == "kept" for problem in problems):
                 counts[document["label"]] += 1
                 yield document
@@ -286,6 +309,9 @@ def read_documents(
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
     features |= {name: datasets.Value("string") for name in ("split", "group", "evidence", "metadata", "sections")}
     table = _write_table(documents(), datasets.Features(features), cache_dir)
+    for (label, other), count in merged.items():
+        issues.add("similar_label", f"{label!a} ({count} rows) ~ {other!a}")
+        issues.decisions["similar_label"] = "merged"
     table = _resolve_similar_labels(table, similar_labels(counts, labels or ()), counts, issues, merge_labels)
     issues.raise_if_unresolved()
     if len(table) == 0:
@@ -297,30 +323,25 @@ def _name_of(row: Row, document: dict[str, str]) -> str:
     return row.location if document["id"].startswith("row-") else f"{row.location} (id {document['id']})"
 
 
-def _document_of(row: Row, number: int, columns: Columns, source: Source) -> tuple[dict[str, Any], list[str]]:
-    """The document of a row, and its problems.
+def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) -> tuple[dict[str, Any], list[str]]:
+    """The document of a row, and its problems. Its evidence is None if it cannot be used.
 
     Raises:
         ValueError: a text or label that is none.
     """
     values = row.values
     document: dict[str, Any] = {"id": to_name(values.get(columns.id)) or f"row-{number}"}
-    try:
-        document["label"] = to_label(values.get(columns.label))
-        text, sections = joined_text(row, columns)
-        if text is not None:
-            original = check_surrogates(text, source.options.encoding_errors)
-            text, sections = normalize_sections(original, sections)
-    except ValueError as error:
-        raise ValueError(f"{source}: {_name_of(row, document)}: {error}.") from error
-    is_unchanged = len(columns.texts) == 1 and text == values.get(columns.text)
+    document["label"] = to_label(values.get(columns.label))
+    text, sections = joined_text(row, columns)
+    if text is not None:
+        text, sections = normalize_sections(check_surrogates(text, encoding_errors), sections)
+    evidence = values.get(columns.evidence)
+    is_unchanged = text is not None and text == values.get(columns.text)  # else the offsets refer to another text
     document |= {
         "text": text or "",
         "split": to_split(to_name(values.get(columns.split))),
         "group": to_name(values.get(columns.group)),
-        "evidence": _spans(values.get(columns.evidence))
-        if is_unchanged
-        else "",  # its offsets refer to the original text
+        "evidence": _spans(evidence, text or "") if is_unchanged or is_missing(evidence) else None,
         "metadata": metadata_of(values, columns.keep),
         "sections": json.dumps(sections, ensure_ascii=False) if sections else "",
     }
@@ -339,7 +360,7 @@ def _document_of(row: Row, number: int, columns: Columns, source: Source) -> tup
 def metadata_of(values: dict[str, Any], names: Sequence[str]) -> str:
     """The columns to keep as a JSON object; "" without any. Values that are not JSON's become text."""
     kept = {name: None if is_missing(values.get(name)) else values.get(name) for name in names}
-    return json.dumps(kept, ensure_ascii=False, default=str) if kept else ""
+    return check_surrogates(json.dumps(kept, ensure_ascii=False, default=str), "replace") if kept else ""
 
 
 def _resolve_similar_labels(
@@ -388,7 +409,7 @@ def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
     is_checked = False
     for row in source:
         if not row.error and not is_checked:
-            require_columns(row, options, str(source))
+            require_columns(row, options, str(source) if len(source.found.files) < 2 else f"{source}: {row.location}")
             is_checked = True
         row.values = dict.fromkeys(name for _, name in options) | row.values  # later JSON rows may omit keys
         yield row
@@ -405,5 +426,7 @@ def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str) -
         for option, name in absent
         if look_alike_key(name) in names
     ]
+    if len(row.values) == 1:
+        hints.append(" Of a CSV with another delimiter, pass its --delimiter.")
     listed = ", ".join(f"{option} {name}" for option, name in absent)
     raise ValueError(f"{source}: no column for {listed}; the columns are {', '.join(row.values)}.{''.join(hints)}")

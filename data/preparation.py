@@ -1,6 +1,8 @@
 """Dataset preparation: source → validated, split and tokenized dataset on disk."""
 
 import dataclasses
+import glob
+import json
 import platform
 import shutil
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from data.dataset_report import MAX_PAIRS, DuplicatePair, write_dataset_report
 from data.deduplication import near_duplicates
 from data.documents import (
+    DESCRIPTIONS,
     NUMBER,
-    PROBLEMS,
     Columns,
     DataIssues,
     check_decisions,
@@ -99,11 +101,13 @@ def prepare_dataset(
     try:
         unread, pairs = [], []
         if (Path(sources[0]) / LEGACY_FILES["train"]).is_file():
+            if len(sources) > 1:
+                raise ValueError(f"{sources[0]}: a folder with {LEGACY_FILES['train']} must be the only --source.")
             splits, issues = check_legacy(read_legacy(Path(sources[0]), loaded, labels), drop, keep)
         else:
             columns = columns or Columns()
             rows = Source(sources, dataclasses.replace(read_options or ReadOptions(), text_columns=columns.texts))
-            stored = None if labels else rows.label_names(columns.label)
+            stored = None if labels else list(map(to_label, rows.label_names(columns.label) or ()))
             documents, issues = read_documents(
                 rows, columns, labels or stored, drop, keep, merge_labels, cache_dir=str(workspace)
             )
@@ -124,6 +128,16 @@ def prepare_dataset(
             "labels": splits["train"].features["label"].names,
             "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
             "seed": seed,
+            "options": describe_options(
+                columns=columns,
+                read_options=read_options,
+                split_fractions=split_fractions,
+                validation_from_train=validation_from_train,
+                duplicate_threshold=duplicate_threshold,
+                drop=drop,
+                keep=keep,
+                merge_labels=merge_labels,
+            ),
             "findings": {p: {"decision": issues.decisions[p], "rows": rows} for p, rows in issues.rows.items()},
             "geometry_of_coverage": {
                 "chunk_length": chunk_length,
@@ -229,9 +243,20 @@ def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_
     return body_length
 
 
+def describe_options(columns: Columns | None, read_options: ReadOptions | None, **others: Any) -> dict[str, Any]:
+    """The options that the documents of a prepared dataset depend on, as JSON has them."""
+    options = {
+        "columns": dataclasses.asdict(columns or Columns()),
+        "read_options": dataclasses.asdict(read_options or ReadOptions()),
+    }
+    return json.loads(json.dumps(options | others))
+
+
 def describe_source(source: str) -> dict[str, Any]:
     """Name and, for a file, size and sha256, to detect later changes."""
     path = Path(source)
+    if not path.exists() and glob.has_magic(source):
+        return {"name": source, "files": [describe_source(name) for name in sorted(glob.glob(source, recursive=True))]}
     if path.is_file():
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     if path.is_dir():
@@ -243,7 +268,9 @@ def preparation_summary(manifest: dict[str, Any]) -> str:
     """Human-readable summary of a manifest."""
     lines = [unread] if (unread := describe_unread(manifest.get("unread_files", []))) else []
     for problem, issue in manifest["findings"].items():
-        lines.append(f"{len(issue['rows'])} with {PROBLEMS[problem]}: {issue['decision']}: {shorten(issue['rows'])}")
+        lines.append(
+            f"{len(issue['rows'])} with {DESCRIPTIONS[problem]}: {issue['decision']}: {shorten(issue['rows'])}"
+        )
     for split, statistics in manifest["splits"].items():
         counts = ", ".join(f"{label} {count}" for label, count in statistics["labels"].items())
         tokens, coverage = statistics["tokens"], statistics["coverage"]

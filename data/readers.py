@@ -1,8 +1,9 @@
 """Rows of any source: tables, documents, saved `datasets` and datasets on the hub (see data/source_files.py)."""
 
 import csv
-import dataclasses
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from data.document_files import Section, import_extra, read_document_file
 from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files
 from data.text_files import WrongEncoding, open_text, suffix_of
 
+SPACE = re.compile(r"\s*")
+CHARACTERS = 1 << 16  # of JSON, decoded at once
 MAX_CELL = 32_767  # characters in a cell of a spreadsheet
 # What may stand around a name or label without being seen: byte order mark, zero-width space, joiners, word joiner.
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
@@ -34,6 +37,7 @@ class ReadOptions:
         text_columns: columns with the text. A table that has none of them but `path_column` lists documents.
         path_column: paths of documents, relative to the table.
         config_name, revision: of a dataset on the hub.
+        by_folder: folders give documents labels and splits. False: every document below a folder is read, with neither.
     """
 
     encoding: str | None = None
@@ -43,6 +47,7 @@ class ReadOptions:
     path_column: str = "path"
     config_name: str | None = None
     revision: str | None = None
+    by_folder: bool = True
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Source:
         if len(self.names) > 1 and (self.saved or self.on_hub):
             raise ValueError(f"{self}: a dataset on the hub, or saved by datasets, must be the only --source.")
         if not self.saved and not self.on_hub:
-            found = find_source_files(self.names, self._has_documents)
+            found = find_source_files(self.names, self._has_documents, self.options.by_folder)
             self.on_hub, self.found = found is None, found or self.found
 
     def __str__(self) -> str:
@@ -112,19 +117,20 @@ class Source:
         if self.saved or self.on_hub:
             loaded = self._load()
             features = next(iter(loaded.values())).features if isinstance(loaded, dict) else loaded.features
-        else:
-            parquet = [file.path for file in self.found.files if suffix_of(file.path) == ".parquet"]
-            features = _class_labels(_open_parquet(parquet[0]).schema_arrow) if parquet else {}
-        feature = features.get(column)
-        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+            return _class_names(features.get(column))
+        parquet = [file.path for file in self.found.files if suffix_of(file.path) == ".parquet"]
+        names = [_class_names(_features_of(_open_parquet(path).schema_arrow).get(column)) for path in parquet]
+        return names[0] if names and all(other == names[0] for other in names) else None
 
     def _load(self) -> datasets.Dataset | datasets.DatasetDict:
         return datasets.load_from_disk(self.names[0]) if self.saved else _load_hub(self.names[0], self.options)
 
     def _has_documents(self, path: Path) -> bool:
-        """Whether a table has a text column, or lists documents."""
-        options = dataclasses.replace(self.options, path_column="")
-        row = next(_read_table(SourceFile(path, path.name), options, {}), Row(""))
+        """Whether a table has a text column, or lists documents. One that cannot be read has not."""
+        try:
+            row = next(_read_table(SourceFile(path, path.name), self.options, {}), Row(""))
+        except ValueError:
+            return False
         return self.options.path_column in row.values or any(name in row.values for name in self.options.text_columns)
 
 
@@ -143,32 +149,31 @@ def _read_file(file: SourceFile, options: ReadOptions, unread: dict[str, None]) 
             yield _with_listed_document(row, file, options, unread)
         return
     row = Row(file.name, {"id": file.id})
-    try:
-        _add_document(row, file.path, options)
-    except ValueError as error:
-        row.error = str(error)
+    _add_document(row, file.path, options)
     yield row
 
 
 def _add_document(row: Row, path: Path, options: ReadOptions) -> None:
-    row.values["text"], row.sections = read_document_file(path, options.encoding, options.encoding_errors)
+    try:
+        row.values["text"], row.sections = read_document_file(path, options.encoding, options.encoding_errors)
+    except (ValueError, OSError) as error:
+        row.error = str(error).removeprefix(f"{path}: ").rstrip(".")
 
 
 def _with_listed_document(row: Row, table: SourceFile, options: ReadOptions, unread: dict[str, None]) -> Row:
     """Add the document that a row names in `path_column`, if the table has no text."""
     if row.error or options.path_column not in row.values or any(name in row.values for name in options.text_columns):
         return row
-    name = str(row.values[options.path_column] or "").strip()
+    name = os.path.normpath(str(row.values[options.path_column] or "").strip())
     path = table.path.parent / name
     row.values.setdefault("id", name)
-    if not name or not path.is_file():
-        row.error = f"the column {options.path_column!r} names no file: {name or 'empty'}"
+    if not os.path.isfile(path):
+        row.error = (
+            f"the column {options.path_column!r} names no file: {name} (a column with texts is named by --text_column)"
+        )
         return row
     unread.pop(f"{table.name.rpartition('/')[0]}/{name}", None)
-    try:
-        _add_document(row, path, options)
-    except ValueError as error:
-        row.error = str(error)
+    _add_document(row, path, options)
     return row
 
 
@@ -187,8 +192,7 @@ def _read_table(file: SourceFile, options: ReadOptions, unread: dict[str, None])
         if names == list(row.values):
             yield row
             continue
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise ValueError(f"{file.path}: duplicate column: {', '.join(repeated)}.")
+        check_names(names, file.path)
         row.values = dict(zip(names, row.values.values(), strict=True))
         yield row
 
@@ -198,6 +202,12 @@ def clean_name(name: Any) -> str:
     return str(name).strip().strip(INVISIBLE).strip()
 
 
+def check_names(names: Sequence[str], path: Path) -> None:
+    """Raise ValueError if two columns have the same name."""
+    if repeated := [name for name, count in Counter(map(clean_name, names)).items() if count > 1]:
+        raise ValueError(f"{path}: duplicate column in the header: {', '.join(repeated) or 'without a name'}.")
+
+
 def _read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     delimiter = ","
@@ -205,8 +215,7 @@ def _read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
         with open_text(path, options.encoding, options.encoding_errors) as file:
             records = CsvRecords(file, path, options.delimiter)
             delimiter = records.delimiter
-            if repeated := [name for name, count in Counter(map(clean_name, records.columns)).items() if count > 1]:
-                raise ValueError(f"{path}: duplicate column in the header: {', '.join(repeated)}.")
+            check_names(records.columns, path)
             for number, line, fields, error in records:
                 if fields is None:
                     advice = "texts with delimiters, line breaks or quotes must be in double quotes, and quotes in them doubled"
@@ -234,7 +243,7 @@ def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
                 continue
             try:
                 value = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if number == 1 and suffix_of(path) == ".json":
                     raise ValueError(
                         f"{path}: expected an array of objects, or one object a line, each a document: {error}."
@@ -253,21 +262,37 @@ def _begins_array(start: str) -> bool:
 def _read_array(path: Path, file: IO[str]) -> Iterator[Row]:
     """The elements of an array, decoded one at a time: memory holds a part of the file that contains one."""
     decoder, number = json.JSONDecoder(), 1
-    buffer, size, is_complete = file.read(1 << 16).lstrip()[1:], 1 << 16, False
+    buffer, place, is_complete = file.read(CHARACTERS).lstrip()[1:], 0, False
     while True:
-        buffer = buffer.lstrip().removeprefix("," if number > 1 else "").lstrip()
-        if buffer.startswith("]"):
+        start = _after(SPACE, buffer, place)
+        if number > 1 and buffer[start : start + 1] == ",":
+            start = _after(SPACE, buffer, start + 1)
+        elif number > 1 and start < len(buffer) and buffer[start] != "]":
+            raise ValueError(f"{path}: row {number} of the array does not follow a comma.")
+        if buffer[start : start + 1] == "]":
+            if (buffer[start + 1 :] + file.read(CHARACTERS)).strip():
+                raise ValueError(
+                    f"{path}: there is text after the array of {number - 1} rows. Expected a single array."
+                )
             return
         try:
-            value, end = decoder.raw_decode(buffer)
-        except (json.JSONDecodeError, RecursionError) as error:
-            if is_complete:
-                raise ValueError(f"{path}: row {number} of the array is not complete JSON: {error}.") from error
-            more = file.read(size)
-            buffer, size, is_complete = buffer + more, 2 * size, not more
+            value, place = decoder.raw_decode(buffer, start)
+        except (ValueError, RecursionError) as error:
+            # The rest of a file that is not JSON is not read.
+            is_wrong = isinstance(error, json.JSONDecodeError) and error.pos < len(buffer) - CHARACTERS
+            if is_complete or is_wrong or not isinstance(error, json.JSONDecodeError):
+                reason = getattr(error, "msg", str(error))
+                raise ValueError(f"{path}: row {number} of the array is not complete JSON: {reason}.") from error
+            more = file.read(max(CHARACTERS, len(buffer) - place))
+            buffer, place, is_complete = buffer[place:] + more, 0, not more
             continue
         yield _row_of(number, value)
-        buffer, number, size = buffer[end:], number + 1, 1 << 16
+        number += 1
+
+
+def _after(pattern: re.Pattern[str], text: str, place: int) -> int:
+    match = pattern.match(text, place)
+    return match.end() if match else place
 
 
 def _row_of(number: int, value: Any) -> Row:
@@ -283,7 +308,7 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _class_labels(schema: pa.Schema) -> dict[str, Any]:
+def _features_of(schema: pa.Schema) -> dict[str, Any]:
     """Features that `datasets` keeps in a schema's metadata; {} where there are none or other ones."""
     try:
         return dict(datasets.Features.from_arrow_schema(schema))
@@ -291,23 +316,18 @@ def _class_labels(schema: pa.Schema) -> dict[str, Any]:
         return {}
 
 
+def _class_names(feature: Any) -> list[str] | None:
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
 def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Row]:
     file = _open_parquet(path)
-    features = {
-        name: feature
-        for name, feature in _class_labels(file.schema_arrow).items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    check_names(file.schema_arrow.names, path)
+    features = {name: f for name, f in _features_of(file.schema_arrow).items() if isinstance(f, datasets.ClassLabel)}
     number = 0
     for batch in file.iter_batches(batch_size=64):
-        # Read as bytes first, since Arrow does not report which row is not UTF-8.
-        columns = {
-            name: column.cast(pa.large_binary())
-            if pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            else column
-            for name, kind, column in zip(batch.schema.names, batch.schema.types, batch.columns, strict=True)
-        }
-        for values in zip(*(column.to_pylist() for column in columns.values()), strict=True):
+        columns = {name: _values_of(batch.column(name), name, path) for name in batch.schema.names}
+        for values in zip(*columns.values(), strict=True):
             number += 1
             row = Row(f"row {number}", dict(zip(columns, values, strict=True)))
             for name, value in row.values.items():
@@ -321,6 +341,23 @@ def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Row]:
                             "U+FFFD with --encoding_errors replace"
                         )
             yield _with_label_names(row, features)
+
+
+def _values_of(column: pa.Array, name: str, path: Path) -> list[Any]:
+    """Python values, but bytes for text, since Arrow does not report which row is not UTF-8."""
+    try:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = column.cast(pa.large_binary())
+        return column.to_pylist()
+    except (ValueError, OverflowError) as error:
+        try:  # times beyond Python's
+            return column.cast(pa.string()).to_pylist()
+        except pa.ArrowException:
+            raise ValueError(
+                f"{path}: the column {name!r} cannot be read ({error}): leave it out of the file."
+            ) from error
 
 
 def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row:
@@ -342,10 +379,11 @@ def _read_spreadsheet(file: SourceFile, unread: dict[str, None]) -> Iterator[Row
     unread.update((f"{file.name}, sheet {name!r}", None) for name in list(sheets)[1:])
     if not sheets:
         return
-    rows = next(iter(sheets.values())).iter_rows()
-    header = next(rows)
+    rows = enumerate(next(iter(sheets.values())).iter_rows(), 1)
+    header: Sequence[Any] = next((cells for _, cells in rows if any(cell not in (None, "") for cell in cells)), ())
     columns = {index: str(name) for index, name in enumerate(header) if name not in (None, "")}
-    for number, cells in enumerate(rows, 2):
+    check_names(list(columns.values()), file.path)
+    for number, cells in rows:
         values = {name: None if cells[index] == "" else cells[index] for index, name in columns.items()}
         if any(isinstance(value, str) and len(value) == MAX_CELL for value in values.values()):
             unread[f"{file.name}, row {number} beyond the {MAX_CELL:,} characters that a cell can hold"] = None

@@ -7,12 +7,15 @@ Layouts of a folder that are recognized:
     pos/1.txt, neg/2.txt                      one folder per label, with any folders below
     train/pos/1.txt, test/neg/2.txt           the same per split (or splits in labels: pos/train/1.txt)
     1.txt, 2.txt                              documents without labels
+    corpus/…                                  any of these in a folder of its own
     list.csv, texts/1.txt                     a table that lists documents in the column `path`
 
 Every file in the folder that is not read is in `SourceFiles.unread`.
 """
 
+import dataclasses
 import glob
+import os
 import re
 import tarfile
 import tempfile
@@ -21,9 +24,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from data.document_files import DOCUMENT_SUFFIXES
-from data.text_files import suffix_of
+from data.text_files import BROKEN_ARCHIVE, open_bytes, suffix_of
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {
@@ -48,7 +52,9 @@ TABLES = {
     ".xlsb": "spreadsheet",
     ".ods": "spreadsheet",
 }
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+# Documents beside tables that are not meant to be read.
+NOTES = ("readme", "license", "licence", "copying", "changelog", "citation")
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,14 @@ def is_split(name: str) -> bool:
     return to_split(name) in SPLITS
 
 
-def find_source_files(sources: Sequence[str], has_documents: Callable[[Path], bool]) -> SourceFiles | None:
+def find_source_files(
+    sources: Sequence[str], has_documents: Callable[[Path], bool], by_folder: bool = True
+) -> SourceFiles | None:
     """The files of sources that are on this machine; None if a single source is no path (but perhaps on the hub).
 
     Args:
         has_documents: whether a table has a text column, or one with the paths of documents.
+        by_folder: folders give documents labels and splits. False: every document is read, with neither.
 
     Raises:
         ValueError: no such file, an unsupported one, or a folder whose layout is not clear.
@@ -112,14 +121,18 @@ def find_source_files(sources: Sequence[str], has_documents: Callable[[Path], bo
         for path in _paths(source, is_single=len(sources) == 1):
             if path is None:
                 return None
-            _add(path, path.name, result, has_documents)
-    tables = [file for file in result.files if not file.is_document]
-    if len({file.split for file in tables}) < 2:  # train.csv alone is a table whose splits are still to be made
-        result.files = [file if file.is_document else SourceFile(file.path, file.name) for file in result.files]
-    repeated = Counter(file.id for file in result.files if file.is_document)
+            _add(path, result, has_documents, by_folder)
+    files = list({file.path.resolve(): file for file in reversed(result.files)}.values())[::-1]  # each once
+    if len({file.split for file in files} - {""}) < 2:  # train.csv alone is a table whose splits are still to be made
+        files = [dataclasses.replace(file, split="") for file in files]
+    names, ids = (Counter(getattr(file, key) for file in files) for key in ("name", "id"))
     result.files = [
-        SourceFile(file.path, file.name, file.name, file.split, file.label) if repeated[file.id] > 1 else file
-        for file in result.files
+        dataclasses.replace(
+            file,
+            name=str(file.path) if names[file.name] > 1 else file.name,
+            id=file.name if file.is_document and ids[file.id] > 1 else file.id,
+        )
+        for file in files
     ]
     return result
 
@@ -137,15 +150,19 @@ def _paths(source: str, is_single: bool) -> list[Path | None]:
     raise ValueError(f"{source}: no such file or folder.")
 
 
-def _add(path: Path, name: str, result: SourceFiles, has_documents: Callable[[Path], bool]) -> None:
+def _add(path: Path, result: SourceFiles, has_documents: Callable[[Path], bool], by_folder: bool) -> None:
+    name = path.name or str(path)
     if path.is_dir():
-        _add_folder(path, name, result, has_documents)
-    elif path.name.lower().endswith(ARCHIVES):
-        _add_folder(_extract(path, result), name, result, has_documents)
+        _add_folder(path, name, result, has_documents, by_folder)
+    elif not path.is_file():
+        raise ValueError(f"{path}: not a regular file.")
+    elif name.lower().endswith(ARCHIVES):
+        _add_folder(_extract(path, result), name, result, has_documents, by_folder)
     elif suffix_of(path) in TABLES:
-        result.files.append(SourceFile(path, name, split=_split_of_name(path.stem)))
+        split = _split_of_name(path.stem) or _split_of_name(path.absolute().parent.name)
+        result.files.append(SourceFile(path, name, split=split))
     elif suffix_of(path) in DOCUMENT_SUFFIXES:
-        result.files.append(SourceFile(path, name, id=_without_suffix(Path(path.name))))
+        result.files.append(SourceFile(path, name, id=_without_suffix(Path(name))))
     else:
         raise ValueError(
             f"{path}: expected a table ({', '.join(TABLES)}), a document ({', '.join(sorted(DOCUMENT_SUFFIXES))}) or an archive "
@@ -161,35 +178,61 @@ def _extract(path: Path, result: SourceFiles) -> Path:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(folder.name)  # noqa: S202 (members outside of the folder are put inside)
         else:
-            with tarfile.open(path) as tar:
+            with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 tar.extractall(folder.name, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, RuntimeError, EOFError, NotImplementedError) as error:
+                while file.read(1 << 20):  # to the end, where the checksum is compared
+                    pass
+    except (*BROKEN_ARCHIVE, zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path}: cannot be extracted ({error}). Extract it, and give the folder.") from error
     return Path(folder.name)
 
 
-def _add_folder(folder: Path, name: str, result: SourceFiles, has_documents: Callable[[Path], bool]) -> None:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    hidden = [path for path in paths if _is_hidden(path.relative_to(folder))]
-    visible = [path for path in paths if path not in set(hidden)]
+def _add_folder(
+    folder: Path, name: str, result: SourceFiles, has_documents: Callable[[Path], bool], by_folder: bool
+) -> None:
+    paths, others = _files_below(folder)
+    visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
     documents = [path for path in visible if suffix_of(path) in DOCUMENT_SUFFIXES]
     tables = [path for path in visible if suffix_of(path) in TABLES]
-    if documents:
+    if any(not path.stem.lower().startswith(NOTES) for path in documents):
         tables = [path for path in tables if has_documents(path)]
     if tables:
         files = _tables_of(folder, tables, name)
     elif documents:
-        files = _documents_of(folder, documents, name)
+        files = _documents_of(folder, documents, name, by_folder)
     else:
         raise ValueError(
             f"{name}: no documents found; expected tables ({', '.join(TABLES)}), documents "
             f"({', '.join(sorted(DOCUMENT_SUFFIXES))}), or folders with documents named after the labels."
         )
-    result.files += files
+    own_split = to_split(folder.resolve().name) if by_folder and is_split(folder.resolve().name) else ""
+    result.files += [dataclasses.replace(file, split=file.split or own_split) for file in files]
     read = {file.path for file in files}
-    result.unread |= dict.fromkeys(
-        f"{name}/{path.relative_to(folder).as_posix()}" for path in paths if path not in read
-    )
+    unread = sorted([*others, *(path for path in paths if path not in read)])
+    result.unread |= dict.fromkeys(f"{name}/{path.relative_to(folder).as_posix()}" for path in unread)
+
+
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Regular files, also behind links to folders, and whatever else there is (broken links, pipes)."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    files: list[Path] = []
+    others: list[Path] = []
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in names:
+            path = Path(parent, name)
+            (files if path.is_file() else others).append(path)
+    return sorted(files), others
 
 
 def _is_hidden(relative: Path) -> bool:
@@ -226,47 +269,56 @@ def _split_of_name(name: str) -> str:
     return splits.pop() if len(splits) == 1 else ""
 
 
-def _documents_of(folder: Path, paths: Sequence[Path], name: str) -> list[SourceFile]:
-    """Documents with splits and labels by their folders. Those that stand beside the folders are left out."""
+def _documents_of(folder: Path, paths: Sequence[Path], name: str, by_folder: bool) -> list[SourceFile]:
+    """Documents with splits and labels by their folders. Those that stand beside such folders are left out."""
     parts = {path: path.relative_to(folder).parts for path in paths}
-    root = 0
-    # A single folder around folders, as archives have it.
-    while len({part[root] for part in parts.values() if len(part) > root}) == 1 and not any(
-        is_split(part[root]) or len(part) < root + 3 for part in parts.values()
-    ):
-        root += 1
-    folders = {path: part[root:-1] for path, part in parts.items()}
-    nested = {path: own for path, own in folders.items() if own}
+    root = _root(list(parts.values())) if by_folder else 0
+    folders = {path: part[root:-1] for path, part in parts.items() if len(part) > root}
+    nested = {path: own for path, own in folders.items() if own} if by_folder else {}
     tops = {own[0] for own in nested.values()}
     splits = {top for top in tops if is_split(top)}
+    below = {own[1] for own in nested.values() if len(own) > 1}
+    splits_below = {part for part in below if is_split(part)}
     has_labels_in_splits = any(len(own) > 1 for own in nested.values() if own[0] in splits)
-    if splits and tops - splits and has_labels_in_splits:
-        raise ValueError(
-            f"{name}: the folders {', '.join(sorted(splits))} are named after splits, and {', '.join(sorted(tops - splits))} "
-            "are not: give a folder that holds only splits, or only labels."
-        )
     label_of: dict[Path, tuple[str, str]] = {}
     if not nested:
-        label_of = dict.fromkeys(paths, ("", ""))
-    elif splits and splits == tops:
+        label_of = dict.fromkeys(folders, ("", ""))
+    elif splits == tops:
         for path, own in nested.items():
             if not has_labels_in_splits or len(own) > 1:
                 label_of[path] = (to_split(own[0]), own[1] if has_labels_in_splits else "")
-    elif all(len(own) > 1 and is_split(own[1]) for own in nested.values()):
-        label_of = {path: (to_split(own[1]), own[0]) for path, own in nested.items()}
+    elif splits and has_labels_in_splits:
+        raise _unclear(name, splits, tops - splits)
+    elif splits_below and splits_below != below:
+        raise _unclear(name, splits_below, below - splits_below)
+    elif splits_below:
+        label_of = {path: (to_split(own[1]), own[0]) for path, own in nested.items() if len(own) > 1}
     else:
         label_of = {path: ("", own[0]) for path, own in nested.items()}
-    if len({split for split, _ in label_of.values()}) < 2:
-        label_of = {path: ("", label) for path, (_, label) in label_of.items()}
     files = []
     for path, (split, label) in label_of.items():
         relative = path.relative_to(folder)
-        files.append(
-            SourceFile(
-                path, f"{name}/{relative.as_posix()}", _without_suffix(Path(*relative.parts[root:])), split, label
-            )
-        )
+        id_ = _without_suffix(Path(*relative.parts[root:]))
+        files.append(SourceFile(path, f"{name}/{relative.as_posix()}", id_, split, label))
     return files
+
+
+def _root(parts: Sequence[tuple[str, ...]]) -> int:
+    """How many folders stand around the labels: a single one around others, as archives have it."""
+    root = 0
+    while True:
+        inner = [part for part in parts if len(part) > root + 1]
+        tops = {part[root] for part in inner}
+        if len(tops) != 1 or is_split(*tops) or all(len(part) < root + 3 for part in inner):
+            return root
+        parts, root = inner, root + 1
+
+
+def _unclear(name: str, splits: set[str], others: set[str]) -> ValueError:
+    return ValueError(
+        f"{name}: the folders {', '.join(sorted(splits))} are named after splits, and {', '.join(sorted(others))} not: give a "
+        "folder that holds only splits, or only labels."
+    )
 
 
 def _without_suffix(path: Path) -> str:

@@ -17,6 +17,7 @@ from charset_normalizer import CharsetMatch, from_bytes
 # What opens a compressed file. zstd comes with pyarrow; the standard library has it from Python 3.14 on.
 OPENERS = {
     ".gz": gzip.open,
+    ".tgz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
     ".zst": lambda path, mode: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
@@ -85,9 +86,15 @@ def check_encoding(encoding: str) -> str:
 
 
 def _marked(path: Path) -> str | None:
+    """UTF-16 or UTF-32 if a byte order mark says so. Raises WrongEncoding for NULs, which no text in UTF-8 has."""
     with open_bytes(path) as file:
-        start = file.read(4)
-    return next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None)
+        start = file.read(1 << 12)
+    if encoding := next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None):
+        return encoding
+    if b"\0" in start:
+        guess = "utf-16-be" if start.index(b"\0") % 2 == 0 else "utf-16-le"
+        raise WrongEncoding(f"{path}: not a text file, or in UTF-16 without a mark: pass --encoding {guess}.", 1)
+    return None
 
 
 class WrongEncoding(ValueError):

@@ -129,17 +129,19 @@ def prepare_or_reuse(arguments: argparse.Namespace, encoder: str, dataset_dir: P
     Raises:
         ValueError: output_dir holds a run on other documents, labels or with another encoder.
     """
-    from data.preparation import describe_source, prepare_dataset
+    from data.preparation import describe_options, describe_source, prepare_dataset
     from data.prepared_dataset import MANIFEST, load_prepared
     from modeling.training.checkpointing import list_checkpoints
 
     output_dir, options = arguments.output_dir, preparation_options(arguments)
     labels = options["labels"]
+    relevant = {name: value for name, value in options.items() if name not in ("labels", "num_proc")}
     if (dataset_dir / MANIFEST).is_file():
         _, manifest = load_prepared(str(dataset_dir))
         differences = {
             "documents": manifest["sources"] != [describe_source(name) for name in arguments.source],
             "labels": bool(labels) and manifest["labels"] != labels,
+            "options": manifest.get("options", described := describe_options(**relevant)) != described,
             f"encoder ({manifest['tokenizer']['name']})": manifest["tokenizer"]["name"] != encoder,
         }
         different = [name for name, differs in differences.items() if differs]

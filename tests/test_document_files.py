@@ -546,3 +546,9 @@ def test_an_archive_member_may_be_damaged(tmp_path):
     damaged = content.getvalue().replace(b"Once upon a time.", b"Once upon a tame.")
     with pytest.raises(ValueError, match=r"a\.epub: damaged, or not EPUB \(Bad CRC-32"):
         read_document_file(write(tmp_path / "a.epub", damaged))
+
+
+def test_an_element_left_open_does_not_swallow_the_page(tmp_path):
+    path = tmp_path / "a.html"
+    path.write_text("<p>One.</p><button>Share<p>Two <math><mi>x</mi></math>.</p><svg><p>Three.</p>")
+    assert read_document_file(path)[0] == "One.\n\nTwo x.\n\nThree."

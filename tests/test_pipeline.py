@@ -249,7 +249,7 @@ def predict(trained, source, *extra):
 def test_a_row_that_cannot_be_classified_becomes_a_line_with_its_error(trained, tmp_path):
     source = tmp_path / "rows.jsonl"
     rows = [{"id": "a"}, {"id": "b", "text": None}, {"id": "c", "text": "A calm day."}, {"id": "d", "text": " "},
-            {"id": "e", "text": 5}, {"id": "f", "text": "Another."}]  # fmt: skip
+            {"id": "e", "text": [5]}, {"id": "f", "text": "Another."}]  # fmt: skip
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": \n', encoding="utf-8")
     output = tmp_path / "out.jsonl"
     done = run_command("scripts.predict", model=trained, source=source, output=output)
@@ -260,7 +260,7 @@ def test_a_row_that_cannot_be_classified_becomes_a_line_with_its_error(trained, 
     assert errors[0] == errors[1].replace("row 2", "row 1") == "row 1: no text"
     assert errors[2] is errors[5] is None
     assert "empty" in errors[3]
-    assert "int" in errors[4]
+    assert "list" in errors[4]
     assert "row 7: not JSON" in errors[6]
     assert all(set(row) == {"id", "error"} for row in results if "error" in row)
     done = run_command("scripts.predict", "--fail_on_error", model=trained, source=source)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from data.preparation import describe_source
 from data.prepared_dataset import load_prepared, num_tokens_of, remove_stale_staging, staging_path
 from scripts.common.cli import USER_ERRORS
 from scripts.prepare_dataset import main as prepare_main
@@ -200,3 +201,11 @@ def test_label_order_is_the_one_given_or_that_of_the_names(roberta_folder, tmp_p
     part = datasets.load_from_disk(str(tmp_path / "out"))["train"]
     assert part.features["label"].names == ["2", "9", "10"]
     assert np.bincount(part["label"]).tolist() == [8, 16, 24]
+
+
+def test_the_files_of_a_pattern_are_described(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n")
+    before = describe_source(str(tmp_path / "*.csv"))
+    (tmp_path / "a.csv").write_text("text,label\na,b\n")
+    assert before["files"][0]["name"] == "a.csv"
+    assert describe_source(str(tmp_path / "*.csv")) != before

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data.documents import Columns, read_documents, similar_labels, to_label
@@ -357,7 +358,8 @@ def test_labels_that_look_alike_are_named_and_decided(tmp_path):
     assert Counter(read_documents(source, Columns(), merge_labels=True)[0]["label"]) == {"Teen": 6, "General": 1}
     assert Counter(read_documents(source, Columns(), drop=["similar_label"])[0]["label"]) == {"Teen": 3, "General": 1}
     assert len(set(read_documents(source, Columns(), keep=["similar_label"])[0]["label"])) == 5
-    merged, _ = read_documents(source, Columns(), ["General", "teen"], merge_labels=True)
+    merged, issues = read_documents(source, Columns(), ["General", "teen"], merge_labels=True)
+    assert issues.rows["similar_label"][0] == "'Teen' (3 rows) ~ 'teen'"
     assert Counter(merged["label"]) == {"teen": 6, "General": 1}
 
 
@@ -446,6 +448,156 @@ def test_a_configuration_of_a_dataset_is_chosen_by_its_name(tmp_path):
     assert read(tmp_path, config_name="new") == [("n", "Teen", "train")]
     with pytest.raises(ValueError, match=r"newer.*--dataset_config_name"):
         read(tmp_path, config_name="newer")
+
+
+def test_folders_and_patterns_named_after_splits_keep_them(tmp_path):
+    write_tree(tmp_path, REVIEWS)
+    write_tree(tmp_path / "tables", {"train/x.csv": CSV.format("a"), "test/x.csv": CSV.format("b")})
+    by_split = Counter(split for *_, split in read(tmp_path / "train", tmp_path / "test"))
+    assert by_split == {"train": 4, "test": 4}
+    assert read(str(tmp_path / "tables/*/*.csv")) == [("b", "Teen", "test"), ("a", "Teen", "train")]
+    assert {split for *_, split in read(tmp_path / "train")} == {""}
+
+
+def test_a_file_beside_splits_in_labels_is_left_out(tmp_path):
+    write_tree(tmp_path, {f"{label}/{split}/1.txt": "" for label in ("pos", "neg") for split in ("train", "test")})
+    write_tree(tmp_path, {"neg/notes.txt": "notes"})
+    assert Counter((label, split) for _, label, split in read(tmp_path)) == {
+        (label, split): 1 for label in ("pos", "neg") for split in ("train", "test")
+    }  # fmt: skip
+    assert unread(tmp_path) == [f"{tmp_path.name}/neg/notes.txt"]
+    write_tree(tmp_path, {"neg/more/1.txt": ""})
+    with pytest.raises(ValueError, match=r"test, train are named after splits, and more not"):
+        read(tmp_path)
+
+
+def test_links_are_followed_once_and_broken_ones_named(tmp_path):
+    write_tree(tmp_path / "data", {"pos/1.txt": "a"})
+    write_tree(tmp_path / "elsewhere", {"2.txt": "b"})
+    (tmp_path / "data/neg").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/pos/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/pos/broken.txt").symlink_to(tmp_path / "nothing.txt")
+    assert sorted(read(tmp_path / "data")) == [("a", "pos", ""), ("b", "neg", "")]
+    assert unread(tmp_path / "data") == ["data/pos/broken.txt"]
+
+
+@pytest.mark.parametrize("kind", ["gztar", "xztar", "zip"])
+def test_a_damaged_archive_is_refused(kind, tmp_path):
+    write_tree(tmp_path / "in", {f"pos/{i}.txt": f"Text {i} " * 50 for i in range(50)})
+    path = Path(shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "in"))
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 8):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be extracted"):
+        read(path)
+
+
+def test_documents_in_a_folder_of_their_own_beside_a_readme(tmp_path):
+    write_tree(
+        tmp_path, {**{f"aclImdb/{name}": text for name, text in REVIEWS.items()}, "aclImdb/README.txt": "read me"}
+    )
+    assert Counter(split for *_, split in read(tmp_path)) == {"train": 4, "test": 4}
+    assert unread(tmp_path) == [f"{tmp_path.name}/aclImdb/README.txt"]
+
+
+def test_every_document_is_read_where_folders_mean_nothing(tmp_path):
+    write_tree(tmp_path, {"1.txt": "a", "train/2.txt": "b", "x/y/3.txt": "c"})
+    assert sorted(read(tmp_path, by_folder=False)) == [("a", "", ""), ("b", "", ""), ("c", "", "")]
+
+
+def test_side_files_that_cannot_be_read_are_left_out(tmp_path):
+    write_tree(
+        tmp_path, {"pos/1.txt": "a", "neg/1.txt": "b", "info.json": "{", "t.csv": b"text\n\xff", "x.xlsx": b"PK"}
+    )
+    assert len(read(tmp_path)) == 2
+    assert len(unread(tmp_path)) == 3
+
+
+def test_a_readme_beside_tables_is_no_document(tmp_path):
+    write_tree(tmp_path, {"README.md": "#", "data.csv": "sentence,stars\na,1\n"})
+    with pytest.raises(ValueError, match=r"the columns are sentence, stars"):
+        read_documents(Source(str(tmp_path)), Columns())
+
+
+def test_a_file_is_read_once(tmp_path):
+    write_tree(tmp_path, {"a.csv": CSV.format("a"), "b.csv": CSV.format("b")})
+    assert [text for text, *_ in read(tmp_path / "a.csv", str(tmp_path / "*.csv"))] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"), [("[1]", "text after the array of 300 rows"), (" x", "text after the array")]
+)
+def test_text_after_a_json_array_is_refused(rest, message, tmp_path):
+    path = write_tree(tmp_path, {"a.json": json.dumps(ROWS) + rest}) / "a.json"
+    with pytest.raises(ValueError, match=message):
+        read(path)
+    path.write_text(json.dumps(ROWS).replace("}, {", "} {"))
+    with pytest.raises(ValueError, match="row 2 of the array does not follow a comma"):
+        read(path)
+
+
+def test_headers_of_spreadsheets(tmp_path):
+    write_workbook(tmp_path / "a.xlsx", {"Texts": [[None], ["text", "label"], [1984, "x"]]})
+    documents, _ = read_documents(Source(str(tmp_path / "a.xlsx")), Columns())
+    assert documents["text"] == ["1984"]
+    write_workbook(tmp_path / "b.xlsx", {"Texts": [["text", "label", "text "], ["a", "x", "b"]]})
+    with pytest.raises(ValueError, match="duplicate column in the header: text"):
+        read(tmp_path / "b.xlsx")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_utf_16_without_a_mark_and_binary_files_are_refused(name, tmp_path):
+    path = write_tree(tmp_path, {name: "text,label\na,b\n".encode("utf-16-be")}) / name
+    with pytest.raises(ValueError, match=r"not a text file.*--encoding utf-16-be"):
+        [row] = Source(str(path))
+        raise ValueError(row.error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["text,label,,\na,Teen,,\n", "text,label,\na,Teen\n", "text,label\na,Teen,\n", "sep=\t\ntext\tlabel\na\tTeen\n",
+     "\n\ntext;label\na;Teen\n"],
+)  # fmt: skip
+def test_empty_columns_and_lines_of_spreadsheet_programs(content, tmp_path):
+    assert read(write_tree(tmp_path, {"a.csv": content}) / "a.csv") == [("a", "Teen", "")]
+
+
+def test_a_whole_record_with_a_field_too_many_leaves_no_fragments(tmp_path):
+    path = (
+        write_tree(tmp_path, {"a.csv": 'text,label\nb,x\n"Dear all,\nHello, world\nBye, now",x,extra\nc,y\n'}) / "a.csv"
+    )
+    assert [(row.values.get("text"), bool(row.error)) for row in Source(str(path))] == [
+        ("b", False),
+        (None, True),
+        ("c", False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    ['[{"start": "0", "end": 2}]', "[[0, 2]]", "{", '[{"start": 2, "end": 2000}]', '[{"start": 3, "end": 3}]'],
+)
+def test_gold_evidence_that_cannot_be_used_is_named(evidence, tmp_path):
+    rows = [
+        {"text": "A text.", "label": "x", "evidence": '[{"start": 0, "end": 2}]'},
+        {"text": "Another.", "label": "x", "evidence": evidence},
+    ]
+    path = write_tree(tmp_path, {"a.jsonl": "\n".join(map(json.dumps, rows))}) / "a.jsonl"
+    documents, issues = read_documents(Source(str(path)), Columns())
+    assert documents["evidence"] == ['[{"start": 0, "end": 2}]', ""]
+    assert (issues.rows["evidence"], issues.decisions["evidence"]) == (["row 2"], "left out")
+
+
+def test_parquet_of_other_libraries(tmp_path):
+    table = pa.table(
+        [pa.array(["a"]).dictionary_encode(), pa.array([2**62], pa.timestamp("ns")), ["x"]], ["text", "time", "label"]
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [("a", "x", "")]
+    pq.write_table(pa.table([["a"], ["b"]], ["text", "text"]), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="duplicate column"):
+        read(tmp_path / "b.parquet")
 
 
 def test_an_archive_cannot_write_outside(tmp_path):

@@ -1,6 +1,8 @@
 """Classification of a source of texts, streamed and resumable. Used by scripts/predict.py."""
 
 import argparse
+import dataclasses
+import glob
 import hashlib
 import json
 import shutil
@@ -31,7 +33,7 @@ from scripts.common.preparation_options import reading_options
 
 def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`{"id", "text", "sections", "metadata"}` of each document, or `{"id", "error"}` where it cannot be classified."""
-    options = reading_options(arguments)
+    options = dataclasses.replace(reading_options(arguments), by_folder=False)
     if arguments.source is None:
         text = sys.stdin.buffer.read().decode(options.encoding or "utf-8-sig", errors=options.encoding_errors)
         yield {"id": "stdin", "text": text, "sections": [], "metadata": {}}
@@ -89,9 +91,9 @@ def classified(
 
 
 def fingerprint_of(path: Path) -> str:
-    """Hash of the names, sizes and modification times of a file or of all files in a directory; "" for a Hub id."""
+    """Hash of the names, sizes and modification times of a file or of all files in a directory; those of the files of a pattern."""
     if not path.exists():
-        return ""
+        return json.dumps([fingerprint_of(Path(name)) for name in sorted(glob.glob(str(path), recursive=True))])
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
