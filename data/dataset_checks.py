@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from scipy.stats import rankdata
 from transformers import PreTrainedTokenizerBase
 
-from data.documents import look_alike_key, shorten
+from data.documents import shorten, similar_label_groups
 from data.report_page import readable_percent
 from data.text_excerpts import visible_name
 
@@ -96,18 +96,6 @@ def unknown_characters(texts: Counter[str], tokenizer: PreTrainedTokenizerBase) 
     return counts
 
 
-def similar_labels(labels: Sequence[str]) -> list[list[str]]:
-    """Labels that are equal as numbers, or up to case, spaces, invisible characters and compatibility forms (NFKC).
-
-    >>> similar_labels(["Teen", "Mature", "teen ", "1", "1.0"])
-    [['Teen', 'teen '], ['1', '1.0']]
-    """
-    groups: dict[str, list[str]] = {}
-    for label in labels:
-        groups.setdefault(look_alike_key(label), []).append(label)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def count_documents(documents: pd.DataFrame, num_labels: int, splits: Sequence[str]) -> pd.DataFrame:
     """Documents by label (rows) and split (columns)."""
     counts = documents.groupby(["label", "split"]).size().unstack(fill_value=0)
@@ -158,7 +146,7 @@ def _check_counts(counts: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
 
 
 def _check_label_names(labels: Sequence[str]) -> Iterator[str]:
-    groups = [" = ".join(visible_name(label) for label in group) for group in similar_labels(labels)]
+    groups = [" = ".join(visible_name(label) for label in group) for group in similar_label_groups(labels)]
     if groups:
         yield f"Labels that look alike: {shorten(groups)}."
 

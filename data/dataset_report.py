@@ -22,10 +22,9 @@ from data.dataset_checks import (
     check_dataset,
     count_documents,
     measure_documents,
-    similar_labels,
     unknown_characters,
 )
-from data.documents import DESCRIPTIONS
+from data.documents import DESCRIPTIONS, similar_label_groups
 from data.report_page import page_environment
 from data.text_excerpts import Pieces, beginning, character_name, differences, first_and_last_words, visible_name
 from modeling.file_utils import atomic_write
@@ -93,7 +92,7 @@ def write_dataset_report(
         "split_sizes": counts.sum().to_dict(),
         "similar": [
             [(visible_name(label), int(counts.loc[labels.index(label)].sum())) for label in group]
-            for group in similar_labels(labels)[:MAX_ROWS]
+            for group in similar_label_groups(labels)[:MAX_ROWS]
         ],
         "axis": _limit(documents["num_tokens"], **geometry),
         "lengths": _lengths(documents, split_names, names, listed),

@@ -169,12 +169,23 @@ def look_alike_key(label: str) -> str:
     return f"{number[1].strip('+')}{number[2]}.{number[3] or ''}" if number else key
 
 
+def similar_label_groups(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that look alike (see `look_alike_key`), in order.
+
+    >>> similar_label_groups(["Teen", "Mature", "teen ", "1", "1.0"])
+    [['Teen', 'teen '], ['1', '1.0']]
+    """
+    groups: dict[str, list[str]] = {}
+    for label in labels:
+        groups.setdefault(look_alike_key(label), []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def similar_labels(counts: Counter[str], preferred: Sequence[str] = ()) -> dict[str, str]:
     """Labels that look like another, and that one: the preferred or most frequent of those alike."""
-    groups: dict[str, list[str]] = {}
-    for label in sorted(counts, key=lambda name: (name not in preferred, -counts[name], name)):
-        groups.setdefault(look_alike_key(label), []).append(label)
-    return {label: first for first, *others in groups.values() for label in others if label not in preferred}
+    ordered = sorted(counts, key=lambda name: (name not in preferred, -counts[name], name))
+    groups = similar_label_groups(ordered)
+    return {label: first for first, *others in groups for label in others if label not in preferred}
 
 
 def joined_text(row: Row, columns: Columns) -> tuple[str | None, list[Section]]:

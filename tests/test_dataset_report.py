@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from collections import defaultdict
 from html.parser import HTMLParser
 
@@ -12,8 +13,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data.dataset_checks import length_effects, similar_labels
+from data.dataset_checks import length_effects
 from data.dataset_report import DuplicatePair, write_dataset_report
+from data.documents import similar_label_groups
 from data.prepared_dataset import REPORT, load_prepared, save_prepared
 from data.text_excerpts import differences, visible
 from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint
@@ -51,12 +53,19 @@ def clean_rows(num_train: int = 12) -> dict[str, list[tuple[str, str, str]]]:
     }
 
 
+def on_disk(part) -> datasets.Dataset:
+    documents = datasets.Dataset.from_dict(dict(zip(("id", "text", "label"), zip(*part, strict=True), strict=True)))
+    folder = tempfile.mkdtemp()
+    documents.save_to_disk(folder)
+    return datasets.load_from_disk(folder)
+
+
 def make_splits(rows, tokenizer) -> datasets.DatasetDict:
     labels = list(dict.fromkeys(label for part in rows.values() for _, _, label in part))
     return datasets.DatasetDict(
         {
             split: tokenize_documents(
-                datasets.Dataset.from_dict(dict(zip(("id", "text", "label"), zip(*part, strict=True), strict=True))),
+                on_disk(part),
                 tokenizer,
                 labels,
                 1,
@@ -293,11 +302,11 @@ def test_differences_in_scripts_without_spaces_are_single_characters():
 
 
 def test_similar_labels_are_grouped():
-    assert similar_labels(["Teen", "Mature", "ＴＥＥＮ", "tee n", "te\u00aden"]) == [
+    assert similar_label_groups(["Teen", "Mature", "ＴＥＥＮ", "tee n", "te\u00aden"]) == [
         ["Teen", "ＴＥＥＮ", "tee n", "te\u00aden"]
     ]
-    assert similar_labels(["1", "2", "01", "2.0", "-1", "1.5"]) == [["1", "01"], ["2", "2.0"]]
-    assert similar_labels(["Teen", "Teens", "1" * 400, "2" * 400]) == []
+    assert similar_label_groups(["1", "2", "01", "2.0", "-1", "1.5"]) == [["1", "01"], ["2", "2.0"]]
+    assert similar_label_groups(["Teen", "Teens", "1" * 400, "2" * 400]) == []
 
 
 def test_unknown_characters_are_named(make_page):
