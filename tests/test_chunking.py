@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from data import tokenization
 from data.chunk_dataset import ChunkedDocuments
 from data.documents import Columns, read_documents
+from data.readers import Source
 from data.tokenization import tokenize_documents
 from modeling.hierarchical_roberta.chunking import (
     Chunker,
@@ -142,7 +143,7 @@ def written_documents(folder, texts):
     source = folder / "source.parquet"
     labels = [("mild", "mature")[index % 2] for index in range(len(texts))]
     datasets.Dataset.from_dict({"text": texts, "label": labels}).to_parquet(source)
-    return read_documents(str(source), Columns(), keep=["empty"], cache_dir=str(folder))[0]
+    return read_documents(Source(str(source)), Columns(), keep=["empty"], cache_dir=str(folder))[0]
 
 
 @pytest.mark.parametrize("num_proc", [1, 2])

@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -97,10 +98,6 @@ def test_columns_of_takes_the_first_of_two_rows_with_one_id(tmp_path):
     assert columns_of(str(write_csv(tmp_path / "a.csv", rows)), ["fold"])("x") == {"fold": "0"}
 
 
-class Part(dict):
-    """Documents by column, as write_predictions takes them."""
-
-
 def lay_out(
     runs, name: str, seed: int, scores: list[list[float]], labels: list[int], predicted: list[int] | None = None
 ) -> None:
@@ -110,7 +107,7 @@ def lay_out(
         folder = runs / name / f"fold-{fold}-seed-{seed}"
         folder.mkdir(parents=True)
         ids = [f"d{i}" for i in range(fold, len(labels), 2)]
-        part = Part(id=ids, label=labels[fold::2])
+        part = datasets.Dataset.from_dict({"id": ids, "label": labels[fold::2]})
         write_predictions(
             folder / "predictions_test.csv", part, NAMES, np.array(scores[fold::2]), np.array(predicted[fold::2])
         )
