@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from data.document_files import Section
 from data.readers import INVISIBLE, Row, Source
-from data.source_files import SPLITS, to_split
+from data.source_files import SPLITS, describe_unread, to_split
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 # Problem name, as used on the command line → description.
@@ -420,14 +420,15 @@ def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
     is_checked = False
     for row in source:
         if not row.error and not is_checked:
-            require_columns(row, options, str(source) if len(source.found.files) < 2 else f"{source}: {row.location}")
+            place = str(source) if len(source.found.files) < 2 else f"{source}: {row.location}"
+            require_columns(row, options, place, describe_unread(list(source.found.unread)))
             is_checked = True
         row.values = dict.fromkeys(name for _, name in options) | row.values  # later JSON rows may omit keys
         yield row
 
 
-def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str) -> None:
-    """Raise ValueError if a row lacks a column. `options`: `("--text_column", "text")` for each."""
+def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, note: str = "") -> None:
+    """Raise ValueError, with a note, if a row lacks a column. `options`: `("--text_column", "text")` for each."""
     absent = [(option, name) for option, name in options if name not in row.values]
     if not absent:
         return
@@ -439,5 +440,6 @@ def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str) -
     ]
     if len(row.values) == 1:
         hints.append(" Of a CSV with another delimiter, pass its --delimiter.")
+    hints += [f" {note}"] if note else []
     listed = ", ".join(f"{option} {name}" for option, name in absent)
     raise ValueError(f"{source}: no column for {listed}; the columns are {', '.join(row.values)}.{''.join(hints)}")

@@ -520,6 +520,14 @@ def test_a_readme_beside_tables_is_no_document(tmp_path):
         read_documents(Source(str(tmp_path)), Columns())
 
 
+def test_a_list_under_another_name_is_named_with_what_lacks(tmp_path):
+    write_tree(tmp_path, {"texts/1.txt": "a", "1.txt": "b", "metadata.csv": "file_name,label\n1.txt,x\n"})
+    with pytest.raises(ValueError, match=r"no column for .*label.*Not read.*metadata\.csv"):
+        read_documents(Source(str(tmp_path), ReadOptions(by_folder=False)), Columns())
+    documents, _ = read_documents(Source(str(tmp_path), ReadOptions(path_column="file_name")), Columns())
+    assert documents["text"] == ["b"]
+
+
 def test_a_file_is_read_once(tmp_path):
     write_tree(tmp_path, {"a.csv": CSV.format("a"), "b.csv": CSV.format("b")})
     assert [text for text, *_ in read(tmp_path / "a.csv", str(tmp_path / "*.csv"))] == ["a", "b"]
