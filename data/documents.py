@@ -136,7 +136,7 @@ def to_name(value: Any) -> str:
 
 
 def to_label(value: Any) -> str:
-    """Convert a label to text as `to_name` does, and "1.0" to "1" (but not 01, which is no number).
+    """Convert a label to text as `to_name` does, and "1.0" to "1" (but not 01, which may be a code).
 
     Raises:
         ValueError: several labels, or another value that is no label.

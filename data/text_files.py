@@ -66,7 +66,7 @@ def open_text(path: Path, encoding: str | None = None, errors: str = "strict") -
     except UnicodeError as error:
         raise wrong_encoding(path, encoding or "utf-8") from error
     except (*BROKEN_ARCHIVE, OSError) as error:
-        is_broken = not isinstance(error, OSError) or error.errno is None  # pyarrow's has no number
+        is_broken = not isinstance(error, OSError) or error.errno is None  # pyarrow's have none
         if path.suffix.lower() not in OPENERS or not is_broken:
             raise
         raise ValueError(
