@@ -256,7 +256,8 @@ def describe_source(source: str) -> dict[str, Any]:
     """Name and, for a file, size and sha256, to detect later changes."""
     path = Path(source)
     if not path.exists() and glob.has_magic(source):
-        return {"name": source, "files": [describe_source(name) for name in sorted(glob.glob(source, recursive=True))]}
+        files = [describe_source(name) for name in sorted(glob.glob(source, recursive=True))]
+        return {"name": path.name, "files": files}
     if path.is_file():
         return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
     if path.is_dir():

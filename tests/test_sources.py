@@ -138,7 +138,7 @@ def test_several_sources_and_patterns_are_read_in_order(tmp_path):
 
 def test_rows_of_several_tables_are_named_by_file_and_ids_stay_apart(tmp_path):
     write_tree(tmp_path, {"train.csv": "id,text,label\n1,a,x\n", "test.csv": "id,text,label\n1,b,x\n2,,x\n"})
-    with pytest.raises(ValueError, match=r"train?.*/test\.csv row 2|test\.csv row 2 \(id 2\)"):
+    with pytest.raises(ValueError, match=r"/test\.csv row 2 \(id 2\)"):
         read_documents(Source(str(tmp_path)), Columns())
     documents, _ = read_documents(Source(str(tmp_path)), Columns(), drop=["empty"])
     assert sorted(documents["id"]) == ["1", f"{tmp_path.name}/train.csv:1"]
