@@ -6,8 +6,10 @@ C chunks of a document, L tokens of a chunk, P pairs of adjacent tokens, S integ
 features.
 """
 
+from typing import Any
+
 import torch
-from captum.attr import LayerIntegratedGradients
+from captum.attr import IntegratedGradients
 
 from .hierarchical_roberta.chunk_attribution import log_odds
 from .hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -40,15 +42,40 @@ def token_attributions(
     chunk_CD = chunk_CD.to(input_ids_L.device)
     count_1M = None if count_M is None else count_M.to(chunk_CD.device)[None]
 
-    def class_log_odds(ids_SL: torch.Tensor) -> torch.Tensor:
-        vector_SD = model.encode_batch(ids_SL, torch.ones_like(ids_SL), [ids_SL.shape[1]] * len(ids_SL))
+    embeddings = model.encoder.get_input_embeddings()
+
+    @torch.no_grad()
+    def embedded(ids_L: torch.Tensor) -> torch.Tensor:
+        output = embeddings(ids_L[None])
+        return output[0] if isinstance(output, tuple) else output
+
+    def class_log_odds(embedding_SLD: torch.Tensor) -> torch.Tensor:
+        ids_SL = input_ids_L.expand(len(embedding_SLD), -1)
+
+        def substitute(_: Any, args: Any, output: Any) -> Any:
+            output, *others = output if isinstance(output, tuple) else (output,)  # I-BERT: a scaling factor
+            output = output.clone()
+            if torch.equal(args[0][:, : len(input_ids_L)], ids_SL):
+                output[:, : len(input_ids_L)] = embedding_SLD  # Longformer: padded to its window
+            elif torch.equal(args[0], ids_SL.T):
+                output[:] = embedding_SLD.transpose(0, 1)  # XLNet
+            return (output, *others) if others else output
+
+        handle = embeddings.register_forward_hook(substitute)
+        try:
+            vector_SD = model.encode_batch(ids_SL, torch.ones_like(ids_SL), [ids_SL.shape[1]] * len(ids_SL))
+        finally:
+            handle.remove()
         chunk_SCD = chunk_CD.expand(len(ids_SL), -1, -1).clone()
         chunk_SCD[:, index] = vector_SD
         return log_odds(model.classify(chunk_SCD.flatten(0, 1), [len(chunk_CD)] * len(ids_SL), count_1M)[0], label)
 
-    gradients = LayerIntegratedGradients(class_log_odds, model.encoder.get_input_embeddings())
-    attribution_1LD = gradients.attribute(
-        input_ids_L[None], baselines=blank_L[None], n_steps=STEPS, method="gausslegendre", internal_batch_size=STEPS
+    attribution_1LD = IntegratedGradients(class_log_odds).attribute(
+        embedded(input_ids_L),
+        baselines=embedded(blank_L),
+        n_steps=STEPS,
+        method="gausslegendre",
+        internal_batch_size=STEPS,
     )
     attribution_L = attribution_1LD[0].sum(dim=-1).detach()
     if count_1M is None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AttentionInterface, AutoModelForSequenceClassification, DistilBertConfig, T5Config
+from transformers import AttentionInterface, AutoModelForSequenceClassification, DistilBertConfig, ViTConfig, ViTModel
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import (
@@ -23,7 +23,7 @@ Model = HierarchicalRobertaForSequenceClassification
 
 def batch_of(model, documents: list[list[int]], seed: int = 0) -> dict[str, torch.Tensor]:
     """Random chunks of the given lengths; the same document has the same tokens wherever it stands."""
-    pad = model.config.encoder_config.pad_token_id
+    pad = getattr(model.config.encoder_config, "pad_token_id", None) or 0
     lengths = [length for document in documents for length in document]
     input_ids = torch.full((len(lengths), max(lengths)), pad)
     mask = torch.zeros_like(input_ids)
@@ -346,8 +346,9 @@ def test_an_encoder_without_a_pooler(tmp_path):
 
 
 def test_an_encoder_that_is_none_is_refused(tmp_path):
-    T5Config(d_model=32, num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"(?i)encoder"):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 37}
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"encoder \(vit\) cannot read a chunk"):
         Model.from_encoder(str(tmp_path), num_labels=2)
 
 

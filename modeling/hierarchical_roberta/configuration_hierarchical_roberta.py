@@ -33,6 +33,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             count. Set in training, from the tokenizer.
         token_pooling: token vectors → chunk vector: the `mean` over all real tokens, the first token's (`cls`), or the
             last real token's (`last`, for decoders). Take the one that the encoder was pretrained with.
+        equal_lengths: encode only chunks of equal length together, since the encoder's vectors depend on padding. Found out
+            by `from_encoder`.
         pooling: chunk vectors → document vector: learned `attention` (Yang et al. 2016), `mean` or `max`.
         pooling_size: width of the attention's hidden layer (None: the encoder's hidden size).
         chunk_transformer_layers: layers of a transformer over the chunk vectors, before pooling (0: none).
@@ -69,6 +71,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         chunk_prefix: str = "",
         num_prefix_tokens: int = 0,
         token_pooling: Literal["mean", "cls", "last"] = "mean",  # noqa: S107 (tokens of a text, no password)
+        equal_lengths: bool = False,
         pooling: Literal["attention", "mean", "max"] = "attention",
         pooling_size: int | None = None,
         chunk_transformer_layers: int = 0,
@@ -93,6 +96,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.chunk_prefix = chunk_prefix
         self.num_prefix_tokens = num_prefix_tokens
         self.token_pooling = token_pooling
+        self.equal_lengths = equal_lengths
         self.pooling = pooling
         self.pooling_size = pooling_size
         self.chunk_transformer_layers = chunk_transformer_layers

@@ -11,15 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .pooling import to_device
 
-# Names of dropout fields in encoder configs (BERT family, DistilBERT, ModernBERT).
-HIDDEN_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout")
-ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
+logger = logging.get_logger(__name__)
+
+# Dropout fields of an encoder's config that are none of the encoder's: of heads, and of whole layers.
+NO_DROPOUTS = ("classifier", "summary", "layerdrop")
 # Attention implementations without dropout (transformers 5.23 warns for some encoders only).
 WITHOUT_DROPOUT = ("flash_attention_3", "flash_attention_4", "flash-attn3", "flash-attn4", "flex_attention")
+
+# Families whose code passes cumulative lengths on to attention and takes positions, so that chunks can be encoded as one
+# unpadded row; tests/test_encoder_families.py tries each.
+UNPADDED = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 def trained_config(name_or_path: str, revision: str = "main") -> HierarchicalRobertaConfig | None:
@@ -41,8 +47,8 @@ def load_encoder(
     attn: str | None,
     revision: str,
     classifier: type[PreTrainedModel],
-) -> PreTrainedModel:
-    """Load a pretrained encoder, or that of a trained `classifier`, in fp32 with the given dropouts; see `from_encoder`.
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Config and weights in fp32 of a pretrained encoder, or of that of a trained `classifier`; see `from_encoder`.
 
     Raises:
         ValueError: unsupported encoder, or its checkpoint lacks weights.
@@ -53,14 +59,16 @@ def load_encoder(
         encoder_config = AutoConfig.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     else:
         encoder_config = trained.encoder_config
-    if encoder_config.is_encoder_decoder or not hasattr(encoder_config, "hidden_size"):
+    if not hasattr(encoder_config, "hidden_size"):
         raise ValueError(
             f"{name_or_path} is a {encoder_config.model_type!r} model; expected an encoder such as "
             "FacebookAI/roberta-base, with a hidden_size."
         )
-    set_dropout(encoder_config, HIDDEN_DROPOUTS, dropout)
-    set_dropout(encoder_config, ATTENTION_DROPOUTS, attention_dropout)
+    set_dropouts(encoder_config, dropout, attention_dropout)
     check_attention(encoder_config, attn)
+    if encoder_config.model_type == "big_bird":
+        # Its block-sparse attention gives way to full attention for good at the first short chunk.
+        encoder_config.attention_type = "original_full"
     # Master weights are fp32 whatever the checkpoint's dtype; autocast lowers the precision of the arithmetic only.
     model, loading = (AutoModel if trained is None else classifier).from_pretrained(
         name_or_path,
@@ -70,38 +78,75 @@ def load_encoder(
         output_loading_info=True,
         trust_remote_code=False,
     )
-    ours = "" if trained is None else "encoder."
-    missing = sorted(
-        name for name in loading["missing_keys"] if name.startswith(ours) and not name.startswith("pooler.")
-    )
+    encoder = text_encoder(model) if trained is None else model.encoder
+    ours = "" if encoder is model else "encoder."
+    missing = sorted({f"{ours}{name}" for name in encoder.state_dict()} & set(loading["missing_keys"]))
     if missing:
         raise ValueError(
             f"{name_or_path} lacks {len(missing)} of the encoder's weights ({', '.join(missing[:3])}, …), which would "
             "stay randomly initialized. Is it a checkpoint of another architecture?"
         )
-    return model if trained is None else model.encoder
+    return encoder_config, encoder.state_dict()
 
 
-def set_dropout(encoder_config: Any, names: tuple[str, ...], value: float | None) -> None:
-    """Set the dropouts among `names` that the config has (None: leave unchanged).
+def text_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads: the encoder of an encoder-decoder, without its pooler."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    if not isinstance(encoder, PreTrainedModel):
+        raise ValueError(f"The encoder ({model.config.model_type}) cannot be used without its decoder: choose another.")
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = nn.Identity()  # some encoders call it in any case
+    encoder.config.use_cache = False  # of decoders, for generation
+    return encoder
+
+
+def set_dropouts(encoder_config: Any, dropout: float | None, attention_dropout: float | None) -> None:
+    """Set every dropout of an encoder but those of attention to `dropout`, and those to `attention_dropout` (None: leave
+    unchanged). A `dropout` of 0 switches off the noise of experts' routers, too. Layer drop is always off: the weights of
+    a dropped layer get no gradients, which DDP refuses.
 
     Raises:
-        ValueError: not a probability, or the config has none of these dropouts.
+        ValueError: not a probability, or the config has no such dropout.
     """
-    if value is None:
-        return
-    if not 0 <= value < 1:
-        raise ValueError(f"Dropout must be in [0, 1), got {value}.")
-    present = [name for name in names if hasattr(encoder_config, name)]
-    if not present and value > 0:
-        raise ValueError(f"The encoder ({encoder_config.model_type}) has none of these dropouts: {', '.join(names)}.")
-    for name in present:
-        setattr(encoder_config, name, value)
+    for value, of_attention in ((dropout, False), (attention_dropout, True)):
+        if value is None:
+            continue
+        if not 0 <= value < 1:
+            raise ValueError(f"Dropout must be in [0, 1), got {value}.")
+        dropouts = list(dropout_fields(encoder_config))
+        fields = [field for field in dropouts if ("att" in field[1]) == of_attention]
+        # Where one dropout is that of attention too (T5), attention cannot have another.
+        if not fields and (value > 0 or any(getattr(*field) > 0 for field in dropouts)):
+            kind, option = (
+                ("attention dropout of its own", "attention_dropout") if of_attention else ("dropout", "dropout")
+            )
+            raise ValueError(
+                f"The encoder ({encoder_config.model_type}) has no {kind} in its config: leave --{option} out."
+            )
+        for part, name in fields:
+            try:
+                setattr(part, name, type(getattr(part, name))(value) if value == 0 else value)
+            except Exception as error:  # MPT declares one to be an integer
+                raise ValueError(
+                    f"The encoder ({encoder_config.model_type}) refuses `{name}` {value}: {str(error).splitlines()[-1].strip()}"
+                ) from error
+    for name in vars(encoder_config):
+        if name.endswith("layerdrop") or (dropout == 0 and "jitter" in name):
+            setattr(encoder_config, name, 0.0)
+
+
+def dropout_fields(config: Any) -> Iterator[tuple[Any, str]]:
+    """The dropouts of an encoder's config, as its (sub-)config and their name there: `resid_pdrop`, `dropout_rate`, …"""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from dropout_fields(value)
+        elif "drop" in name and type(value) in (int, float) and not any(part in name for part in NO_DROPOUTS):
+            yield config, name
 
 
 def check_attention(encoder_config: Any, attn_implementation: str | None) -> None:
     """Raise ValueError if the attention implementation would ignore the encoder's attention dropout."""
-    dropout = max(getattr(encoder_config, name, 0.0) for name in ATTENTION_DROPOUTS)
+    dropout = max((getattr(part, name) for part, name in dropout_fields(encoder_config) if "att" in name), default=0)
     if dropout > 0 and any(name in (attn_implementation or "") for name in WITHOUT_DROPOUT):
         raise ValueError(
             f"{attn_implementation} applies no dropout, but the encoder's attention dropout is {dropout:g}: set "

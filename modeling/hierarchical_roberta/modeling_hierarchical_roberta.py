@@ -7,6 +7,7 @@ Pushed to the hub with the model; imports only its siblings.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,16 @@ from .chunking import Chunker  # noqa: F401 (pushed)
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .decision import decide  # noqa: F401 (pushed)
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
-from .encoders import attention_for, encode_unpadded, load_encoder
+from .encoder_checks import depends_on_chance, depends_on_padding, parameters_before, unused_parameters
+from .encoders import UNPADDED, attention_for, encode_unpadded, load_encoder, text_encoder
 from .lexical_features import LexicalFeatures
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, pool_tokens, to_device
 from .precision import full_precision
 from .prefetch import prefetched  # noqa: F401 (pushed)
 from .recomputation import recomputed
+
+logger = logging.getLogger(__name__)
 
 # Encoder batches that share one low-precision copy of the weights, whose gradients accumulate in half precision; with
 # many more the sum loses precision (docs/log.md).
@@ -79,10 +83,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: HierarchicalRobertaConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.encoder_config)
-        # The pooler is not used; under DDP its parameters would count as unused.
-        if getattr(self.encoder, "pooler", None) is not None:
-            self.encoder.pooler = None
+        self.encoder = text_encoder(AutoModel.from_config(config.encoder_config))
         # Identity until `fit_feature_scaler` is called.
         self.register_buffer("vector_mean", torch.zeros(config.hidden_size))
         self.register_buffer("vector_scale", torch.ones(config.hidden_size))
@@ -136,7 +137,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             ValueError: unsupported encoder, or its checkpoint lacks weights.
             OSError: the encoder does not exist or cannot be downloaded.
         """
-        encoder = load_encoder(
+        encoder_config, weights = load_encoder(
             name_or_path,
             dropout=dropout,
             attention_dropout=attention_dropout,
@@ -146,13 +147,39 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
-        model = cls(HierarchicalRobertaConfig(encoder_config=encoder.config.to_dict(), **config))
-        if attn_implementation is not None:
-            model.encoder.set_attn_implementation(attn_implementation)
-        weights = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
+        model = cls(HierarchicalRobertaConfig(encoder_config=encoder_config.to_dict(), **config))
         model.encoder.load_state_dict(weights)
         model.check_chunk_length()
+        with torch.random.fork_rng(devices=[]):
+            model.check_encoder(without_dropout=dropout == attention_dropout == 0)
+        if attn_implementation is not None:
+            model.encoder.set_attn_implementation(attn_implementation)
         return model
+
+    def check_encoder(self, without_dropout: bool = False) -> None:
+        """Find out what the encoder needs by running it on a few tokens: whether encoder batches must hold chunks of one
+        length (`equal_lengths` in the config). Its unused parameters are frozen.
+
+        Args:
+            without_dropout: warn if there is dropout.
+
+        Raises:
+            ValueError: the encoder cannot read text alone, or a chunk's vectors depend on other chunks or on chance.
+        """
+        kind = self.config.encoder_config.model_type
+        self.config.equal_lengths = depends_on_padding(self.encoder, min(self.config.chunk_length, 48))
+        if self.config.equal_lengths:
+            logger.warning(
+                f"The vectors of the encoder ({kind}) depend on padding: chunks of different lengths are not encoded "
+                "together, which takes longer."
+            )
+        if without_dropout and depends_on_chance(self.encoder):
+            logger.warning(f"The encoder ({kind}) has dropout that its config does not name: it is not switched off.")
+        unused = unused_parameters(self.encoder)
+        for name in unused:
+            self.encoder.get_parameter(name).requires_grad_(False)
+        if unused:
+            logger.info(f"{len(unused)} parameters of the encoder are not used, nor trained: {', '.join(unused)}.")
 
     @property
     def first_position(self) -> int:
@@ -165,7 +192,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     def encoder_positions(self) -> int:
         """Maximum chunk length that the encoder's positions allow, in tokens."""
         positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
-        return (positions or 10**9) - self.first_position
+        return positions - self.first_position if positions and positions > 0 else 10**9  # XLNet: -1 for no limit
 
     def check_chunk_length(self) -> None:
         """Raise ValueError if `chunk_length` exceeds the encoder's positions."""
@@ -196,18 +223,17 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """
         if num_layers == 0:
             return
-        layers, embeddings = self.encoder_layers(), getattr(self.encoder, "embeddings", None)
-        if not 0 < num_layers <= len(layers) or embeddings is None:
+        layers = self.encoder_layers()
+        if not 0 < num_layers <= len(layers):
             raise ValueError(
                 f"`freeze_layers` must be from 0 to {len(layers)} (the encoder's layers), got {num_layers}."
             )
-        trained = {weight for layer in layers[num_layers:] for weight in layer.parameters()}
-        for part in self.encoder.children():  # up to the one that holds the layers
-            for weight in part.parameters():
-                if weight not in trained:
-                    weight.requires_grad_(False)
-            if layers[0] in part.modules():
-                break
+        if num_layers < len(layers):
+            frozen = parameters_before(self.encoder, layers[num_layers])
+        else:
+            frozen = parameters_before(self.encoder, layers[-1]) | set(layers[-1].parameters())
+        for weight in frozen:
+            weight.requires_grad_(False)
         self.train(self.training)
 
     # transformers makes the embeddings' output require gradients, for reentrant checkpointing and adapters; the backward
@@ -242,7 +268,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """
         on_cpu = (device or self.device).type == "cpu"
         token_budget = self.token_budget or (4096 if on_cpu or self.live_chunks else 16384)
-        return token_budget, self.batch_cost or (64 if on_cpu else 2048)
+        # Without a cost of its own, a batch is closed before it needs padding.
+        batch_cost = 0 if self.config.equal_lengths else self.batch_cost or (64 if on_cpu else 2048)
+        return token_budget, batch_cost
 
     def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Apply `torch.compile` to each encoder layer, with dynamic shapes."""
@@ -432,7 +460,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Chunk vectors (n, D) of one encoder batch, with gradients if enabled."""
         is_padded = sum(lengths_n) < input_ids_nl.numel()
         with attention_for(self.encoder, input_ids_nl.device):
-            if is_padded and "flash" in self.encoder.config._attn_implementation:
+            is_flash = "flash" in self.encoder.config._attn_implementation
+            if is_padded and is_flash and self.config.encoder_config.model_type in UNPADDED:
                 return encode_unpadded(
                     self.encoder, input_ids_nl, lengths_n, self.first_position, self.config.token_pooling
                 )
