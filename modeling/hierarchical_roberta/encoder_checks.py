@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 TOLERANCE = 1e-5
 
 
-def depends_on_padding(encoder: PreTrainedModel, max_length: int = 48) -> bool:
+def depends_on_padding(encoder: PreTrainedModel, max_length: int = 24) -> bool:
     """Whether the vectors of a chunk's tokens change with padding behind it, which the encoder's mask should hide.
 
     Args:

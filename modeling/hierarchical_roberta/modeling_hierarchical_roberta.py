@@ -147,7 +147,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
-        model = cls(HierarchicalRobertaConfig(encoder_config=encoder_config.to_dict(), **config))
+        fields = encoder_config.to_dict()
+        fields.pop("_name_or_path", None)  # may be a folder of this machine, and the config gets pushed
+        model = cls(HierarchicalRobertaConfig(encoder_config=fields, **config))
         model.encoder.load_state_dict(weights)
         model.check_chunk_length()
         with torch.random.fork_rng(devices=[]):
@@ -167,7 +169,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             ValueError: the encoder cannot read text alone, or a chunk's vectors depend on other chunks or on chance.
         """
         kind = self.config.encoder_config.model_type
-        self.config.equal_lengths = depends_on_padding(self.encoder, min(self.config.chunk_length, 48))
+        self.config.equal_lengths = depends_on_padding(self.encoder, min(self.config.chunk_length, 24))
         if self.config.equal_lengths:
             logger.warning(
                 f"The vectors of the encoder ({kind}) depend on padding: chunks of different lengths are not encoded "
