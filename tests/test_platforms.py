@@ -33,6 +33,20 @@ for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "pthread_kill", "pthread
 def symlink(*_, **__):
     raise OSError("A required privilege is not held by the client")
 os.symlink = symlink
+def like_windows(event, arguments):
+    # Names have no colon; what is open or mapped is neither renamed nor removed, nor is a folder around it.
+    if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith(("/proc/", "/dev/", "/sys/")):
+        if ":" in arguments[0] and isinstance(arguments[1], str) and set("wax+") & set(arguments[1]):
+            raise OSError(22, "Invalid argument", arguments[0])
+    if event in ("os.rename", "os.remove", "os.rmdir"):
+        paths = [os.path.abspath(path) for path in arguments[:2] if isinstance(path, (str, os.PathLike))]
+        opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        with open("/proc/self/maps") as maps:
+            opened += [line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")]
+        for path in paths:
+            if any(each == path or each.startswith(path + "/") for each in opened):
+                raise PermissionError(13, "The process cannot access the file because it is being used", path)
+sys.addaudithook(like_windows)
 multiprocessing.set_start_method("spawn")
 """
 HELP = """
@@ -69,6 +83,20 @@ def test_every_command_shows_its_help_without_unix(elsewhere):
     elsewhere("-c", HELP, "train_hf", "scripts.benchmark", "scripts.benchmark.quality", *commands)
 
 
+def test_emulated_windows_replaces_no_open_file(elsewhere, tmp_path):
+    for word, action in (
+        ("used", "os.replace(other, path)"),
+        ("used", "os.remove(path)"),
+        ("argument", "open(path + ':', 'w')"),
+    ):
+        code = (
+            "import os, sys, pathlib; path, other = sys.argv[1:]; pathlib.Path(other).touch(); file = open(path, 'w')\n"
+            f"try: {action}\nexcept OSError as error: assert '{word}' in str(error)\nelse: raise SystemExit(1)\n"
+            "file.close(); os.replace(other, path)"
+        )
+        elsewhere("-c", code, str(tmp_path / "path"), str(tmp_path / "other"))
+
+
 @pytest.mark.slow
 def test_preparing_training_and_predicting_without_unix(elsewhere, csv_file, roberta_folder, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
@@ -79,6 +107,12 @@ def test_preparing_training_and_predicting_without_unix(elsewhere, csv_file, rob
     assert epochs[0]["peak_memory_gib"] > 0
     predicted = elsewhere("-m", "scripts.predict", model=run, source=csv_file).stdout
     assert all(json.loads(line)["label"] for line in predicted.splitlines())
+    elsewhere(
+        "-m", "scripts.prepare_dataset", "--overwrite", source=csv_file, tokenizer=roberta_folder, output_dir=data
+    )
+    more = {**TRAINING, "num_train_epochs": 2, "resume_from_checkpoint": "auto", "save_total_limit": 1, **paths}
+    elsewhere("train_hf.py", **more)
+    elsewhere("-m", "scripts.evaluate_and_explain", model=run, dataset_dir=data, output_dir=tmp_path / "report")
 
 
 def test_peak_memory_on_windows_is_that_of_the_process(monkeypatch):

@@ -77,7 +77,9 @@ def run_once(command: list[str], log: Path) -> float:
     with open(log, "w", encoding="utf-8") as output:
         status = run_to_end(command, stdout=output, stderr=subprocess.STDOUT)
     if status:
-        errors = [line for line in log.read_text(errors="replace").splitlines() if "error" in line.lower()]
+        errors = [
+            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "error" in line.lower()
+        ]
         raise ValueError(f"{' '.join(command[1:3])} … failed; see {log}. {errors[-1] if errors else ''}")
     return time.perf_counter() - started
 
