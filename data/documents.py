@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from data.document_files import Section
 from data.readers import INVISIBLE, Row, Source
-from data.source_files import SPLITS, describe_unread, to_split
+from data.source_files import SPLITS, describe_unread, shorten, to_split
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 # Problem name, as used on the command line → description.
@@ -98,11 +98,6 @@ class DataIssues:
                 + (f" or --keep {','.join(kept)}." if (kept := [p for p in unresolved if p in KEEPABLE]) else ".")
                 + (" To count such labels as one, use --merge_labels." if "similar_label" in unresolved else "")
             )
-
-
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """Join the first few names, and count the rest."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def check_surrogates(text: str, encoding_errors: str = "strict") -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data.csv_records import MAX_FIELD, CsvRecords
 from data.document_files import Section, import_extra, read_document_file
-from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files
+from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files, is_saved
 from data.text_files import WrongEncoding, open_text, suffix_of
 
 SPACE = re.compile(r"\s*")
@@ -80,7 +80,7 @@ class Source:
 
     def __post_init__(self) -> None:
         self.names = [self.names] if isinstance(self.names, str) else list(self.names)
-        self.saved = [name for name in self.names if _is_saved(Path(name))]
+        self.saved = [name for name in self.names if is_saved(Path(name))]
         # A local folder may have configurations too, in the YAML of its README.md.
         self.on_hub = bool(self.options.config_name or self.options.revision)
         self.found = SourceFiles()
@@ -414,7 +414,3 @@ def _load_hub(source: str, options: ReadOptions) -> datasets.DatasetDict:
             f"({type(error).__name__}: {message or 'no message'}). For one of several configurations pass "
             "--dataset_config_name."
         ) from error
-
-
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()

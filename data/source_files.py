@@ -17,6 +17,7 @@ import dataclasses
 import glob
 import os
 import re
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data.document_files import DOCUMENT_SUFFIXES
-from data.text_files import BROKEN_ARCHIVE, open_bytes, suffix_of
+from data.text_files import BROKEN_ARCHIVE, OPENERS, open_bytes, suffix_of
 
 SPLITS = ("train", "validation", "test")
 SPLIT_ALIASES = {
@@ -53,6 +54,7 @@ TABLES = {
     ".ods": "spreadsheet",
 }
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+SHARD = re.compile(r"(.*)-\d+-of-(\d+)")  # train-00000-of-00004
 # Documents beside tables that are not meant to be read.
 NOTES = ("readme", "license", "licence", "copying", "changelog", "citation")
 
@@ -88,10 +90,21 @@ class SourceFiles:
     extracted: list[tempfile.TemporaryDirectory] = field(default_factory=list, repr=False)
 
 
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """Join the first few names, and count the rest."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def describe_unread(names: Sequence[str]) -> str:
     """A sentence about the files that are not read, or ""."""
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"Not read ({len(names)}): {', '.join(names[:5])}{rest}." if names else ""
+    return f"Not read ({len(names)}): {shorten(names)}." if names else ""
+
+
+def is_saved(path: Path) -> bool:
+    """Whether a folder was saved by `datasets`."""
+    return (path / "dataset_dict.json").exists() or (
+        (path / "state.json").exists() and (path / "dataset_info.json").exists()
+    )
 
 
 def to_split(name: str) -> str:
@@ -122,18 +135,22 @@ def find_source_files(
             if path is None:
                 return None
             _add(path, result, has_documents, by_folder)
-    files = list({file.path.resolve(): file for file in reversed(result.files)}.values())[::-1]  # each once
+    by_path: dict[Path, SourceFile] = {}  # each once
+    for file in result.files:
+        first = by_path.setdefault(file.path.resolve(), file)
+        if first.name != file.name:  # a link
+            result.unread[file.name] = None
+    files = list(by_path.values())
     if len({file.split for file in files} - {""}) < 2:  # train.csv alone is a table whose splits are still to be made
         files = [dataclasses.replace(file, split="") for file in files]
-    names, ids = (Counter(getattr(file, key) for file in files) for key in ("name", "id"))
-    result.files = [
-        dataclasses.replace(
-            file,
-            name=str(file.path) if names[file.name] > 1 else file.name,
-            id=file.name if file.is_document and ids[file.id] > 1 else file.id,
-        )
+    names = Counter(file.name for file in files)
+    parent = os.path.commonpath([file.path.absolute() for file in files])
+    files = [
+        dataclasses.replace(file, name=os.path.relpath(file.path, parent)) if names[file.name] > 1 else file
         for file in files
     ]
+    ids = Counter(file.id for file in files if file.is_document)
+    result.files = [dataclasses.replace(file, id=file.name) if ids[file.id] > 1 else file for file in files]
     return result
 
 
@@ -159,7 +176,8 @@ def _add(path: Path, result: SourceFiles, has_documents: Callable[[Path], bool],
     elif name.lower().endswith(ARCHIVES):
         _add_folder(_extract(path, result), name, result, has_documents, by_folder)
     elif suffix_of(path) in TABLES:
-        split = _split_of_name(path.stem) or _split_of_name(path.absolute().parent.name)
+        parent = path.absolute().parent.name
+        split = _split_of_name(path.stem) or (to_split(parent) if is_split(parent) else "")
         result.files.append(SourceFile(path, name, split=split))
     elif suffix_of(path) in DOCUMENT_SUFFIXES:
         result.files.append(SourceFile(path, name, id=_without_suffix(Path(name))))
@@ -176,9 +194,11 @@ def _extract(path: Path, result: SourceFiles) -> Path:
     try:
         if path.name.lower().endswith(".zip"):
             with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder.name)  # noqa: S202 (members outside of the folder are put inside)
+                for member in archive.infolist():
+                    member.filename = _name_in_zip(member)
+                    archive.extract(member, folder.name)  # members outside of the folder are put inside
         else:
-            with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
                 tar.extractall(folder.name, filter="data")
                 while file.read(1 << 20):  # to the end, where the checksum is compared
                     pass
@@ -189,23 +209,45 @@ def _extract(path: Path, result: SourceFiles) -> Path:
     return Path(folder.name)
 
 
+def _name_in_zip(member: zipfile.ZipInfo) -> str:
+    """The path of a member. macOS writes UTF-8 without the flag for it, old Windows programs write backslashes.
+
+    Raises:
+        BadZipFile: a link, or a name in another encoding, which the archive does not name.
+    """
+    name = member.filename
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise zipfile.BadZipFile(f"{name!r} is a link")
+    if not member.flag_bits & 0x800 and name == member.orig_filename:
+        try:
+            name = name.encode("cp437").decode()
+        except UnicodeDecodeError as error:
+            raise zipfile.BadZipFile(f"the name {name!r} is in an unknown encoding") from error
+    return name.replace("\\", "/")
+
+
 def _add_folder(
     folder: Path, name: str, result: SourceFiles, has_documents: Callable[[Path], bool], by_folder: bool
 ) -> None:
     paths, others = _files_below(folder)
     visible = [path for path in paths if not _is_hidden(path.relative_to(folder))]
+    if saved := next(filter(is_saved, sorted({path.parent for path in visible})), None):
+        raise ValueError(
+            f"{name}: saved by datasets is the folder {saved.relative_to(folder)} in it: give only that one."
+        )
     documents = [path for path in visible if suffix_of(path) in DOCUMENT_SUFFIXES]
     tables = [path for path in visible if suffix_of(path) in TABLES]
     if any(not path.stem.lower().startswith(NOTES) for path in documents):
         tables = [path for path in tables if has_documents(path)]
     if tables:
-        files = _tables_of(folder, tables, name)
+        files = _tables_of(folder, tables, name, has_documents)
     elif documents:
         files = _documents_of(folder, documents, name, by_folder)
     else:
         raise ValueError(
             f"{name}: no documents found; expected tables ({', '.join(TABLES)}), documents "
             f"({', '.join(sorted(DOCUMENT_SUFFIXES))}), or folders with documents named after the labels."
+            f" {describe_unread([path.relative_to(folder).as_posix() for path in paths])}".rstrip()
         )
     own_split = to_split(folder.resolve().name) if by_folder and is_split(folder.resolve().name) else ""
     result.files += [dataclasses.replace(file, split=file.split or own_split) for file in files]
@@ -215,7 +257,7 @@ def _add_folder(
 
 
 def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Regular files, also behind links to folders, and whatever else there is (broken links, pipes)."""
+    """Regular files, also behind links to folders, and whatever else there is (broken and repeated links, pipes)."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -225,7 +267,8 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     seen = set()
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is read already
+            others.append(Path(parent))
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -236,27 +279,45 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
+    """Hidden files, what macOS adds to archives, and what Office programs write beside an open file."""
+    return any(part.startswith((".", "~$")) or part == "__MACOSX" for part in relative.parts)
 
 
-def _tables_of(folder: Path, paths: Sequence[Path], name: str) -> list[SourceFile]:
+def _tables_of(
+    folder: Path, paths: Sequence[Path], name: str, has_documents: Callable[[Path], bool]
+) -> list[SourceFile]:
+    if len({TABLES[suffix_of(path)] for path in paths}) > 1:  # JSON files beside tables are usually their descriptions
+        paths = [path for path in paths if TABLES[suffix_of(path)] != "JSON" or has_documents(path)]
     kinds = {TABLES[suffix_of(path)] for path in paths}
-    if len(kinds) > 1:  # JSON files beside tables are usually their descriptions
-        kinds -= {"JSON"}
     if len(kinds) > 1:
         raise ValueError(
             f"{name}: tables of several kinds ({', '.join(sorted(kinds))}), which may be the same documents twice. Name those to "
             "read: --source A --source B, or a pattern such as 'folder/*.csv'."
         )
+    by_name = Counter(path.with_suffix("") if path.suffix.lower() in OPENERS else path for path in paths)
+    if twice := [path.name for path, count in by_name.items() if count > 1]:
+        raise ValueError(f"{name}: {shorten(twice)} is there compressed and not, the same documents twice: remove one.")
+    shards = Counter(match.groups() for path in paths if (match := SHARD.match(path.relative_to(folder).as_posix())))
+    if incomplete := [
+        f"{prefix} ({count} of {int(total)})" for (prefix, total), count in shards.items() if count < int(total)
+    ]:
+        raise ValueError(
+            f"{name}: shards are missing of {shorten(incomplete)}: add them, or name those to read with --source."
+        )
     files = []
     for path in paths:
         relative = path.relative_to(folder)
         split = next(filter(None, map(_split_of_name, [*relative.parts[:-1], path.stem])), "")
-        if TABLES[suffix_of(path)] in kinds:
-            files.append(SourceFile(path, f"{name}/{relative.as_posix()}", split=split))
-    if any(file.split for file in files):
-        files = [file for file in files if file.split]
-    return files
+        files.append(SourceFile(path, f"{name}/{relative.as_posix()}", split=split))
+    named = [file for file in files if file.split]
+    others = [file for file in files if not file.split]
+    if len({file.split for file in named}) == 1 and any(has_documents(file.path) for file in others):
+        raise ValueError(
+            f"{name}: {shorten([file.name for file in named])} is named after a split, and "
+            f"{shorten([file.name for file in others])} is not: rename the others to train, validation or test, or name "
+            "those to read: --source A --source B."
+        )
+    return named or files
 
 
 def _split_of_name(name: str) -> str:

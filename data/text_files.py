@@ -24,6 +24,7 @@ OPENERS = {
 }
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -51,7 +52,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def open_text(path: Path, encoding: str | None = None, errors: str = "strict") -> Iterator[IO[str]]:
-    """Open a text file with its line ends kept: in `encoding`, or by default UTF-8, unless a mark names UTF-16 or UTF-32.
+    """Open a text file with its line ends kept: in the encoding of its byte order mark, else in `encoding`, by default UTF-8.
 
     Raises:
         ValueError: an unknown encoding; a truncated or damaged compressed file; on reading, bytes that are not of this encoding,
@@ -60,7 +61,7 @@ def open_text(path: Path, encoding: str | None = None, errors: str = "strict") -
     encoding = check_encoding(encoding) if encoding else None
     try:
         with open_bytes(path) as file:
-            encoding = encoding or _marked(path) or "utf-8-sig"
+            encoding = _marked(path, encoding)
             with io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="") as text:
                 yield text
     except UnicodeError as error:
@@ -85,16 +86,19 @@ def check_encoding(encoding: str) -> str:
     return encoding
 
 
-def _marked(path: Path) -> str | None:
-    """UTF-16 or UTF-32 if a byte order mark says so. Raises WrongEncoding for NULs, which no text in UTF-8 has."""
+def _marked(path: Path, encoding: str | None) -> str:
+    """The encoding that a byte order mark names, else the given one or UTF-8. Raises WrongEncoding for NULs in UTF-8."""
     with open_bytes(path) as file:
         start = file.read(1 << 12)
-    if encoding := next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None):
-        return encoding
-    if b"\0" in start:
-        guess = "utf-16-be" if start.index(b"\0") % 2 == 0 else "utf-16-le"
-        raise WrongEncoding(f"{path}: not a text file, or in UTF-16 without a mark: pass --encoding {guess}.", 1)
-    return None
+    encoding = next((marked for mark, marked in MARKS.items() if start.startswith(mark)), encoding)
+    if not encoding and b"\0" in start:
+        place = start.index(b"\0")
+        guess = "utf-16-be" if place % 2 == 0 else "utf-16-le"
+        raise WrongEncoding(
+            f"{path}: not a text file (a NUL at byte {place + 1}). If it is UTF-16 without a mark, pass --encoding {guess}.",
+            1,
+        )
+    return encoding or "utf-8"
 
 
 class WrongEncoding(ValueError):

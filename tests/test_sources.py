@@ -55,12 +55,17 @@ def test_split_and_label_folders_are_read_and_files_beside_them_named(tmp_path):
     assert unread(tmp_path) == [f"{name}/README", f"{name}/imdb.vocab", f"{name}/train/urls_pos.txt"]
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.zst"])
 def test_an_archive_with_a_folder_around_is_read_like_the_folder(suffix, tmp_path):
-    write_tree(tmp_path / "aclImdb", {**REVIEWS, "__MACOSX/x.txt": "", ".DS_Store": b"\x00"})
-    archive = shutil.make_archive(
-        str(tmp_path / "reviews"), {".zip": "zip", ".tar.gz": "gztar"}[suffix], tmp_path, "aclImdb"
+    write_tree(
+        tmp_path / "aclImdb", {**REVIEWS, "__MACOSX/x.txt": "", ".DS_Store": b"\x00", "train/pos/~$1.docx": "lock"}
     )
+    archive = shutil.make_archive(
+        str(tmp_path / "reviews"), {".zip": "zip", ".tar.gz": "gztar", ".tar.zst": "tar"}[suffix], tmp_path, "aclImdb"
+    )
+    if suffix == ".tar.zst":
+        archive = tmp_path / "reviews.tar.zst"
+        archive.write_bytes(pa.compress((tmp_path / "reviews.tar").read_bytes(), codec="zstd", asbytes=True))
     assert len(read(archive)) == 8
     assert {split for _, _, split in read(archive)} == {"train", "test"}
 
@@ -92,6 +97,8 @@ def test_ids_are_paths_and_stay_apart(tmp_path):
     assert {row.values["id"] for row in Source(str(tmp_path))} == {
         "neg/x", f"{tmp_path.name}/pos/1.txt", f"{tmp_path.name}/pos/1.md",
     }  # fmt: skip
+    write_tree(tmp_path, {"neg/1.txt": "d"})
+    assert [row.values["id"] for row in Source(str(tmp_path / "*/1.txt"))] == ["neg/1.txt", "pos/1.txt"]
 
 
 CSV = "text,label\n{},Teen\n"
@@ -111,6 +118,21 @@ CSV = "text,label\n{},Teen\n"
 def test_names_of_tables_give_splits(names, tmp_path):
     write_tree(tmp_path, {name: CSV.format(name) for name in names})
     assert sorted(read(tmp_path)) == sorted((name, "Teen", split) for name, split in names.items())
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"reviews.csv": CSV, "reviews_test.csv": CSV}, r"reviews_test\.csv is named after a split, and \S+reviews\.csv is not"),
+        ({"train.jsonl": '{"text": "a", "label": "x"}', "test.json": '[{"text": "b", "label": "x"}]'}, r"several kinds \(JSON, JSONL"),
+        ({"train-00000-of-00003.csv": CSV, "train-00002-of-00003.csv": CSV, "test.csv": CSV}, r"missing of train \(2 of 3\)"),
+        ({"a.csv": CSV, "a.csv.gz": gzip.compress(CSV.encode())}, r"a\.csv is there compressed and not"),
+        ({"a/inner.zip": b"", "a/1": "a"}, r"Not read \(2\): a/1, a/inner\.zip"),
+    ],
+)  # fmt: skip
+def test_tables_that_may_be_incomplete_or_there_twice_are_refused(files, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read(write_tree(tmp_path, files))
 
 
 def test_tables_beside_split_files_and_documents_beside_tables_are_named(tmp_path):
@@ -259,10 +281,11 @@ def test_the_encoding_is_named_and_taken(content, encoding, tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_byte_order_mark_says_the_encoding(encoding, suffix, tmp_path):
+@pytest.mark.parametrize("given", [None, "utf-8", "cp1252"])
+def test_a_byte_order_mark_says_the_encoding(encoding, suffix, given, tmp_path):
     content = "text,label\nnaïve,Teen\n" if suffix == ".csv" else '{"text": "naïve", "label": "Teen"}\n'
     path = write_tree(tmp_path, {f"a{suffix}": content.encode(encoding)}) / f"a{suffix}"
-    assert read(path) == [("naïve", "Teen", "")]
+    assert read(path, encoding=given) == [("naïve", "Teen", "")]
 
 
 @pytest.mark.parametrize(
@@ -455,6 +478,8 @@ def test_folders_and_patterns_named_after_splits_keep_them(tmp_path):
     write_tree(tmp_path / "tables", {"train/x.csv": CSV.format("a"), "test/x.csv": CSV.format("b")})
     by_split = Counter(split for *_, split in read(tmp_path / "train", tmp_path / "test"))
     assert by_split == {"train": 4, "test": 4}
+    write_tree(tmp_path / "my test", {"train.csv": CSV, "more.csv": CSV})
+    assert {split for *_, split in read(tmp_path / "my test/train.csv", tmp_path / "my test/more.csv")} == {""}
     assert read(str(tmp_path / "tables/*/*.csv")) == [("b", "Teen", "test"), ("a", "Teen", "train")]
     assert {split for *_, split in read(tmp_path / "train")} == {""}
 
@@ -478,7 +503,8 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path):
     (tmp_path / "data/pos/loop").symlink_to(tmp_path / "data")
     (tmp_path / "data/pos/broken.txt").symlink_to(tmp_path / "nothing.txt")
     assert sorted(read(tmp_path / "data")) == [("a", "pos", ""), ("b", "neg", "")]
-    assert unread(tmp_path / "data") == ["data/pos/broken.txt"]
+    (tmp_path / "data/pos/1.txt.link.txt").symlink_to(tmp_path / "data/pos/1.txt")
+    assert unread(tmp_path / "data") == ["data/pos/broken.txt", "data/pos/loop", "data/pos/1.txt.link.txt"]
 
 
 @pytest.mark.parametrize("kind", ["gztar", "xztar", "zip"])
@@ -617,3 +643,20 @@ def test_an_archive_cannot_write_outside(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("../../inside.txt", "inside")
     assert [text for text, *_ in read(tmp_path / "a.zip")] == ["inside"]
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "label"),
+    [(b"caf__/1.txt", "café/1.txt".encode(), "café"), (b"pos_1.txt", b"pos\\1.txt", "pos"),
+     (b"____/1.txt", "好评/1.txt".encode("gbk"), None)],
+)  # fmt: skip
+def test_names_in_zips_of_other_systems(written, name, label, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(written.decode(), "a")
+        archive.writestr("neg/2.txt", "b")
+    path = write_tree(tmp_path, {"a.zip": (tmp_path / "a.zip").read_bytes().replace(written, name)}) / "a.zip"
+    if label:
+        assert sorted(read(path)) == [("a", label, ""), ("b", "neg", "")]
+    else:
+        with pytest.raises(ValueError, match=r"unknown encoding.*Extract it"):
+            read(path)
