@@ -5,7 +5,6 @@ drop or keep the affected rows.
 """
 
 import json
-import math
 import os
 import re
 import unicodedata
@@ -13,6 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import datasets
@@ -23,7 +23,10 @@ from data.document_files import Section
 from data.readers import INVISIBLE, Row, Source
 from data.source_files import SPLITS, describe_unread, shorten, to_split
 
+MISSING = ("nan", "NaN", "NaT", "<NA>", "#N/A")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+# A list of labels as text, in JSON, Python or NumPy; but [OC] is a label.
+LISTED = re.compile(r"""[\[{](\s*["'].*|.*,.*|[\d.\s]*)[\]}]""", re.DOTALL)
 # Problem name, as used on the command line → description.
 PROBLEMS = {
     "malformed": "a malformed record or an unreadable file",
@@ -115,7 +118,8 @@ def check_surrogates(text: str, encoding_errors: str = "strict") -> str:
 
 
 def is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """None, and what other programs write for a missing value or an error of a formula."""
+    return value is None or str(value) in MISSING
 
 
 def to_name(value: Any) -> str:
@@ -136,19 +140,12 @@ def to_label(value: Any) -> str:
     Raises:
         ValueError: several labels, or another value that is no label.
     """
-    if isinstance(value, list | tuple | dict | set | bytes) or (isinstance(value, str) and _is_json_list(value)):
+    if isinstance(value, list | tuple | dict | set | bytes) or (
+        isinstance(value, str) and LISTED.fullmatch(value.strip())
+    ):
         raise ValueError(f"expected one label, got {str(value)[:60]}; a document has exactly one")
     name = to_name(value)
     return name.split(".")[0] if NUMBER.fullmatch(name) and not name.partition(".")[2].strip("0") else name
-
-
-def _is_json_list(value: str) -> bool:
-    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
-        return False
-    try:
-        return isinstance(json.loads(value), list)
-    except (ValueError, RecursionError):
-        return False
 
 
 def look_alike_key(label: str) -> str:
@@ -404,22 +401,22 @@ def _write_table(
 
 
 def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
-    """Yield the rows after checking that the first has the required columns."""
-    required = [("text", name) for name in columns.texts] + [("label", columns.label)]
-    for kind in ("id", "split", "group", "evidence"):
-        if getattr(columns, kind) != getattr(Columns, kind) and getattr(columns, kind) != "none":
-            required.append((kind, getattr(columns, kind)))
-    options = [(f"--{kind}_column", name) for kind, name in required] + [
-        ("--keep_columns", name) for name in columns.keep
-    ]
-    is_checked = False
-    for row in source:
-        if not row.error and not is_checked:
-            place = str(source) if len(source.found.files) < 2 else f"{source}: {row.location}"
-            require_columns(row, options, place, describe_unread(list(source.found.unread)))
-            is_checked = True
-        row.values = dict.fromkeys(name for _, name in options) | row.values  # later JSON rows may omit keys
-        yield row
+    """Yield the rows after checking that the first ones have the required columns. Of JSON, single rows may lack one."""
+    rows = iter(source)
+    head = list(islice(rows, 100))
+    if readable := [row for row in head if not row.error]:
+        names = dict.fromkeys(name for row in readable for name in row.values)
+        alike = set(map(look_alike_key, names))
+        options = [("--text_column", name) for name in columns.texts] + [("--label_column", columns.label)]
+        for kind in ("id", "split", "group", "evidence"):
+            name = getattr(columns, kind)
+            # A column Split is not left out in silence.
+            if name != "none" and (name != getattr(Columns, kind) or (name not in names and name in alike)):
+                options.append((f"--{kind}_column", name))
+        options += [("--keep_columns", name) for name in columns.keep]
+        place = str(source) if len(source.found.files) < 2 else f"{source}: {readable[0].location}"
+        require_columns(Row("", names), options, place, describe_unread(list(source.found.unread)))
+    yield from chain(head, rows)
 
 
 def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, note: str = "") -> None:
@@ -433,7 +430,7 @@ def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, n
         for option, name in absent
         if look_alike_key(name) in names
     ]
-    if len(row.values) == 1:
+    if len(row.values) == 1 and all(name in next(iter(row.values)) for _, name in absent):
         hints.append(" Of a CSV with another delimiter, pass its --delimiter.")
     hints += [f" {note}"] if note else []
     listed = ", ".join(f"{option} {name}" for option, name in absent)

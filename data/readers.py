@@ -16,11 +16,20 @@ import pyarrow.parquet as pq
 
 from data.csv_records import MAX_FIELD, CsvRecords
 from data.document_files import Section, import_extra, read_document_file
-from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files, is_saved
+from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files, is_saved, split_of_name
 from data.text_files import WrongEncoding, open_text, suffix_of
 
 SPACE = re.compile(r"\s*")
 CHARACTERS = 1 << 16  # of JSON, decoded at once
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(values)}")
+    return values
+
+
+JSON = json.JSONDecoder(object_pairs_hook=_unique)
 MAX_CELL = 32_767  # characters in a cell of a spreadsheet
 # What may stand around a name or label without being seen: byte order mark, zero-width space, joiners, word joiner.
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
@@ -123,7 +132,12 @@ class Source:
         return names[0] if names and all(other == names[0] for other in names) else None
 
     def _load(self) -> datasets.Dataset | datasets.DatasetDict:
-        return datasets.load_from_disk(self.names[0]) if self.saved else _load_hub(self.names[0], self.options)
+        if not self.saved:
+            return _load_hub(self.names[0], self.options)
+        try:
+            return datasets.load_from_disk(self.names[0])
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self}: incomplete or damaged; save it again with save_to_disk ({error}).") from error
 
     def _has_documents(self, path: Path) -> bool:
         """Whether a table has a text column, or lists documents. One that cannot be read has not."""
@@ -205,7 +219,9 @@ def clean_name(name: Any) -> str:
 def check_names(names: Sequence[str], path: Path) -> None:
     """Raise ValueError if two columns have the same name."""
     if repeated := [name for name, count in Counter(map(clean_name, names)).items() if count > 1]:
-        raise ValueError(f"{path}: duplicate column in the header: {', '.join(repeated) or 'without a name'}.")
+        raise ValueError(
+            f"{path}: duplicate column in the header: {', '.join(repeated) or 'without a name'}. Rename one."
+        )
 
 
 def _read_csv(path: Path, options: ReadOptions) -> Iterator[Row]:
@@ -242,7 +258,7 @@ def _read_json(path: Path, options: ReadOptions) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
+                value = JSON.decode(line)
             except (ValueError, RecursionError) as error:
                 if number == 1 and suffix_of(path) == ".json":
                     raise ValueError(
@@ -261,7 +277,7 @@ def _begins_array(start: str) -> bool:
 
 def _read_array(path: Path, file: IO[str]) -> Iterator[Row]:
     """The elements of an array, decoded one at a time: memory holds a part of the file that contains one."""
-    decoder, number = json.JSONDecoder(), 1
+    number = 1
     buffer, place, is_complete = file.read(CHARACTERS).lstrip()[1:], 0, False
     while True:
         start = _after(SPACE, buffer, place)
@@ -276,7 +292,7 @@ def _read_array(path: Path, file: IO[str]) -> Iterator[Row]:
                 )
             return
         try:
-            value, place = decoder.raw_decode(buffer, start)
+            value, place = JSON.raw_decode(buffer, start)
         except (ValueError, RecursionError) as error:
             # The rest of a file that is not JSON is not read.
             is_wrong = isinstance(error, json.JSONDecodeError) and error.pos < len(buffer) - CHARACTERS
@@ -368,27 +384,47 @@ def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row
 
 
 def _read_spreadsheet(file: SourceFile, unread: dict[str, None]) -> Iterator[Row]:
-    """The first sheet with more than a header. Others are unread."""
+    """The sheets named after splits, or the first that is not hidden. Others are unread, empty ones are left out."""
     calamine = import_extra("python_calamine", file.path)
     try:
         workbook = calamine.CalamineWorkbook.from_path(str(file.path))
-        sheets = {name: workbook.get_sheet_by_name(name) for name in workbook.sheet_names}
+        hidden_last = sorted(
+            workbook.sheets_metadata, key=lambda sheet: sheet.visible != calamine.SheetVisibleEnum.Visible
+        )
+        sheets = {sheet.name: workbook.get_sheet_by_name(sheet.name) for sheet in hidden_last}
         sheets = {name: sheet for name, sheet in sheets.items() if sheet.height > 1}
     except (calamine.CalamineError, OSError, RuntimeError) as error:
         raise ValueError(f"{file.path}: not a readable spreadsheet ({error}): save it as CSV.") from error
-    unread.update((f"{file.name}, sheet {name!r}", None) for name in list(sheets)[1:])
-    if not sheets:
-        return
-    rows = enumerate(next(iter(sheets.values())).iter_rows(), 1)
-    header: Sequence[Any] = next((cells for _, cells in rows if any(cell not in (None, "") for cell in cells)), ())
-    columns = {index: str(name) for index, name in enumerate(header) if name not in (None, "")}
+    splits = {name: split for name in sheets if (split := split_of_name(name))}
+    if len(set(splits.values())) < 2:
+        splits = dict.fromkeys(list(sheets)[:1], "")
+    unread.update((f"{file.name}, sheet {name!r}", None) for name in sheets if name not in splits)
+    for name, split in splits.items():
+        for row in _read_sheet(file, sheets[name].iter_rows(), unread):
+            if split:
+                row.location = f"sheet {name!r} {row.location}"
+                row.values = {"split": split} | row.values
+            yield row
+
+
+def _read_sheet(file: SourceFile, sheet: Iterator[list[Any]], unread: dict[str, None]) -> Iterator[Row]:
+    rows = enumerate((list(map(_cell, cells)) for cells in sheet), 1)
+    header = next((cells for _, cells in rows if any(cell is not None for cell in cells)), [])
+    columns = {index: str(name) for index, name in enumerate(header) if name is not None}
     check_names(list(columns.values()), file.path)
     for number, cells in rows:
-        values = {name: None if cells[index] == "" else cells[index] for index, name in columns.items()}
+        values = {name: cells[index] for index, name in columns.items()}
         if any(isinstance(value, str) and len(value) == MAX_CELL for value in values.values()):
             unread[f"{file.name}, row {number} beyond the {MAX_CELL:,} characters that a cell can hold"] = None
         if any(value is not None for value in values.values()):
             yield Row(f"row {number}", values)
+
+
+def _cell(value: Any) -> Any:
+    """The value of a cell, None if it is empty. Spreadsheets know no integers: 1999.0 is 1999."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return None if value == "" else value
 
 
 def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[Row]:

@@ -177,7 +177,7 @@ def _add(path: Path, result: SourceFiles, has_documents: Callable[[Path], bool],
         _add_folder(_extract(path, result), name, result, has_documents, by_folder)
     elif suffix_of(path) in TABLES:
         parent = path.absolute().parent.name
-        split = _split_of_name(path.stem) or (to_split(parent) if is_split(parent) else "")
+        split = split_of_name(path.stem) or (to_split(parent) if is_split(parent) else "")
         result.files.append(SourceFile(path, name, split=split))
     elif suffix_of(path) in DOCUMENT_SUFFIXES:
         result.files.append(SourceFile(path, name, id=_without_suffix(Path(name))))
@@ -307,7 +307,7 @@ def _tables_of(
     files = []
     for path in paths:
         relative = path.relative_to(folder)
-        split = next(filter(None, map(_split_of_name, [*relative.parts[:-1], path.stem])), "")
+        split = next(filter(None, map(split_of_name, [*relative.parts[:-1], path.stem])), "")
         files.append(SourceFile(path, f"{name}/{relative.as_posix()}", split=split))
     named = [file for file in files if file.split]
     others = [file for file in files if not file.split]
@@ -320,10 +320,10 @@ def _tables_of(
     return named or files
 
 
-def _split_of_name(name: str) -> str:
+def split_of_name(name: str) -> str:
     """The split that a file's or folder's name holds as a word, or "".
 
-    >>> _split_of_name("train-00000-of-00004"), _split_of_name("my_val.data"), _split_of_name("trained")
+    >>> split_of_name("train-00000-of-00004"), split_of_name("my_val.data"), split_of_name("trained")
     ('train', 'validation', '')
     """
     splits = {to_split(word) for word in re.split(r"[^a-z]+", name.lower())} & set(SPLITS)

@@ -210,8 +210,22 @@ def test_parquet_of_datasets_gives_names_and_order_of_its_classes(tmp_path):
     assert [row.values["label"] for row in source] == ["bad", "neutral", None]
 
 
+@pytest.mark.parametrize("damage", ["folder", "file", "end"])
+def test_a_saved_dataset_that_is_damaged_or_deeper_is_refused(damage, tmp_path):
+    table = datasets.Dataset.from_dict({"text": ["a"], "label": ["x"]})
+    datasets.DatasetDict(train=table, test=table).save_to_disk(str(tmp_path / "outer/saved"))
+    [arrow] = (tmp_path / "outer/saved/test").glob("*.arrow")
+    if damage == "file":
+        arrow.unlink()
+    elif damage == "end":
+        arrow.write_bytes(arrow.read_bytes()[:50])
+    source, message = {"folder": ("outer", "the folder saved in it")}.get(damage, ("outer/saved", "saved: incomplete"))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / source)
+
+
 def write_workbook(path: Path, sheets: dict[str, list[list]]) -> None:
-    """A workbook with text and numbers only."""
+    """A workbook with text and numbers only. A sheet whose name begins with _ is hidden."""
 
     def cell(value) -> str:
         return (
@@ -222,7 +236,10 @@ def write_workbook(path: Path, sheets: dict[str, list[list]]) -> None:
 
     kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
     schema, relations = "http://schemas.openxmlformats.org", "officeDocument/2006/relationships"
-    names = [f"<sheet name='{name}' sheetId='{i}' r:id='r{i}'/>" for i, name in enumerate(sheets, 1)]
+    names = [
+        f"<sheet name='{name}' sheetId='{i}' r:id='r{i}' state='{'hidden' if name[0] == '_' else 'visible'}'/>"
+        for i, name in enumerate(sheets, 1)
+    ]
     parts = [
         f"<Override PartName='/xl/s{i}.xml' ContentType='{kind}.worksheet+xml'/>" for i in range(1, len(sheets) + 1)
     ]
@@ -255,6 +272,15 @@ def test_a_spreadsheet_is_read_and_its_other_sheets_named(tmp_path):
         ("row 2", "One.", "1"), ("row 4", "Two.", "2"),
     ]  # fmt: skip
     assert list(source.found.unread) == ["a.xlsx, sheet 'Notes'"]
+    write_workbook(tmp_path / "d.xlsx", {"_Old": rows, "New": [["text", "label", 2020], ["a", "x", 7]]})
+    assert [row.values for row in Source(str(tmp_path / "d.xlsx"))] == [{"text": "a", "label": "x", "2020": 7}]
+    assert unread(tmp_path / "d.xlsx") == ["d.xlsx, sheet '_Old'"]
+    header, sheets = ["id", "text", "label"], {"train": "a", "Notes": "b", "test": "c"}
+    write_workbook(tmp_path / "e.xlsx", {name: [header, [1, text, "x"]] for name, text in sheets.items()})
+    documents, _ = read_documents(Source(str(tmp_path / "e.xlsx")), Columns())
+    assert [(row["id"], row["text"], row["split"]) for row in documents] == [
+        ("1", "a", "train"), ("sheet 'test':1", "c", "test"),
+    ]  # fmt: skip
     write_workbook(tmp_path / "c.xlsx", {"Texts": [["text"], ["x" * 32_767]]})
     assert "row 2 beyond" in unread(tmp_path / "c.xlsx")[0]
     (tmp_path / "b.xlsx").write_bytes(b"PK\x03\x04")
@@ -354,12 +380,24 @@ def test_malformed_json_lines_can_be_dropped(tmp_path):
     assert "row 2: not JSON" in issues.rows["malformed"][0]
 
 
+def test_keys_of_json(tmp_path):
+    path = write_tree(tmp_path, {"a.jsonl": '{"text": "a"}\n{"text": "b", "label": "x"}\n'}) / "a.jsonl"
+    documents, issues = read_documents(Source(str(path)), Columns(), drop=["missing_label"])
+    assert (documents["text"], issues.rows) == (["b"], {"missing_label": ["row 1"]})
+    for content in ('{"text": "a", "label": "x", "text": "b"}', '[{"text": "a", "label": "x", "text": "b"}]'):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"row 1.*a key occurs twice among text, label"):
+            read_documents(Source(str(path)), Columns())
+
+
 def labelled(folder: Path, labels: list) -> Source:
     rows = [json.dumps({"text": f"Text {i} of its own kind.", "label": label}) + "\n" for i, label in enumerate(labels)]
     return Source(str(write_tree(folder, {"a.jsonl": "".join(rows)}) / "a.jsonl"))
 
 
-@pytest.mark.parametrize("label", [["x", "y"], {"z": 1}, '["x", "y"]'])
+@pytest.mark.parametrize(
+    "label", [["x", "y"], {"z": 1}, '["x", "y"]', "['x', 'y']", "['x' 'y']", "[1 0]", "{'x'}", "[]"]
+)
 def test_several_labels_a_document_are_refused(label, tmp_path):
     with pytest.raises(ValueError, match=r"row 2: expected one label, got .*exactly one"):
         read_documents(labelled(tmp_path, ["x", label]), Columns())
@@ -368,7 +406,8 @@ def test_several_labels_a_document_are_refused(label, tmp_path):
 @pytest.mark.parametrize(
     ("value", "label"),
     [("Teen \u00a0\u200b", "Teen"), ("\ufeffTeen", "Teen"), ("cafe\u0301", "caf\u00e9"), (1.0, "1"), ("1.0", "1"), ("-1.00", "-1"),
-     ("0.5", "0.5"), ("01", "01"), ("1.0.0", "1.0.0"), (True, "True"), (None, "")],
+     ("0.5", "0.5"), ("01", "01"), ("1.0.0", "1.0.0"), (True, "True"), (None, ""), ("[OC]", "[OC]"), (float("nan"), ""), ("nan", ""),
+     ("#N/A", ""), ("Nan", "Nan")],
 )  # fmt: skip
 def test_labels_have_one_form(value, label):
     assert to_label(value) == label
@@ -411,6 +450,10 @@ def test_a_name_in_another_case_is_offered(tmp_path):
     path = write_tree(tmp_path, {"a.csv": "Text,LABEL\na,b\n"}) / "a.csv"
     with pytest.raises(ValueError, match=r"Did you mean --text_column Text\?.*--label_column LABEL"):
         read_documents(Source(str(path)), Columns())
+    path.write_text("text,label,Split\na,b,train\n")
+    with pytest.raises(ValueError, match=r"Did you mean --split_column Split\?"):
+        read_documents(Source(str(path)), Columns())
+    assert read_documents(Source(str(path)), Columns(split="none"))[0]["split"] == [""]
 
 
 def test_validation_is_taken_out_of_train(tmp_path):
