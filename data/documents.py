@@ -23,6 +23,10 @@ from data.document_files import Section
 from data.readers import INVISIBLE, Row, Source
 from data.source_files import SPLITS, describe_unread, shorten, to_split
 
+# Dashes and quotes of word processors, and the invisible selectors of an emoji's colour.
+TYPOGRAPHIC = str.maketrans(
+    "\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u201c\u201d", "------''\"\"", "\ufe0e\ufe0f"
+)
 MISSING = ("nan", "NaN", "NaT", "<NA>", "#N/A")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
 # A list of labels as text, in JSON, Python or NumPy; but [OC] is a label.
@@ -33,7 +37,7 @@ PROBLEMS = {
     "missing_text": "no text",
     "missing_label": "no label",
     "unknown_label": "a label that is not in --labels",
-    "similar_label": "a label that differs from a more frequent one only in case or invisible characters",
+    "similar_label": "a label that looks like a more frequent one (case, invisible characters, dashes, quotes, form of a number)",
     "empty": "an empty text",
     "duplicate_id": "a duplicate id",
     "unknown_split": "a split other than train, validation, test",
@@ -149,12 +153,12 @@ def to_label(value: Any) -> str:
 
 
 def look_alike_key(label: str) -> str:
-    """The same for labels that differ only in case, spaces, invisible characters or the form of a number.
+    """The same for labels that differ only in case, spaces, invisible characters, dashes, quotes or the form of a number.
 
     >>> look_alike_key("Teen") == look_alike_key("te\u200ben "), look_alike_key("01") == look_alike_key("1")
     (True, True)
     """
-    text = unicodedata.normalize("NFKC", label).casefold()
+    text = unicodedata.normalize("NFKC", label).casefold().translate(TYPOGRAPHIC)
     visible = "".join(character for character in text if unicodedata.category(character) not in ("Cf", "Cc"))
     key = "".join(visible.split())
     number = re.fullmatch(r"([-+]?)0*(\d+)(?:\.(\d*?)0*)?", key)
@@ -261,7 +265,7 @@ def read_documents(
 
     Args:
         labels: labels in order; other labels are an `unknown_label`. None: any label.
-        merge_labels: count labels that differ only in case or invisible characters as one.
+        merge_labels: count labels that look alike as one (see `look_alike_key`).
         cache_dir: folder of the table; it must outlive the table.
 
     Raises:
@@ -434,4 +438,6 @@ def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, n
         hints.append(" Of a CSV with another delimiter, pass its --delimiter.")
     hints += [f" {note}"] if note else []
     listed = ", ".join(f"{option} {name}" for option, name in absent)
-    raise ValueError(f"{source}: no column for {listed}; the columns are {', '.join(row.values)}.{''.join(hints)}")
+    raise ValueError(
+        f"{source}: no column for {listed}; the columns are {shorten(list(row.values), 20)}.{''.join(hints)}"
+    )

@@ -294,10 +294,12 @@ def _read_array(path: Path, file: IO[str]) -> Iterator[Row]:
         try:
             value, place = JSON.raw_decode(buffer, start)
         except (ValueError, RecursionError) as error:
-            # The rest of a file that is not JSON is not read.
-            is_wrong = isinstance(error, json.JSONDecodeError) and error.pos < len(buffer) - CHARACTERS
-            if is_complete or is_wrong or not isinstance(error, json.JSONDecodeError):
-                reason = getattr(error, "msg", str(error))
+            # The rest of a file that is not JSON is not read. A string without an end may have it there.
+            reason = getattr(error, "msg", str(error))
+            is_wrong = not isinstance(error, json.JSONDecodeError) or (
+                error.pos < len(buffer) - CHARACTERS and not reason.startswith("Unterminated string")
+            )
+            if is_complete or is_wrong:
                 raise ValueError(f"{path}: row {number} of the array is not complete JSON: {reason}.") from error
             more = file.read(max(CHARACTERS, len(buffer) - place))
             buffer, place, is_complete = buffer[place:] + more, 0, not more

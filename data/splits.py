@@ -149,6 +149,6 @@ def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequenc
         if absent:
             total = sum(counts[split, label] for split in present)
             raise ValueError(
-                f"The class {label[:60]!r} has too few documents to split ({total}): none in {', '.join(absent)}. "
-                "Provide at least three that share no group, or remove the class."
+                f"The class {label[:60]!r} ({total} documents) has none in {', '.join(absent)}. Provide at least three that "
+                "share no group and are no near-duplicates, or remove the class."
             )

@@ -186,8 +186,9 @@ ROWS = [{"text": f"Text {i}: é", "label": "Teen"} for i in range(300)]
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_a_json_array_is_read(name, indent, tmp_path):
-    (tmp_path / name).write_text(json.dumps(ROWS, indent=indent))
-    assert [text for text, *_ in read(tmp_path / name)] == [row["text"] for row in ROWS]
+    rows = [*ROWS, {"text": "A long text. " * 50_000, "label": "Teen"}]
+    (tmp_path / name).write_text(json.dumps(rows, indent=indent))
+    assert [text for text, *_ in read(tmp_path / name)] == [row["text"] for row in rows]
 
 
 def test_json_lines_under_json_are_read_and_other_json_refused(tmp_path):
@@ -425,8 +426,11 @@ def test_labels_that_look_alike_are_named_and_decided(tmp_path):
     assert Counter(merged["label"]) == {"teen": 6, "General": 1}
 
 
-def test_numbers_written_differently_look_alike():
+def test_numbers_and_punctuation_written_differently_look_alike():
     assert similar_labels(Counter({"1": 5, "01": 2, "2": 1})) == {"01": "1"}
+    assert similar_labels(Counter({"-1": 5, "\u22121": 2, "❤": 2, "❤\ufe0f": 1, "Children's": 2, "Children\u2019s": 1})) == {
+        "\u22121": "-1", "❤\ufe0f": "❤", "Children\u2019s": "Children's",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
