@@ -20,7 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from data.document_files import Section
-from data.readers import INVISIBLE, Row, Source
+from data.readers import Row, Source, clean_name
 from data.source_files import SPLITS, describe_unread, shorten, to_split
 
 # Dashes and quotes of word processors, and the invisible selectors of an emoji's colour.
@@ -132,10 +132,7 @@ def to_name(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text, previous = unicodedata.normalize("NFC", check_surrogates(str(value))), ""
-    while text != previous:
-        text, previous = text.strip().strip(INVISIBLE), text
-    return text
+    return clean_name(unicodedata.normalize("NFC", check_surrogates(str(value))))
 
 
 def to_label(value: Any) -> str:
@@ -355,7 +352,7 @@ def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) 
     problems = []
     if text is None:
         problems.append("missing_text")
-    elif not text.strip():
+    elif not clean_name(text):
         problems.append("empty")
     if not document["label"]:
         problems.append("missing_label")

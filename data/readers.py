@@ -31,8 +31,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 JSON = json.JSONDecoder(object_pairs_hook=_unique)
 MAX_CELL = 32_767  # characters in a cell of a spreadsheet
-# What may stand around a name or label without being seen: byte order mark, zero-width space, joiners, word joiner.
-INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060\u00ad"
+# What may stand around a name or label without being seen: spaces, byte order mark, zero-width space, joiners and directions.
+AROUND = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Source:
             return
         is_single = len(self.found.files) == 1
         for file in self.found.files:
+            row = None
             for row in _read_file(file, self.options, self.found.unread):
                 if not file.is_document and not is_single:
                     row.location = f"{file.name} {row.location}"
@@ -120,6 +121,8 @@ class Source:
                     if value and not row.values.get(name):
                         row.values[name] = value
                 yield row
+            if row is None:
+                self.found.unread[f"{file.name} (no rows)"] = None
 
     def label_names(self, column: str) -> list[str] | None:
         """Label order that the source stores (a ClassLabel of `datasets`), or None."""
@@ -212,8 +215,8 @@ def _read_table(file: SourceFile, options: ReadOptions, unread: dict[str, None])
 
 
 def clean_name(name: Any) -> str:
-    """A column's name without the spaces and invisible characters around it."""
-    return str(name).strip().strip(INVISIBLE).strip()
+    """Text without the spaces and invisible characters around it."""
+    return str(name).strip(AROUND)
 
 
 def check_names(names: Sequence[str], path: Path) -> None:
@@ -447,8 +450,12 @@ def _load_hub(source: str, options: ReadOptions) -> datasets.DatasetDict:
         return datasets.load_dataset(source, options.config_name, revision=options.revision)
     except Exception as error:
         message = " ".join(str(error).split()[:60])
+        expected = (
+            "--dataset_config_name and --dataset_revision are for datasets on the hub, and folders with configurations"
+            if Path(source).exists()
+            else "no such file or folder, and no dataset of that name could be loaded from the hub"
+        )
         raise ValueError(
-            f"{source}: no such file or folder, and no dataset of that name could be loaded from the hub "
-            f"({type(error).__name__}: {message or 'no message'}). For one of several configurations pass "
+            f"{source}: {expected} ({type(error).__name__}: {message or 'no message'}). For one of several configurations pass "
             "--dataset_config_name."
         ) from error

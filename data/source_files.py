@@ -156,15 +156,15 @@ def find_source_files(
 
 def _paths(source: str, is_single: bool) -> list[Path | None]:
     path = Path(source)
-    if path.exists():
+    if source and path.exists():
         return [path]
     if glob.has_magic(source):
         if matches := sorted(glob.glob(source, recursive=True)):
             return [Path(match) for match in matches]
         raise ValueError(f"{source}: no file matches.")
-    if is_single and suffix_of(path) not in {*TABLES, *DOCUMENT_SUFFIXES} and not source.endswith(ARCHIVES):
+    if source and is_single and suffix_of(path) not in {*TABLES, *DOCUMENT_SUFFIXES} and not source.endswith(ARCHIVES):
         return [None]
-    raise ValueError(f"{source}: no such file or folder.")
+    raise ValueError(f"{source or 'An empty --source'}: no such file or folder.")
 
 
 def _add(path: Path, result: SourceFiles, has_documents: Callable[[Path], bool], by_folder: bool) -> None:

@@ -117,22 +117,25 @@ def wrong_encoding(path: Path, encoding: str) -> ValueError:
         if wide:
             return ValueError(f"{path}: not {name}, or cut off in the middle of a character. Set its --encoding.")
         bad: list[bytes] = []
-        size, first, location = 0, 0, ""
+        size, first, location, is_mixed = 0, 0, "", False
         for number, line in enumerate(file, 1):
             if line.isascii():
                 continue
             try:
                 line.decode(encoding)
+                is_mixed = name == "UTF-8"  # other encodings rarely look like it
             except UnicodeError as error:
                 if not first:
                     first, position = number, getattr(error, "start", 0)
                     location = f"line {number} is not {name}: byte 0x{line[position]:02x} at column {position + 1}"
-            bad.append(line)
+                bad.append(line)
             size += len(line)
             if location and size > DETECTION_BYTES:
                 break
     probable = detect_encoding(b"".join(bad)[-DETECTION_BYTES:])
     advice = f"It is probably {probable}: pass --encoding {probable}." if probable else "Pass its --encoding."
+    if is_mixed:
+        advice = f"Other lines are UTF-8: correct this one{f', which is probably {probable}' if probable else ''}."
     return WrongEncoding(
         f"{path}: {location or f'not {name}'}. {advice} Or replace such bytes by U+FFFD with --encoding_errors replace.",
         first,

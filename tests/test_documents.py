@@ -51,6 +51,7 @@ def read(tmp_path, rows: list[dict], encoding_errors: str = "strict", **argument
     [
         ({"text": None}, "missing_text"),
         ({"text": " \n"}, "empty"),
+        ({"text": "\ufeff \u200b"}, "empty"),
         ({"label": None}, "missing_label"),
         ({"label": "Adult"}, "unknown_label"),
         ({"id": "0"}, "duplicate_id"),

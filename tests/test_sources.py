@@ -143,6 +143,12 @@ def test_tables_beside_split_files_and_documents_beside_tables_are_named(tmp_pat
     assert [name.rpartition("/")[2] for name in unread(tmp_path)] == ["README.md", "dataset_info.json", "notes.csv"]
 
 
+def test_a_table_without_rows_is_named(tmp_path):
+    write_tree(tmp_path, {"train.csv": CSV, "test.csv": "text,label\n", "validation.csv": ""})
+    assert len(read(tmp_path)) == 1
+    assert unread(tmp_path) == [f"{tmp_path.name}/{name}.csv (no rows)" for name in ("test", "validation")]
+
+
 def test_tables_of_two_kinds_are_refused(tmp_path):
     write_tree(tmp_path, {"a.csv": CSV, "a.jsonl": '{"text": "a", "label": "b"}'})
     with pytest.raises(ValueError, match=r"several kinds \(CSV, JSONL\).*--source"):
@@ -156,6 +162,8 @@ def test_several_sources_and_patterns_are_read_in_order(tmp_path):
         read(str(tmp_path / "*.parquet"))
     with pytest.raises(ValueError, match="no such file"):
         read(tmp_path / "b.csv", tmp_path / "nothing")
+    with pytest.raises(ValueError, match="An empty --source"):
+        read("")
 
 
 def test_rows_of_several_tables_are_named_by_file_and_ids_stay_apart(tmp_path):
@@ -306,6 +314,12 @@ def test_the_encoding_is_named_and_taken(content, encoding, tmp_path):
     assert read(path, encoding=encoding)[0][0] == content.split("\n")[1].rpartition(",")[0]
 
 
+def test_one_line_of_another_encoding_is_named(tmp_path):
+    content = "text,label\nnaïve café,x\n".encode() + "Привет мир,x\n".encode("cp1251") + "naïve,x\n".encode()
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\) is not UTF-8.*Other lines are UTF-8: correct this one"):
+        read(write_tree(tmp_path, {"a.csv": content}) / "a.csv")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("given", [None, "utf-8", "cp1252"])
@@ -443,11 +457,14 @@ def test_numbers_are_sorted_as_numbers(labels, order):
     assert sorted_labels([to_label(label) for label in labels]) == order
 
 
-def test_negative_labels_can_be_given():
+@pytest.mark.parametrize(
+    ("given", "labels"), [("-1,0,1", ["-1", "0", "1"]), ('"Yes, a lot", No,', ["Yes, a lot", "No"])]
+)
+def test_labels_that_can_be_given(given, labels):
     options = parse_arguments(
-        ["--source", "a", "--tokenizer", "t", "--output_dir", "o", "--labels", "-1,0,1", "--seed", "-3"]
+        ["--source", "a", "--tokenizer", "t", "--output_dir", "o", "--labels", given, "--seed", "-3"]
     )
-    assert (options["labels"], options["seed"]) == (["-1", "0", "1"], -3)
+    assert (options["labels"], options["seed"]) == (labels, -3)
 
 
 def test_a_name_in_another_case_is_offered(tmp_path):
@@ -518,6 +535,8 @@ def test_a_configuration_of_a_dataset_is_chosen_by_its_name(tmp_path):
     assert read(tmp_path, config_name="new") == [("n", "Teen", "train")]
     with pytest.raises(ValueError, match=r"newer.*--dataset_config_name"):
         read(tmp_path, config_name="newer")
+    with pytest.raises(ValueError, match=r"old\.csv: --dataset_config_name and --dataset_revision are for"):
+        read(tmp_path / "old.csv", config_name="new")
 
 
 def test_folders_and_patterns_named_after_splits_keep_them(tmp_path):

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import csv
 import gc
 import logging
 import os
@@ -144,8 +145,8 @@ def is_debugging() -> bool:
 
 
 def comma_list(text: str) -> list[str]:
-    """The items of a list such as `General,Teen,Mature`."""
-    return [item.strip() for item in text.split(",") if item.strip()]
+    """The items of a list such as `General,Teen,Mature`. An item with a comma is in double quotes, as in CSV."""
+    return [item.strip() for item in next(csv.reader([text], skipinitialspace=True), []) if item.strip()]
 
 
 def one_paragraph(error: BaseException) -> str:
