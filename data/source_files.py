@@ -113,10 +113,6 @@ def to_split(name: str) -> str:
     return SPLIT_ALIASES.get(name, name)
 
 
-def is_split(name: str) -> bool:
-    return to_split(name) in SPLITS
-
-
 def find_source_files(
     sources: Sequence[str], has_documents: Callable[[Path], bool], by_folder: bool = True
 ) -> SourceFiles | None:
@@ -138,9 +134,16 @@ def find_source_files(
     by_path: dict[Path, SourceFile] = {}  # each once
     for file in result.files:
         first = by_path.setdefault(file.path.resolve(), file)
-        if first.name != file.name:  # a link
+        if os.path.abspath(first.path) != os.path.abspath(file.path):  # a link
             result.unread[file.name] = None
     files = list(by_path.values())
+    by_name = {file.path.parent for file in files if file.split}
+    files = [
+        file
+        if file.split or file.is_document or file.path.parent in by_name
+        else dataclasses.replace(file, split=split_of_name(file.path.absolute().parent.name))
+        for file in files
+    ]
     if len({file.split for file in files} - {""}) < 2:  # train.csv alone is a table whose splits are still to be made
         files = [dataclasses.replace(file, split="") for file in files]
     names = Counter(file.name for file in files)
@@ -176,9 +179,7 @@ def _add(path: Path, result: SourceFiles, has_documents: Callable[[Path], bool],
     elif name.lower().endswith(ARCHIVES):
         _add_folder(_extract(path, result), name, result, has_documents, by_folder)
     elif suffix_of(path) in TABLES:
-        parent = path.absolute().parent.name
-        split = split_of_name(path.stem) or (to_split(parent) if is_split(parent) else "")
-        result.files.append(SourceFile(path, name, split=split))
+        result.files.append(SourceFile(path, name, split=split_of_name(path.stem)))
     elif suffix_of(path) in DOCUMENT_SUFFIXES:
         result.files.append(SourceFile(path, name, id=_without_suffix(Path(name))))
     else:
@@ -249,7 +250,7 @@ def _add_folder(
             f"({', '.join(sorted(DOCUMENT_SUFFIXES))}), or folders with documents named after the labels."
             f" {describe_unread([path.relative_to(folder).as_posix() for path in paths])}".rstrip()
         )
-    own_split = to_split(folder.resolve().name) if by_folder and is_split(folder.resolve().name) else ""
+    own_split = split_of_name(folder.resolve().name) if by_folder else ""
     result.files += [dataclasses.replace(file, split=file.split or own_split) for file in files]
     read = {file.path for file in files}
     unread = sorted([*others, *(path for path in paths if path not in read)])
@@ -320,13 +321,19 @@ def _tables_of(
     return named or files
 
 
+def _exact_split(name: str) -> str:
+    """The split that a name stands for, or ""."""
+    return split if (split := to_split(name)) in SPLITS else ""
+
+
 def split_of_name(name: str) -> str:
     """The split that a file's or folder's name holds as a word, or "".
 
-    >>> split_of_name("train-00000-of-00004"), split_of_name("my_val.data"), split_of_name("trained")
-    ('train', 'validation', '')
+    >>> split_of_name("train-00000-of-00004"), split_of_name("my_val.data"), split_of_name("reviewsTestset"), split_of_name("trained")
+    ('train', 'validation', 'test', '')
     """
-    splits = {to_split(word) for word in re.split(r"[^a-z]+", name.lower())} & set(SPLITS)
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    splits = {to_split(re.sub("(set|data)$", "", word.lower())) for word in words} & set(SPLITS)
     return splits.pop() if len(splits) == 1 else ""
 
 
@@ -337,9 +344,11 @@ def _documents_of(folder: Path, paths: Sequence[Path], name: str, by_folder: boo
     folders = {path: part[root:-1] for path, part in parts.items() if len(part) > root}
     nested = {path: own for path, own in folders.items() if own} if by_folder else {}
     tops = {own[0] for own in nested.values()}
-    splits = {top for top in tops if is_split(top)}
+    # As a word of a longer name, a split is one only if all folders have one.
+    split_of = split_of_name if all(map(split_of_name, tops)) else _exact_split
+    splits = {top for top in tops if split_of(top)}
     below = {own[1] for own in nested.values() if len(own) > 1}
-    splits_below = {part for part in below if is_split(part)}
+    splits_below = {part for part in below if _exact_split(part)}
     has_labels_in_splits = any(len(own) > 1 for own in nested.values() if own[0] in splits)
     label_of: dict[Path, tuple[str, str]] = {}
     if not nested:
@@ -347,13 +356,13 @@ def _documents_of(folder: Path, paths: Sequence[Path], name: str, by_folder: boo
     elif splits == tops:
         for path, own in nested.items():
             if not has_labels_in_splits or len(own) > 1:
-                label_of[path] = (to_split(own[0]), own[1] if has_labels_in_splits else "")
+                label_of[path] = (split_of(own[0]), own[1] if has_labels_in_splits else "")
     elif splits and has_labels_in_splits:
         raise _unclear(name, splits, tops - splits)
     elif splits_below and splits_below != below:
         raise _unclear(name, splits_below, below - splits_below)
     elif splits_below:
-        label_of = {path: (to_split(own[1]), own[0]) for path, own in nested.items() if len(own) > 1}
+        label_of = {path: (_exact_split(own[1]), own[0]) for path, own in nested.items() if len(own) > 1}
     else:
         label_of = {path: ("", own[0]) for path, own in nested.items()}
     files = []
@@ -370,7 +379,7 @@ def _root(parts: Sequence[tuple[str, ...]]) -> int:
     while True:
         inner = [part for part in parts if len(part) > root + 1]
         tops = {part[root] for part in inner}
-        if len(tops) != 1 or is_split(*tops) or all(len(part) < root + 3 for part in inner):
+        if len(tops) != 1 or _exact_split(*tops) or all(len(part) < root + 3 for part in inner):
             return root
         parts, root = inner, root + 1
 

@@ -82,6 +82,15 @@ def test_labels_may_stand_above_splits_and_folders_below_labels(tmp_path):
     assert unread(b) == ["b/LICENSE.txt"]
 
 
+def test_words_of_folders_are_splits_if_all_have_one(tmp_path):
+    write_tree(tmp_path / "a", {f"my-{name}": text for name, text in REVIEWS.items()})
+    assert Counter((label, split) for _, label, split in read(tmp_path / "a")) == {
+        (label, split): 2 for label in ("pos", "neg") for split in ("train", "test")
+    }  # fmt: skip
+    write_tree(tmp_path / "b", {"train travel/dev patel/1.txt": "a", "bus/2.txt": "b"})
+    assert sorted(read(tmp_path / "b")) == [("a", "train travel", ""), ("b", "bus", "")]
+
+
 def test_folders_that_are_splits_and_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"train are named after splits, and extra .*not"):
         read(write_tree(tmp_path, {"train/pos/1.txt": "", "extra/pos/2.txt": ""}))
@@ -111,6 +120,8 @@ CSV = "text,label\n{},Teen\n"
         {"my-train.csv": "train", "my-dev.csv": "validation"},
         {"train-00000-of-00002.csv": "train", "train-00001-of-00002.csv": "train", "eval.csv": "test"},
         {"train/part-0.csv": "train", "train/part-1.csv": "train", "val/part-0.csv": "validation"},
+        {"trainset.csv": "train", "reviewsTest.csv": "test", "TRAINING_2.csv": "train"},
+        {"latest.csv": "", "contest.csv": ""},
         {"part-0.csv": "", "part-1.csv": ""},
         {"train.csv": ""},  # alone: splits are still to be made
     ],
@@ -546,6 +557,8 @@ def test_folders_and_patterns_named_after_splits_keep_them(tmp_path):
     assert by_split == {"train": 4, "test": 4}
     write_tree(tmp_path / "my test", {"train.csv": CSV, "more.csv": CSV})
     assert {split for *_, split in read(tmp_path / "my test/train.csv", tmp_path / "my test/more.csv")} == {""}
+    write_tree(tmp_path, {f"my-{name}": text for name, text in REVIEWS.items()})
+    assert read(tmp_path / "my-train", tmp_path / "my-test") == read(tmp_path / "train", tmp_path / "test")
     assert read(str(tmp_path / "tables/*/*.csv")) == [("b", "Teen", "test"), ("a", "Teen", "train")]
     assert {split for *_, split in read(tmp_path / "train")} == {""}
 
@@ -623,6 +636,8 @@ def test_a_list_under_another_name_is_named_with_what_lacks(tmp_path):
 def test_a_file_is_read_once(tmp_path):
     write_tree(tmp_path, {"a.csv": CSV.format("a"), "b.csv": CSV.format("b")})
     assert [text for text, *_ in read(tmp_path / "a.csv", str(tmp_path / "*.csv"))] == ["a", "b"]
+    source = Source([str(tmp_path), str(tmp_path / "a.csv")])
+    assert (len(list(source)), source.found.unread) == (2, {})
 
 
 @pytest.mark.parametrize(
