@@ -28,7 +28,8 @@ class CsvRecords:
     def __init__(self, file: IO[str], path: Path, delimiter: str | None = None):
         self._lines, self._line = iter(file), 0
         self._pending: list[str] = []  # lines to read again, the next one last
-        self._record: list[str] = []  # lines of the current record
+        self._record: list[str] = []  # lines of the current record, and blank ones before it
+        self._blank = 0  # how many of these are blank
         first = self._peek()
         if first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5:
             delimiter = delimiter or first[4]
@@ -63,9 +64,9 @@ class CsvRecords:
 
     def _next_record(self) -> list[str] | str | None:
         """The fields of the next record that is not blank, what is wrong with it, or None at the end."""
+        self._line += len(self._record)
+        self._record, self._blank = [], 0
         while True:
-            self._line += len(self._record)
-            self._record = []
             try:
                 fields = next(csv.reader(self._source(), delimiter=self.delimiter, strict=True), None)
             except csv.Error as error:
@@ -74,6 +75,7 @@ class CsvRecords:
                 return None
             if fields:
                 return fields
+            self._blank = len(self._record)
 
     def _fields(self, record: list[str] | str) -> list[str] | None:
         """The fields of a well-formed record, else None."""
@@ -86,7 +88,7 @@ class CsvRecords:
         record = self._next_record()
         while record is not None:
             row += 1
-            line = self._line + 1
+            line = self._line + self._blank + 1
             fields = self._fields(record)
             if fields is not None:
                 yield row, line, fields, ""
@@ -105,7 +107,7 @@ class CsvRecords:
 
     def _after_malformed(self, record: list[str] | str) -> list[str] | str | None:
         """The next record that is well-formed, or the next one if only the number of fields was wrong."""
-        lines = self._record
+        lines = self._record[self._blank :]
         following = self._next_record()
         if isinstance(record, list) and (len(lines) == 1 or following is None or self._fields(following) is not None):
             return following
@@ -114,8 +116,8 @@ class CsvRecords:
         self._line, self._record = self._line - len(lines), lines[:1]
         following = self._next_record()
         while following is not None and self._fields(following) is None:
-            self._pending += reversed(self._record[1:])
-            self._record = self._record[:1]
+            self._pending += reversed(self._record[self._blank + 1 :])
+            self._record = self._record[: self._blank + 1]
             following = self._next_record()
         return following
 

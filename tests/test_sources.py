@@ -689,6 +689,12 @@ def test_a_whole_record_with_a_field_too_many_leaves_no_fragments(tmp_path):
     ]
 
 
+def test_blank_lines_after_a_malformed_record_stay_in_texts(tmp_path):
+    content = 'text,label\n"a\n\nopen\n\n"b\n\nc, d",y\n'
+    rows = list(Source(str(write_tree(tmp_path, {"a.csv": content}) / "a.csv")))
+    assert [row.values.get("text") for row in rows] == [None, "b\n\nc, d"]
+
+
 @pytest.mark.parametrize(
     "evidence",
     ['[{"start": "0", "end": 2}]', "[[0, 2]]", "{", '[{"start": 2, "end": 2000}]', '[{"start": 3, "end": 3}]'],
