@@ -246,7 +246,8 @@ def test_every_file_of_any_folder_is_read_or_named(tmp_path_factory, files, suff
     except ValueError as error:
         assert str(error)
         return
-    assert len(source.found.files) + len(source.found.unread) == len(files)
+    left_out = [name for name in source.found.unread if not name.endswith("(no rows)")]
+    assert len(source.found.files) + len(left_out) == len(files)
     assert all(row.error or "id" in row.values or "text" in row.values for row in rows)
 
 
