@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import datasets
@@ -291,7 +291,7 @@ def read_documents(
             document["label"] = alike.get(look_alike_key(label), label)
             if document["label"] != label:
                 merged[label, document["label"]] += 1
-            file = row.location.rpartition(" row ")[0]
+            file = _table_of(row)
             if file and files_of_id.get(document["id"], file) != file:  # another table that numbers its rows from 1
                 document["id"] = f"{file}:{document['id']}"
             if document["id"] in files_of_id:
@@ -402,11 +402,10 @@ def _write_table(
 
 
 def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
-    """Yield the rows after checking that the first ones have the required columns. Of JSON, single rows may lack one."""
-    rows = iter(source)
-    head = list(islice(rows, 100))
-    if readable := [row for row in head if not row.error]:
-        names = dict.fromkeys(name for row in readable for name in row.values)
+    """Yield the rows after checking that each table has the required columns. Of JSON, single rows may lack one."""
+    for table, rows in groupby(source, _table_of):
+        head = list(islice(rows, 100))
+        names = dict.fromkeys(name for row in head for name in row.values)
         alike = set(map(look_alike_key, names))
         options = [("--text_column", name) for name in columns.texts] + [("--label_column", columns.label)]
         for kind in ("id", "split", "group", "evidence"):
@@ -415,9 +414,15 @@ def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
             if name != "none" and (name != getattr(Columns, kind) or (name not in names and name in alike)):
                 options.append((f"--{kind}_column", name))
         options += [("--keep_columns", name) for name in columns.keep]
-        place = str(source) if len(source.found.files) < 2 else f"{source}: {readable[0].location}"
-        require_columns(Row("", names), options, place, describe_unread(list(source.found.unread)))
-    yield from chain(head, rows)
+        if not all(row.error for row in head):
+            place = f"{source}: {table}" if table else str(source)
+            require_columns(Row("", names), options, place, describe_unread(list(source.found.unread)))
+        yield from chain(head, rows)  # noqa: B031 (only the head was taken)
+
+
+def _table_of(row: Row) -> str:
+    """Name of the table of a row, "" for a document or the only table."""
+    return row.location.rpartition(" row ")[0]
 
 
 def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, note: str = "") -> None:

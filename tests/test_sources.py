@@ -482,6 +482,11 @@ def test_a_name_in_another_case_is_offered(tmp_path):
     path = write_tree(tmp_path, {"a.csv": "Text,LABEL\na,b\n"}) / "a.csv"
     with pytest.raises(ValueError, match=r"Did you mean --text_column Text\?.*--label_column LABEL"):
         read_documents(Source(str(path)), Columns())
+    write_tree(tmp_path, {"b.csv": CSV})
+    with pytest.raises(
+        ValueError, match=r"/a\.csv: no column for --text_column text.*Did you mean --text_column Text\?"
+    ):
+        read_documents(Source([str(tmp_path / "b.csv"), str(tmp_path)]), Columns())
     path.write_text("text,label,Split\na,b,train\n")
     with pytest.raises(ValueError, match=r"Did you mean --split_column Split\?"):
         read_documents(Source(str(path)), Columns())
