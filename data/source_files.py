@@ -13,7 +13,6 @@ Layouts of a folder that are recognized:
 Every file in the folder that is not read is in `SourceFiles.unread`.
 """
 
-import dataclasses
 import glob
 import os
 import re
@@ -49,6 +48,7 @@ TABLES = {
     ".json": "JSON",
     ".parquet": "Parquet",
     ".xlsx": "spreadsheet",
+    ".xlsm": "spreadsheet",
     ".xls": "spreadsheet",
     ".xlsb": "spreadsheet",
     ".ods": "spreadsheet",
@@ -59,7 +59,7 @@ SHARD = re.compile(r"(.*)-\d+-of-(\d+)")  # train-00000-of-00004
 NOTES = ("readme", "license", "licence", "copying", "changelog", "citation")
 
 
-@dataclass(frozen=True)
+@dataclass
 class SourceFile:
     """A file to read.
 
@@ -136,24 +136,22 @@ def find_source_files(
         first = by_path.setdefault(file.path.resolve(), file)
         if os.path.abspath(first.path) != os.path.abspath(file.path):  # a link
             result.unread[file.name] = None
-    files = list(by_path.values())
-    by_name = {file.path.parent for file in files if file.split}
-    files = [
-        file
-        if file.split or file.is_document or file.path.parent in by_name
-        else dataclasses.replace(file, split=split_of_name(file.path.absolute().parent.name))
-        for file in files
-    ]
-    if len({file.split for file in files} - {""}) < 2:  # train.csv alone is a table whose splits are still to be made
-        files = [dataclasses.replace(file, split="") for file in files]
-    names = Counter(file.name for file in files)
-    parent = os.path.commonpath([file.path.absolute() for file in files])
-    files = [
-        dataclasses.replace(file, name=os.path.relpath(file.path, parent)) if names[file.name] > 1 else file
-        for file in files
-    ]
-    ids = Counter(file.id for file in files if file.is_document)
-    result.files = [dataclasses.replace(file, id=file.name) if ids[file.id] > 1 else file for file in files]
+    result.files = list(by_path.values())
+    with_splits = {file.path.parent for file in result.files if file.split}
+    names = Counter(file.name for file in result.files)
+    parent = os.path.commonpath([file.path.absolute() for file in result.files])
+    for file in result.files:
+        if not (file.split or file.is_document or file.path.parent in with_splits):
+            file.split = split_of_name(file.path.absolute().parent.name)
+        if names[file.name] > 1:
+            file.name = os.path.relpath(file.path, parent)
+    has_splits = (
+        len({file.split for file in result.files} - {""}) > 1
+    )  # not train.csv alone: its splits are still to be made
+    ids = Counter(file.id for file in result.files if file.is_document)
+    for file in result.files:
+        file.split = file.split if has_splits else ""
+        file.id = file.name if ids[file.id] > 1 else file.id
     return result
 
 
@@ -251,7 +249,9 @@ def _add_folder(
             f" {describe_unread([path.relative_to(folder).as_posix() for path in paths])}".rstrip()
         )
     own_split = split_of_name(folder.resolve().name) if by_folder else ""
-    result.files += [dataclasses.replace(file, split=file.split or own_split) for file in files]
+    for file in files:
+        file.split = file.split or own_split
+    result.files += files
     read = {file.path for file in files}
     unread = sorted([*others, *(path for path in paths if path not in read)])
     result.unread |= dict.fromkeys(f"{name}/{path.relative_to(folder).as_posix()}" for path in unread)
@@ -344,8 +344,9 @@ def _documents_of(folder: Path, paths: Sequence[Path], name: str, by_folder: boo
     folders = {path: part[root:-1] for path, part in parts.items() if len(part) > root}
     nested = {path: own for path, own in folders.items() if own} if by_folder else {}
     tops = {own[0] for own in nested.values()}
-    # As a word of a longer name, a split is one only if all folders have one.
-    split_of = split_of_name if all(map(split_of_name, tops)) else _exact_split
+    # As a word of a longer name, a split is one only if all folders have one, and not the same.
+    words = set(map(split_of_name, tops))
+    split_of = split_of_name if len(words) > 1 and "" not in words else _exact_split
     splits = {top for top in tops if split_of(top)}
     below = {own[1] for own in nested.values() if len(own) > 1}
     splits_below = {part for part in below if _exact_split(part)}

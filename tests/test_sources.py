@@ -89,6 +89,8 @@ def test_words_of_folders_are_splits_if_all_have_one(tmp_path):
     }  # fmt: skip
     write_tree(tmp_path / "b", {"train travel/dev patel/1.txt": "a", "bus/2.txt": "b"})
     assert sorted(read(tmp_path / "b")) == [("a", "train travel", ""), ("b", "bus", "")]
+    write_tree(tmp_path / "c", {"test positive/1.txt": "a", "test negative/2.txt": "b"})
+    assert sorted(read(tmp_path / "c")) == [("a", "test positive", ""), ("b", "test negative", "")]
 
 
 def test_folders_that_are_splits_and_others_are_refused(tmp_path):
@@ -292,9 +294,9 @@ def test_a_spreadsheet_is_read_and_its_other_sheets_named(tmp_path):
         ("row 2", "One.", "1"), ("row 4", "Two.", "2"),
     ]  # fmt: skip
     assert list(source.found.unread) == ["a.xlsx, sheet 'Notes'"]
-    write_workbook(tmp_path / "d.xlsx", {"_Old": rows, "New": [["text", "label", 2020], ["a", "x", 7]]})
-    assert [row.values for row in Source(str(tmp_path / "d.xlsx"))] == [{"text": "a", "label": "x", "2020": 7}]
-    assert unread(tmp_path / "d.xlsx") == ["d.xlsx, sheet '_Old'"]
+    write_workbook(tmp_path / "d.xlsm", {"_Old": rows, "New": [["text", "label", 2020], ["a", "x", 7]]})
+    assert [row.values for row in Source(str(tmp_path / "d.xlsm"))] == [{"text": "a", "label": "x", "2020": 7}]
+    assert unread(tmp_path / "d.xlsm") == ["d.xlsm, sheet '_Old'"]
     header, sheets = ["id", "text", "label"], {"train": "a", "Notes": "b", "test": "c"}
     write_workbook(tmp_path / "e.xlsx", {name: [header, [1, text, "x"]] for name, text in sheets.items()})
     documents, _ = read_documents(Source(str(tmp_path / "e.xlsx")), Columns())
