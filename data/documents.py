@@ -132,7 +132,7 @@ def to_name(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return clean_name(unicodedata.normalize("NFC", check_surrogates(str(value))))
+    return clean_name(check_surrogates(str(value)))
 
 
 def to_label(value: Any) -> str:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -215,8 +216,8 @@ def _read_table(file: SourceFile, options: ReadOptions, unread: dict[str, None])
 
 
 def clean_name(name: Any) -> str:
-    """Text without the spaces and invisible characters around it."""
-    return str(name).strip(AROUND)
+    """Text in NFC, without the spaces and invisible characters around it."""
+    return unicodedata.normalize("NFC", str(name)).strip(AROUND)
 
 
 def check_names(names: Sequence[str], path: Path) -> None:

@@ -201,11 +201,19 @@ def _extract(path: Path, result: SourceFiles) -> Path:
                 tar.extractall(folder.name, filter="data")
                 while file.read(1 << 20):  # to the end, where the checksum is compared
                     pass
+            if path.suffix.lower() == ".tar" and _tail(path).strip(b"\0"):  # has no checksum, but an end
+                raise tarfile.ReadError("it is cut off")
     except (*BROKEN_ARCHIVE, zipfile.BadZipFile, tarfile.TarError, RuntimeError, NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path}: cannot be extracted ({error}). Extract it, and give the folder.") from error
     return Path(folder.name)
+
+
+def _tail(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 1024))
+        return file.read()
 
 
 def _name_in_zip(member: zipfile.ZipInfo) -> str:

@@ -93,9 +93,10 @@ def _marked(path: Path, encoding: str | None) -> str:
     encoding = next((marked for mark, marked in MARKS.items() if start.startswith(mark)), encoding)
     if not encoding and b"\0" in start:
         place = start.index(b"\0")
-        guess = "utf-16-be" if place % 2 == 0 else "utf-16-le"
+        width = 32 if start.count(0) * 2 > len(start) else 16
+        guess = f"utf-{width}-{'be' if start[::2].count(0) > start[1::2].count(0) else 'le'}"
         raise WrongEncoding(
-            f"{path}: not a text file (a NUL at byte {place + 1}). If it is UTF-16 without a mark, pass --encoding {guess}.",
+            f"{path}: not a text file (a NUL at byte {place + 1}). If it is text without a byte order mark, pass --encoding {guess}.",
             1,
         )
     return encoding or "utf-8"

@@ -350,10 +350,13 @@ def test_a_byte_order_mark_says_the_encoding(encoding, suffix, given, tmp_path):
         ("a.csv", "sep=;\nid;text;label\n1;a, b;Teen\n"),
         ("a.tsv", "id\ttext\tlabel\n1\ta, b\tTeen\n"),
         ("a.csv", ' id , text ,\u200blabel\u00a0\n1,"a, b",Teen\n'),
+        ("a.csv", 'cafe\u0301,text,label\n1,"a, b",Teen\n'),
     ],
 )
 def test_delimiters_are_known_by_the_header_and_names_trimmed(name, content, tmp_path):
-    assert read(write_tree(tmp_path, {name: content}) / name) == [("a, b", "Teen", "")]
+    [row] = Source(str(write_tree(tmp_path, {name: content}) / name))
+    assert list(row.values) == ["café" if "caf" in content else "id", "text", "label"]
+    assert list(row.values.values()) == ["1", "a, b", "Teen"]
 
 
 def test_a_delimiter_can_be_given(tmp_path):
@@ -605,6 +608,15 @@ def test_a_damaged_archive_is_refused(kind, tmp_path):
         read(path)
 
 
+def test_a_tar_that_is_cut_off_between_documents_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("pos/1.txt", "neg/2.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:512])
+    with pytest.raises(ValueError, match=r"cannot be extracted \(it is cut off"):
+        read(tmp_path / "a.tar")
+
+
 def test_documents_in_a_folder_of_their_own_beside_a_readme(tmp_path):
     write_tree(
         tmp_path, {**{f"aclImdb/{name}": text for name, text in REVIEWS.items()}, "aclImdb/README.txt": "read me"}
@@ -669,9 +681,10 @@ def test_headers_of_spreadsheets(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
-def test_utf_16_without_a_mark_and_binary_files_are_refused(name, tmp_path):
-    path = write_tree(tmp_path, {name: "text,label\na,b\n".encode("utf-16-be")}) / name
-    with pytest.raises(ValueError, match=r"not a text file.*--encoding utf-16-be"):
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-32-be", "utf-32-le"])
+def test_wide_text_without_a_mark_and_binary_files_are_refused(name, encoding, tmp_path):
+    path = write_tree(tmp_path, {name: "\u4e00,label\na,b\n".encode(encoding)}) / name
+    with pytest.raises(ValueError, match=rf"not a text file.*--encoding {encoding}"):
         [row] = Source(str(path))
         raise ValueError(row.error)
 
