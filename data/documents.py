@@ -44,6 +44,11 @@ PROBLEMS = {
     "duplicate": "an identical or nearly identical text in another split",
     "group_leak": "a group that also occurs in another split",
 }
+ADVICE = {
+    "similar_label": "To count such labels as one, use --merge_labels.",
+    "duplicate_id": "To number the documents instead, use --id_column none.",
+    "unknown_split": "To create the splits instead, use --split_column none.",
+}
 DESCRIPTIONS = PROBLEMS | {"evidence": "gold evidence that is not [{start, end}, …] in the unchanged text"}
 # Problems that `keep` accepts; rows with the others are unusable.
 KEEPABLE = ("empty", "similar_label", "duplicate", "group_leak")
@@ -103,7 +108,7 @@ class DataIssues:
             raise ValueError(
                 f"The source has invalid rows: {'; '.join(parts)}. Fix them, or use --drop {','.join(unresolved)}"
                 + (f" or --keep {','.join(kept)}." if (kept := [p for p in unresolved if p in KEEPABLE]) else ".")
-                + (" To count such labels as one, use --merge_labels." if "similar_label" in unresolved else "")
+                + "".join(f" {advice}" for problem, advice in ADVICE.items() if problem in unresolved)
             )
 
 

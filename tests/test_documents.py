@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.deduplication import join_groups, near_duplicates
-from data.documents import Columns, read_documents
+from data.documents import ADVICE, Columns, read_documents
 from data.readers import ReadOptions, Source, read_rows
 from data.splits import make_splits, split_documents
 from tests.conftest import LABELS, tiny_rows, write_csv
@@ -60,12 +60,19 @@ def read(tmp_path, rows: list[dict], encoding_errors: str = "strict", **argument
 )
 def test_a_doubtful_row_is_named_and_can_be_dropped(change, problem, tmp_path):
     rows = [*ROWS[:4], {**ROWS[4], **change}, ROWS[5]]
-    with pytest.raises(ValueError, match=rf"\[{problem}\].*row 5 \(id \w\).*--drop {problem}"):
+    with pytest.raises(ValueError, match=rf"\[{problem}\].*row 5 \(id \w\).*--drop {problem}") as error:
         read(tmp_path, rows)
+    assert ADVICE.get(problem, "") in str(error.value)
     documents, issues = read(tmp_path, rows, drop=[problem])
     assert len(documents) == 5
     assert issues.decisions[problem] == "dropped"
     assert len(issues.rows[problem]) == 1
+
+
+def test_ids_can_be_left_out(tmp_path):
+    write_csv(tmp_path / "a.csv", [{**row, "id": "1"} for row in ROWS])
+    documents, _ = read_documents(Source(str(tmp_path / "a.csv")), Columns(id="none"))
+    assert documents["id"] == [f"row-{i}" for i in range(1, 7)]
 
 
 def test_a_key_that_a_later_line_leaves_out_is_a_value_that_is_missing(tmp_path):
