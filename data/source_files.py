@@ -139,12 +139,13 @@ def find_source_files(
     result.files = list(by_path.values())
     with_splits = {file.path.parent for file in result.files if file.split}
     names = Counter(file.name for file in result.files)
-    parent = os.path.commonpath([file.path.absolute() for file in result.files])
+    if repeated := [file for file in result.files if names[file.name] > 1]:
+        parent = os.path.commonpath([file.path.absolute() for file in repeated])
+        for file in repeated:
+            file.name = file.path.absolute().relative_to(parent).as_posix()
     for file in result.files:
         if not (file.split or file.is_document or file.path.parent in with_splits):
             file.split = split_of_name(file.path.absolute().parent.name)
-        if names[file.name] > 1:
-            file.name = os.path.relpath(file.path, parent)
     has_splits = (
         len({file.split for file in result.files} - {""}) > 1
     )  # not train.csv alone: its splits are still to be made
