@@ -146,9 +146,8 @@ def find_source_files(
     for file in result.files:
         if not (file.split or file.is_document or file.path.parent in with_splits):
             file.split = split_of_name(file.path.absolute().parent.name)
-    has_splits = (
-        len({file.split for file in result.files} - {""}) > 1
-    )  # not train.csv alone: its splits are still to be made
+    # Of train.csv alone the splits are still to be made.
+    has_splits = len({file.split for file in result.files} - {""}) > 1
     ids = Counter(file.id for file in result.files if file.is_document)
     for file in result.files:
         file.split = file.split if has_splits else ""
@@ -244,7 +243,7 @@ def _add_folder(
             f"{name}: saved by datasets is the folder {saved.relative_to(folder)} in it: give only that one."
         )
     documents = [path for path in visible if suffix_of(path) in DOCUMENT_SUFFIXES]
-    tables = [path for path in visible if suffix_of(path) in TABLES]
+    tables = [path for path in visible if suffix_of(path) in TABLES and not path.name.startswith("dataset_info")]
     if any(not path.stem.lower().startswith(NOTES) for path in documents):
         tables = [path for path in tables if has_documents(path)]
     if tables:

@@ -156,6 +156,12 @@ def test_tables_beside_split_files_and_documents_beside_tables_are_named(tmp_pat
     assert [name.rpartition("/")[2] for name in unread(tmp_path)] == ["README.md", "dataset_info.json", "notes.csv"]
 
 
+def test_a_description_by_datasets_is_no_table(tmp_path):
+    write_tree(tmp_path, {"data/train.json": json.dumps(ROWS), "dataset_infos.json": '{"default": {}}'})
+    assert len(read(tmp_path)) == 300
+    assert unread(tmp_path) == [f"{tmp_path.name}/dataset_infos.json"]
+
+
 def test_a_table_without_rows_is_named(tmp_path):
     write_tree(tmp_path, {"train.csv": CSV, "test.csv": "text,label\n", "validation.csv": ""})
     assert len(read(tmp_path)) == 1
