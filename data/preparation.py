@@ -72,7 +72,7 @@ def prepare_dataset(
         labels: labels in order (None: the order of the source, else sorted by name).
         split_fractions, validation_from_train, duplicate_threshold: see `split_documents`.
         drop, keep: problems (`data.documents.PROBLEMS`) whose rows are dropped or kept.
-        merge_labels: count labels that differ only in case or invisible characters as one.
+        merge_labels: count labels that look alike as one (see `look_alike_key`).
         read_options: how files are read.
         num_proc: number of tokenization processes.
         seed: seed of the splits.

@@ -85,7 +85,7 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--merge_labels",
         action="store_true",
-        help="count labels that differ only in case or invisible characters as one: that of --labels, or the most frequent",
+        help="count labels that look alike (case, invisible characters, dashes, quotes) as one: that of --labels, or the most frequent",
     )
     add(
         "--num_proc",
