@@ -54,7 +54,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
             return 0
 
         setup.fit_features(parts, trainer, checkpoint)
-        options = (model_args, data_args, args)
+        options = (setup.resolved_arguments(model_args, parts.model), data_args, args)
         config = run_record(options, args, parts.manifest, parts.splits, parts.class_weights)
         setup.cache_embeddings(parts, data_args.dataset_dir, args, trainer.accelerator)
         trainer.train_dataset, trainer.eval_dataset = parts.documents["train"], parts.documents["validation"]

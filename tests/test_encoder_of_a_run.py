@@ -43,6 +43,7 @@ def test_run_is_an_encoder_for_other_labels(run_with_code, tmp_path):
         for word in (str(encoder), "General, Teen, Mature", "max_chunks 3", "max_chunks 4"):
             assert word in said[0]
         config = json.loads((output_dir / "config.json").read_text())
+        assert "inherited" in done.stderr
         assert config["id2label"] == {"0": "no", "1": "yes"}
         assert (config["max_chunks"], config["model_type"]) == (3, "hierarchical_roberta")
         theirs, ours = load_file(encoder / "model.safetensors"), load_file(output_dir / "model.safetensors")

@@ -307,7 +307,8 @@ def test_any_recipe_is_taken_or_refused(tmp_path, recipe):
         model_args, _, args = parse_with_recipe(KINDS, ["--config", str(path), *fixed])
         names = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy", "pooling", "pooling_size")
         geometry = (*names, "chunk_prefix", "token_pooling")
-        HierarchicalRobertaConfig(**{name: getattr(model_args, name) for name in geometry})
+        given = {name: value for name in geometry if (value := getattr(model_args, name)) is not None}
+        HierarchicalRobertaConfig(**given)
     except ValueError as error:
         assert str(error)
     else:

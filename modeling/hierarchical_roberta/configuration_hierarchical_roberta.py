@@ -27,8 +27,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             each end (`head_tail`), evenly spaced (`uniform`), a new random sample each epoch in training and evenly
             spaced in evaluation (`random`), or the most telling ones by their lexical features (`lexical`, see
             `LexicalFeatures.select`), which are then counted in all chunks, encoded or not.
-        chunk_prefix: text put at the start of each chunk, as the encoder was pretrained with ("passage: " for E5). Its
-            tokens count toward `chunk_length`.
+        chunk_prefix: text put at the start of each chunk, as the encoder was pretrained with ("query: " for E5). Its
+            tokens count toward `chunk_length`. `from_encoder` knows that of many encoders, and their `token_pooling`.
         num_prefix_tokens: tokens of each chunk before its text, special tokens included, which lexical features do not
             count. Set in training, from the tokenizer.
         token_pooling: token vectors → chunk vector: the `mean` over all real tokens, the first token's (`cls`), or the

@@ -24,6 +24,7 @@ from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .decision import decide  # noqa: F401 (pushed)
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
 from .encoder_checks import depends_on_chance, depends_on_padding, parameters_before, unused_parameters
+from .encoder_defaults import with_encoder_defaults
 from .encoders import UNPADDED, attention_for, encode_unpadded, load_encoder, text_encoder
 from .lexical_features import LexicalFeatures
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed)
@@ -131,7 +132,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             attn_implementation: attention implementation, as named in transformers (None: its default, sdpa if
                 supported).
             revision: branch, tag or commit of the encoder on the hub.
-            config: fields of `HierarchicalRobertaConfig`, including `num_labels` or `id2label`.
+            config: fields of `HierarchicalRobertaConfig`, including `num_labels` or `id2label`. Where `token_pooling` or
+                `chunk_prefix` is missing or None, the encoder's own is taken (see encoder_defaults.py) and is in the model's
+                config, for the `Chunker` of the documents.
 
         Raises:
             ValueError: unsupported encoder, or its checkpoint lacks weights.
@@ -147,6 +150,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         )
         if dropout is not None:
             config.setdefault("classifier_dropout", dropout)
+        config = with_encoder_defaults(config, name_or_path, revision, encoder_config)
         fields = encoder_config.to_dict()
         fields.pop("_name_or_path", None)  # may be a folder of this machine, and the config gets pushed
         model = cls(HierarchicalRobertaConfig(encoder_config=fields, **config))

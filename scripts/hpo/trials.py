@@ -184,7 +184,8 @@ def search(
     if args.device.type == "cpu":
         set_num_threads(args.cpu_threads)
     trials = Search(model_args, data_args, args)
-    for name in ("train_hf", "modeling.training.trainer"):  # repeated for every trial
+    repeated = ("train_hf", "modeling.training.trainer", "modeling.hierarchical_roberta.encoder_defaults")
+    for name in repeated:  # in every trial
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         study = run_trials(trials, space, folder, search_args.num_trials)

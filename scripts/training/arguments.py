@@ -21,11 +21,18 @@ class ModelArguments:
     chunk_policy: str = field(
         default="uniform", metadata={"help": "Past max_chunks: head, head_tail, uniform, random, lexical."}
     )
-    chunk_prefix: str = field(
-        default="", metadata={"help": 'Text at the start of each chunk, such as "passage: " for E5.'}
+    chunk_prefix: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Text at the start of each chunk, such as "query: ". Default: what the encoder was pretrained with.'
+        },
     )
-    token_pooling: str = field(
-        default="mean", metadata={"help": "Tokens to chunk vector: mean, cls (the first token) or last (for decoders)."}
+    token_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens to chunk vector: mean, cls (the first token) or last (for decoders). Default: what the encoder was "
+            "pretrained with."
+        },
     )
     pooling: str = field(default="attention", metadata={"help": "attention, mean or max."})
     pooling_size: int | None = field(default=None, metadata={"help": "Width of the attention's hidden layer."})

@@ -6,7 +6,7 @@ Used by train_hf.py and scripts/search.py.
 import json
 import logging
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,11 +268,10 @@ def build_model(
     chunker = Chunker(tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
     config.num_prefix_tokens = len(chunker.prefix)
     if origin := trained_config(model_args.encoder, model_args.encoder_revision):
-        names = (*geometry, *CHUNK_OPTIONS)
-        here, there = (", ".join(f"{name} {getattr(each, name)!r}" for name in names) for each in (config, origin))
+        here, there = (", ".join(f"{name} {getattr(each, name)!r}" for name in geometry) for each in (config, origin))
         logger.info(
             f"Starting from the encoder of {model_args.encoder}, trained for {', '.join(origin.id2label.values())}, with new "
-            f"pooling and head. Chunks are not inherited: {here} (there {there})."
+            f"pooling and head. The chunk geometry is not inherited: {here} (there {there})."
         )
     model.token_budget = args.token_budget
     if args.freeze_encoder:
@@ -287,6 +286,13 @@ def build_model(
     trained, total = model.count_trainable_parameters(), model.num_parameters()
     logger.info(f"{trained:,} of {total:,} parameters are trained.", extra={"detail": True})
     return model
+
+
+def resolved_arguments(
+    model_args: ModelArguments, model: HierarchicalRobertaForSequenceClassification
+) -> ModelArguments:
+    """The arguments with what the encoder decided, for the record of the run."""
+    return replace(model_args, **{name: getattr(model.config, name) for name in CHUNK_OPTIONS})
 
 
 def checkpoint_activations(model: HierarchicalRobertaForSequenceClassification, kwargs: dict[str, Any]) -> None:
