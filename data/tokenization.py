@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.utils import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import is_protobuf_available, is_sentencepiece_available, is_tiktoken_available
 
 from modeling.hierarchical_roberta.chunking import special_token_frame, tokenize_batch, unlimited_backend
 
@@ -23,19 +24,65 @@ BATCH_DOCUMENTS, BATCH_BYTES = 64, 2**18
 
 
 def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
-    """Load the encoder's fast tokenizer. Raises ValueError if there is none or it has no padding token."""
+    """Load the encoder's fast tokenizer, from tokenizer.json or converted by transformers from the files of a slow one.
+
+    Decoders' tokenizers often have no padding token (GPT-2, Llama): their end-of-text or unknown token then pads. Which one
+    makes no difference, since padding is masked; the choice is saved with the tokenizer, whose fingerprint stays the same.
+
+    Raises:
+        ValueError: there is none or it has no vocabulary, a package for its conversion is missing, it is slow, or no token
+            could pad.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision, trust_remote_code=False)
     except Exception as error:
+        reason = f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})"
+        if not isinstance(error, OSError) and (missing := _missing_converters(error)):
+            raise ValueError(
+                f"The tokenizer of {name!r} is not in the format of tokenizer.json, and converting it needs packages that "
+                f"are not installed: pip install {' '.join(missing)}."
+            ) from error
+        if isinstance(error, ImportError):  # a converter needs no other package
+            raise ValueError(_slow_message(name, reason)) from error
         raise ValueError(
             f"No tokenizer could be loaded from {name!r}: expected a hub name (reachable or cached) or a folder with "
-            f"tokenizer.json. ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            f"tokenizer.json or files that transformers can convert. {reason}"
         ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(_slow_message(name, f"({type(tokenizer).__name__})"))
+    # transformers makes a tokenizer of special tokens alone where it finds no vocabulary.
+    words = tokenizer.get_vocab().keys() - {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    if not any(character.isalnum() for word in words for character in word):
+        raise ValueError(
+            f"The tokenizer of {name!r} has no vocabulary: expected tokenizer.json, or files that transformers can convert to "
+            f"a {type(tokenizer).__name__}, beside config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
     if tokenizer.pad_token_id is None:
         raise ValueError(
-            f"The tokenizer of {name!r} has no padding token; expected an encoder tokenizer, e.g. of RoBERTa."
+            f"The tokenizer of {name!r} has no special token to pad with: set `pad_token` in its tokenizer_config.json."
         )
     return tokenizer
+
+
+def _missing_converters(error: Exception) -> list[str]:
+    """Packages that transformers converts tokenizers with, as far as they are missing and `error` can come from that.
+
+    transformers takes every file for one of tiktoken that it cannot read with sentencepiece and protobuf.
+    """
+    installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    if missing := [package for package, is_there in installed.items() if not is_there]:
+        is_other = isinstance(error, ImportError) and "sentencepiece" not in str(error).lower()
+        return [] if is_other else missing
+    return ["tiktoken"] if "tiktoken" in str(error) and not is_tiktoken_available() else []
+
+
+def _slow_message(name: str, detail: str) -> str:
+    return (
+        f"The tokenizer of {name!r} exists only as slow Python code {detail}; a fast tokenizer is needed, which knows the "
+        "place of each token in the text. Choose an encoder that has one."
+    )
 
 
 TOKEN_FEATURES = {
@@ -48,8 +95,6 @@ TOKEN_FEATURES = {
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of a tokenizer's rules, vocabulary and added special tokens, ignoring truncation and padding settings."""
-    if not tokenizer.is_fast:
-        raise ValueError(f"{tokenizer.name_or_path}: a fast tokenizer is required for character offsets.")
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules |= {"truncation": None, "padding": None}
     frame = special_token_frame(tokenizer)

@@ -67,10 +67,9 @@ def token_breaks(text: str, token_end: np.ndarray) -> np.ndarray:
 
 def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Special tokens that the tokenizer adds before and after a text, `([0], [2])` for RoBERTa."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
-    return full[:start], full[start + len(plain) :]
+    encoding = tokenizer("a", return_special_tokens_mask=True)
+    ids, is_special = encoding["input_ids"], encoding["special_tokens_mask"]
+    return ids[: is_special.index(0)], ids[len(ids) - is_special[::-1].index(0) :]
 
 
 class Chunker:

@@ -183,6 +183,8 @@ class HierarchicalClassificationPipeline(Pipeline):
         spans = [(0, 0)]
         if len(tokens):
             selection = [bounds[i] for i in selected]
+            # RoBERTa's token of a space at the end of the text begins after it.
+            first = np.minimum(first, len(starts) - 1)
             spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
         return {
             "text": text,
