@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from data.dataset_checks import MAX_UNKNOWN
 from data.dataset_report import MAX_PAIRS, DuplicatePair, write_dataset_report
 from data.deduplication import near_duplicates
 from data.documents import (
@@ -38,7 +39,7 @@ from data.prepared_dataset import (
 from data.readers import ReadOptions, Source
 from data.source_files import SPLITS, describe_unread
 from data.splits import split_documents, without_leaks
-from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint
+from data.tokenization import load_tokenizer, tokenize_documents, tokenizer_fingerprint, unknown_token_share
 from modeling.hierarchical_roberta.chunking import special_token_frame
 
 
@@ -127,6 +128,7 @@ def prepare_dataset(
             "unread_files": unread,
             "labels": splits["train"].features["label"].names,
             "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
+            "unknown_token_share": unknown_token_share(splits, loaded),
             "seed": seed,
             "options": describe_options(
                 columns=columns,
@@ -279,5 +281,11 @@ def preparation_summary(manifest: dict[str, Any]) -> str:
             f"{split}: {statistics['documents']} documents ({counts}); tokens: median {tokens['median']:.0f}, max "
             f"{tokens['max']:.0f}; beyond max_chunks: {coverage['documents_cut_share']:.1%} of documents, "
             f"{coverage['tokens_cut_share']:.1%} of tokens"
+        )
+    if (share := manifest.get("unknown_token_share", 0.0)) > MAX_UNKNOWN:
+        lines.append(
+            f"Warning: {share:.1%} of the tokens are unknown to the tokenizer of {manifest['tokenizer']['name']}, which loses "
+            "what they say. Is the encoder made for another language or script, or is the text no prose (broken encoding, "
+            "emoji)? The report lists the characters."
         )
     return "\n".join(lines)

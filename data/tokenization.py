@@ -101,6 +101,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([rules, frame], sort_keys=True).encode()).hexdigest()
 
 
+def unknown_token_share(splits: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the documents' tokens that stand for what the tokenizer does not know: 0 for byte-level tokenizers."""
+    num_tokens = num_unknown = 0
+    for part in splits.values():
+        for batch in part.select_columns(["input_ids"]).with_format("arrow").iter(BATCH_DOCUMENTS):
+            tokens = pc.list_flatten(batch["input_ids"]).to_numpy()
+            num_tokens += len(tokens)
+            num_unknown += int((tokens == tokenizer.unk_token_id).sum())
+    return num_unknown / max(num_tokens, 1)
+
+
 def tokenize_documents(
     documents: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,

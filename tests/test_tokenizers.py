@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from data import tokenization
-from data.preparation import prepare_dataset
+from data.preparation import preparation_summary, prepare_dataset
 from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from modeling.hierarchical_roberta.chunking import Chunker, special_token_frame, tokenize_batch
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -283,3 +283,24 @@ def test_without_sentencepiece_it_is_named(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "ValueError" in done.stderr
     assert "pip install sentencepiece" in done.stderr.splitlines()[-1]
+
+
+# ---- unknown tokens ----
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "share"),
+    [
+        ("bert", "lamp nobody spoke. лампа", 0.2),
+        ("bert", "lamp nobody spoke. " * 30 + "лампа", 0.008),
+        ("roberta", "lamp nobody spoke. лампа", 0.0),
+    ],
+)
+def test_many_unknown_tokens_are_warned_about(name, text, share, tmp_path):
+    slow_folder(tmp_path / "tokenizer", name)
+    rows = [{"id": f"d{i}", "text": text, "label": "ab"[i % 2], "split": "train"} for i in range(20)]
+    rows += [{"id": f"v{i}", "text": text, "label": "ab"[i % 2], "split": "validation"} for i in range(4)]
+    source = write_csv(tmp_path / "rows.csv", rows)
+    manifest = prepare_dataset(str(source), str(tmp_path / "tokenizer"), tmp_path / "data", keep=["duplicate"])
+    assert manifest["unknown_token_share"] == pytest.approx(share, abs=1e-3)
+    assert ("unknown to the tokenizer" in preparation_summary(manifest)) == (share > 0.01)
