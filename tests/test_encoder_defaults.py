@@ -5,7 +5,7 @@ import logging
 import shutil
 
 import pytest
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel, MarianConfig
 
 from modeling.hierarchical_roberta.encoder_defaults import encoder_defaults
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
@@ -39,6 +39,7 @@ def write_files(folder, pooling: object = None, prompts: dict | None = None, kin
         # Nothing is known.
         ("roberta-base", None, ROBERTA, ("mean", "")),
         ("tinyllama", None, LLAMA, ("last", "")),
+        ("opus-mt", None, MarianConfig(), ("mean", "")),
         # By its files.
         ("any", {"pooling": old_modes("cls_token")}, ROBERTA, ("cls", "")),
         ("any", {"pooling": old_modes("mean_tokens")}, LLAMA, ("mean", "")),
@@ -148,3 +149,17 @@ def test_training_records_resumes_and_hands_on_what_the_encoder_chose(prepared_f
     assert (saved["token_pooling"], saved["chunk_prefix"]) == ("cls", "The lamp: ")
     model = HierarchicalRobertaForSequenceClassification.from_encoder(str(run), chunk_length=24, token_pooling="mean")
     assert (model.config.token_pooling, model.config.chunk_prefix) == ("mean", "The lamp: ")
+
+
+def test_files_come_from_the_cached_revision_of_a_repository(tmp_path, monkeypatch):
+    cache = tmp_path / "models--org--e5-base"
+    for revision, commit, mode in (("main", "a" * 40, "cls"), ("older", "b" * 40, "lasttoken")):
+        (cache / "refs").mkdir(parents=True, exist_ok=True)
+        (cache / "refs" / revision).write_text(commit)
+        (cache / "snapshots" / commit).mkdir(parents=True)
+        ROBERTA.save_pretrained(cache / "snapshots" / commit)
+        write_files(cache / "snapshots" / commit, pooling={"pooling_mode": mode})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for revision, expected in (("main", "cls"), ("older", "last"), ("b" * 40, "last")):
+        chosen = encoder_defaults("org/e5-base", revision, ROBERTA)
+        assert (chosen["token_pooling"][0], chosen["chunk_prefix"][0]) == (expected, "query: ")

@@ -74,7 +74,8 @@ def encoder_defaults(name_or_path: str, revision: str, encoder_config: PreTraine
             pooling = pooling or (known_pooling, "by its name")
             prefix = prefix or (known_prefix, "by its name")
     kind = type(encoder_config)
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+    is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    if is_decoder and not encoder_config.is_encoder_decoder:
         pooling = pooling or ("last", "a decoder")
     return {"token_pooling": pooling or ("mean", DEFAULT), "chunk_prefix": prefix or ("", DEFAULT)}
 
