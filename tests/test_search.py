@@ -195,9 +195,13 @@ def test_study_is_not_resumed_with_other_options(prepared_folder, roberta_folder
     space = {"max_grad_norm": [1.0, 2.0]}
     done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, num_train_epochs=1)
     assert done.returncode == 0, done.stderr
-    for other in ({"num_train_epochs": 2}, {"num_train_epochs": 1, "per_device_train_batch_size": 2}):
-        done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, **other)
+    for other in ({"num_train_epochs": 2}, {"per_device_train_batch_size": 2}, {"token_pooling": "cls"}):
+        given = {"num_train_epochs": 1, **other}
+        done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=2, **given)
         assert_refused(done, str(tmp_path / "s"))
+    same = {"num_train_epochs": 1, "token_pooling": "mean", "chunk_prefix": ""}  # what the encoder chose
+    done = search(prepared_folder, roberta_folder, tmp_path / "s", space, num_trials=1, **same)
+    assert done.returncode == 0, done.stderr
 
 
 def test_best_recipe_keeps_the_given_recipe_and_options(prepared_folder, roberta_folder, tmp_path):

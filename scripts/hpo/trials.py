@@ -39,6 +39,7 @@ from scripts.training.setup import (
     fit_features,
     fitted_features,
     plan_memory,
+    resolved_arguments,
 )
 
 logger = logging.getLogger("search")
@@ -70,8 +71,8 @@ class Search:
     """Prepares the documents once, and runs one trial after another on them, each with a Trainer of its own."""
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: HierarchicalTrainingArguments):
-        self.model_args, self.args = model_args, args
         self.setup = build_setup(model_args, data_args, args, with_test=False)
+        self.model_args, self.args = resolved_arguments(model_args, self.setup.model), args
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
         plan_memory(self.setup.model, self.setup.lengths, args, accelerator)
@@ -86,7 +87,7 @@ class Search:
         self.fixed = {
             "data": self.setup.manifest["data_fingerprint"],
             "metric": args.metric_for_best_model,
-            "model": vars(model_args),
+            "model": vars(self.model_args),
         }
         self.fixed["training"] = {name: str(getattr(args, name)) for name in (*TRAINING_OPTIONS, *SAME_IN_ALL_TRIALS)}
         self.lexical: dict[int, LexicalFeatures] = {}  # by number of features
@@ -184,8 +185,7 @@ def search(
     if args.device.type == "cpu":
         set_num_threads(args.cpu_threads)
     trials = Search(model_args, data_args, args)
-    repeated = ("train_hf", "modeling.training.trainer", "modeling.hierarchical_roberta.encoder_defaults")
-    for name in repeated:  # in every trial
+    for name in ("train_hf", "modeling.training.trainer"):  # repeated for every trial
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         study = run_trials(trials, space, folder, search_args.num_trials)
