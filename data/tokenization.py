@@ -37,7 +37,7 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, revision=revision, trust_remote_code=False)
     except Exception as error:
         reason = f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})"
-        if not isinstance(error, OSError) and (missing := _missing_converters(error)):
+        if missing := _missing_converters(error):
             raise ValueError(
                 f"The tokenizer of {name!r} is not in the format of tokenizer.json, and converting it needs packages that "
                 f"are not installed: pip install {' '.join(missing)}."
@@ -67,15 +67,17 @@ def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase
 
 
 def _missing_converters(error: Exception) -> list[str]:
-    """Packages that transformers converts tokenizers with, as far as they are missing and `error` can come from that.
+    """Packages that transformers converts tokenizers with, if they are missing and the error comes from that.
 
-    transformers takes every file for one of tiktoken that it cannot read with sentencepiece and protobuf.
+    What transformers cannot read with sentencepiece and protobuf it takes for a file of tiktoken.
     """
+    if not any(
+        words in str(error) for words in ("`tiktoken` is required", "Error parsing line", "SentencePiece library")
+    ):
+        return []
     installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
-    if missing := [package for package, is_there in installed.items() if not is_there]:
-        is_other = isinstance(error, ImportError) and "sentencepiece" not in str(error).lower()
-        return [] if is_other else missing
-    return ["tiktoken"] if "tiktoken" in str(error) and not is_tiktoken_available() else []
+    missing = [package for package, is_there in installed.items() if not is_there]
+    return missing or ([] if is_tiktoken_available() else ["tiktoken"])
 
 
 def _slow_message(name: str, detail: str) -> str:

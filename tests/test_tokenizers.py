@@ -256,6 +256,8 @@ def test_a_folder_without_a_vocabulary_is_refused(name, tmp_path):
         (ImportError("\nX requires the SentencePiece library"), ["sentencepiece"], "pip install sentencepiece"),
         (ImportError("You need to install sacremoses to use XLMTokenizer."), ["sentencepiece"], "slow.*XLMTokenizer.*fast"),
         (OSError("no/such is not a local folder"), ["sentencepiece"], "No tokenizer.*no/such"),
+        (ValueError("Couldn't instantiate the backend: you need sentencepiece or tiktoken"), ["sentencepiece"], "No tokenizer"),
+        (Exception("expected value at line 1 column 1"), ["sentencepiece"], "No tokenizer.*line 1"),
         (ValueError("broken"), [], "No tokenizer.*broken"),
     ],
 )  # fmt: skip
