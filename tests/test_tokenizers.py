@@ -40,7 +40,7 @@ TEXT = "Nobody spoke.  — Æther 😀, naïve\n\nThe lamp burned! 文 ab \n"
 
 
 def sentencepiece_model(**options) -> bytes:
-    trainer = pytest.importorskip("sentencepiece", reason="trains a tokenizer").SentencePieceTrainer
+    trainer = pytest.importorskip("sentencepiece", reason="needs the package sentencepiece").SentencePieceTrainer
     file = BytesIO()
     given = {"vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2, **options}
     trainer.train(sentence_iterator=iter(WORDS * 3), model_writer=file, **given)
