@@ -85,9 +85,10 @@ def test_defaults_are_the_encoders_own(name, files, config, expected, tmp_path):
     assert (chosen["token_pooling"][0], chosen["chunk_prefix"][0]) == expected
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path):
+@pytest.mark.parametrize("content", ["[{", "[1]", '[{"type": "Pooling"}]'])
+def test_a_file_of_another_content_is_named(content, tmp_path):
     ROBERTA.save_pretrained(tmp_path)
-    (tmp_path / "modules.json").write_text("[{")
+    (tmp_path / "modules.json").write_text(content)
     with pytest.raises(ValueError, match=r"modules\.json"):
         encoder_defaults(str(tmp_path), "main", ROBERTA)
 

@@ -64,11 +64,17 @@ def encoder_defaults(name_or_path: str, revision: str, encoder_config: PreTraine
     Files that are missing or cannot be reached count as saying nothing.
 
     Raises:
-        ValueError: a file is not valid JSON.
+        ValueError: a file is not valid JSON, or has other content than sentence-transformers writes.
     """
     if trained := trained_config(name_or_path, revision):
         return {name: (getattr(trained, name), "inherited") for name in ("token_pooling", "chunk_prefix")}
-    pooling, prefix = _saved_pooling(name_or_path, revision), _saved_prefix(name_or_path, revision)
+    try:
+        pooling, prefix = _saved_pooling(name_or_path, revision), _saved_prefix(name_or_path, revision)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"modules.json or config_sentence_transformers.json of {name_or_path} is not as sentence-transformers writes it "
+            f"({type(error).__name__}: {error}): repair or delete it."
+        ) from error
     for pattern, known_pooling, known_prefix in KNOWN_ENCODERS:
         if re.match(pattern, Path(name_or_path).name.lower()):
             pooling = pooling or (known_pooling, "by its name")
