@@ -297,16 +297,16 @@ def _read_pdf(path: Path) -> tuple[str, list[Section]]:
     try:
         pdf = pdfium.PdfDocument(content)
     except pdfium.PdfiumError as error:
-        if "password" in str(error):
+        if b"/Encrypt" in content and "password" in str(error):
             raise ValueError(f"{path}: encrypted: save it without its password.") from error
         raise _damaged(path, error) from error
     with _naming_damage(path), contextlib.closing(pdf):
         num_pages = len(pdf)
         text, pages = pdf_text(pdf)
-    if not text:
+    if len(pages) < num_pages / 2:
         raise ValueError(
-            f"{path}: no text in its {num_pages} pages, only images if any (a scan?): recognize it first, "
-            "e.g. ocrmypdf scan.pdf text.pdf."
+            f"{path}: no text in {num_pages - len(pages)} of its {num_pages} pages, only images if any (a scan?): recognize "
+            "it first, e.g. ocrmypdf --skip-text scan.pdf text.pdf."
         )
     return text, [Section(start, f"page {number}") for start, number in pages]
 

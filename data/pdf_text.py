@@ -3,6 +3,8 @@
 A PDF knows glyphs and their places, no paragraphs: these are inferred from gaps, indents and how far the lines reach.
 """
 
+import ctypes
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -13,24 +15,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-LINE = re.compile(r"[^\r\n\x02\ufffe]+[\x02\ufffe]?")
+LINE = re.compile(r"[^\s\x00\x02\ufffe](?:[^\r\n\x02\ufffe]*[^\s\x00\x02\ufffe])?[\x02\ufffe]?")
 DIVIDED = re.compile("[^\\W_][-\u2010\xad]$")
 # Lines further apart than this many times the usual distance have a gap between them.
-GAP = 1.3
+GAP = 1.2
 # Scripts written without spaces between words.
 UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 WORD = re.compile(r"[^\W_]+(?:[-\u2010][^\W_]+)*")
 LIGATURE = re.compile("[\ufb00-\ufb06]")
+Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 class Line(NamedTuple):
-    """A line of a page, in points from the page's left and lower edges; `word` is the width of its first word."""
+    """A line of a page, in points from its left and lower edges; `word` is the width of its first word.
+
+    A line that reads from right to left is mirrored: its left is minus its right.
+    """
 
     page: int
     text: str
     left: float
     right: float
-    bottom: float
+    baseline: float
     height: float
     word: float
 
@@ -44,8 +50,9 @@ def pdf_text(pdf: Any) -> tuple[str, list[tuple[int, int]]]:
         page.close()
     if any(lines):
         _drop_headers(lines, page_heights)
-    flat = [line for page_lines in lines for line in page_lines]
-    return _join(flat, Layout(flat)) if flat else ("", [])
+    counts = Counter(word.lower() for page_lines in lines for line in page_lines for word in WORD.findall(line.text))
+    flat = [line for page_lines in lines for line in _join_initials(page_lines, counts)]
+    return _join(flat, Layout(flat), counts) if flat else ("", [])
 
 
 def _lines(page: Any, number: int) -> Iterator[Line]:
@@ -55,52 +62,110 @@ def _lines(page: Any, number: int) -> Iterator[Line]:
     # Character by character, since an index into get_text_range() need not be one into the page's characters.
     codes = [pdfium_c.FPDFText_GetUnicode(text_page, i) for i in range(text_page.count_chars())]
     characters = "".join(map(chr, codes))
-    for match in LINE.finditer(characters):
-        raw = match[0]
-        if not raw.strip():
-            continue
+
+    def box(i: int) -> Box:
+        return _displayed(page, text_page.get_charbox(i, loose=True))
+
+    def line(start: int, end: int) -> Line:
         # PDFium has \x02 for a hyphen at the end of a line, and no line end after it.
-        text = re.sub("[\x02\ufffe]$", "-", raw).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        text = LIGATURE.sub(lambda ligature: unicodedata.normalize("NFKC", ligature[0]), text)
-        start, end = match.start() + len(raw) - len(raw.lstrip()), match.start() + len(raw.rstrip())
-        word_end = start + len(re.match(r"\S+", raw.lstrip())[0])  # type: ignore[index]
-        left, bottom, right, top = text_page.get_charbox(start, loose=True)
-        word_right = text_page.get_charbox(word_end - 1, loose=True)[2]
-        right = text_page.get_charbox(end - 1, loose=True)[2]
-        text = " ".join(text.replace("\x00", "").split())
-        if text:
-            yield Line(number, text, left, right, bottom, top - bottom, word_right - left)
+        text = re.sub("[\x02\ufffe]$", "-", characters[start:end])
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\x00", "")
+        text = LIGATURE.sub(lambda ligature: unicodedata.normalize("NFKC", ligature[0]), " ".join(text.split()))
+        word_end = start + len(characters[start:end].split(maxsplit=1)[0])
+        boxes = [box(start), box(word_end - 1), box(end - 1)]
+        if boxes[0][2] > boxes[2][2]:  # from right to left: mirrored
+            boxes = [(-right, bottom, -left, top) for left, bottom, right, top in boxes]
+        first, word, last = boxes
+        pdfium_c.FPDFText_GetCharOrigin(text_page, start, x := ctypes.c_double(), y := ctypes.c_double())
+        baseline = _displayed(page, (x.value, y.value, x.value, y.value))[1]
+        height = max(map(_height, boxes))  # low for a part of a ligature
+        return Line(number, text, first[0], last[2], baseline, height, word[2] - first[0])
+
+    for match in LINE.finditer(characters):
+        start, end = match.span()
+        if abs(math.sin(2 * pdfium_c.FPDFText_GetCharAngle(text_page, start))) > 0.1:  # diagonal, as watermarks are
+            continue
+        is_large = characters[start].isupper() and _height(box(start)) > 1.5 * _height(box(end - 1))
+        if is_large and end - start > 1 and characters[start + 1] not in " \x00":  # a drop cap
+            yield line(start, start + 1)
+            start += 1
+        yield line(start, end)
     text_page.close()
 
 
+def _height(box: Box) -> float:
+    return box[3] - box[1]
+
+
+def _displayed(page: Any, box: Box) -> Box:
+    """A box on the page as it is displayed, which may be rotated."""
+    (left, bottom, right, top), (width, height) = box, page.get_size()
+    return {
+        0: box,
+        90: (bottom, height - right, top, height - left),
+        180: (width - right, height - top, width - left, height - bottom),
+        270: (width - top, left, width - bottom, right),
+    }[page.get_rotation()]
+
+
 def _pitch(lines: list[Line]) -> float:
-    """The usual distance from a line to the next one."""
-    counts = Counter(round(a.bottom - b.bottom) for a, b in pairwise(lines) if a.page == b.page)
-    return max((pitch for pitch in counts if pitch > 0), key=counts.__getitem__, default=lines[0].height or 1.0)
+    """The usual distance from a line to the next one: of several that are common, the smallest."""
+    counts = Counter(
+        round(a.baseline - b.baseline) for a, b in pairwise(lines) if a.page == b.page and a.baseline > b.baseline
+    )
+    least = 0.8 * median(line.height for line in lines)  # less is in notes and superscripts
+    counts = Counter({pitch: count for pitch, count in counts.items() if pitch > least})
+    common = max(counts.values(), default=0) / 2
+    return min((pitch for pitch, count in counts.items() if count >= common), default=lines[0].height or 1.0)
 
 
 def _drop_headers(pages: list[list[Line]], page_heights: list[float]) -> None:
-    """Remove page headers, footers and page numbers, if they are one line.
+    """Remove page headers, footers and page numbers.
 
-    These are uppermost or lowest lines that half of the pages have at the same height, apart from the rest or in
-    another size, and that say, but for numbers, one of a few things: at most a third as many as there are of them.
+    These are uppermost or lowest lines that half of the pages have at the same height, up to three that are apart from
+    the rest or one in another size, and that say, but for numbers, the same on two pages on average.
     """
     pitch = _pitch([line for lines in pages for line in lines])
     usual_height = median(line.height for lines in pages for line in lines)
     for side in (1, -1):  # up, down
         bands: dict[int, dict[int, list[Line]]] = defaultdict(dict)
         for number, (lines, height) in enumerate(zip(pages, page_heights, strict=True)):
-            outermost = max((side * line.bottom for line in lines), default=0.0)
-            header = [line for line in lines if outermost - side * line.bottom < pitch / 4]
-            rest = [side * line.bottom for line in lines if line not in header]
-            is_apart = outermost - max(rest, default=-np.inf) > GAP * pitch
-            if header and (is_apart or abs(header[0].height - usual_height) > 0.1 * usual_height):
+            if not lines:
+                continue
+            baselines = sorted((side * line.baseline for line in lines), reverse=True)
+            end = next(a for a, b in pairwise([*baselines, -np.inf]) if a - b > GAP * pitch)
+            outermost = baselines[0]
+            if is_apart := outermost - end < 2.5 * pitch:
+                header = [line for line in lines if side * line.baseline >= end]
+            else:
+                header = [line for line in lines if outermost - side * line.baseline < pitch / 4]
+            if is_apart or abs(header[0].height - usual_height) > 0.1 * usual_height:
                 bands[round((outermost - height if side == 1 else outermost) / 3)][number] = header
         for headers in bands.values():
             said = {re.sub(r"\d+", "#", " ".join(line.text for line in header)) for header in headers.values()}
-            if len(headers) >= max(3, len(pages) / 2) and len(said) <= len(headers) / 3:
+            if len(headers) >= max(3, len(pages) / 2) and len(said) <= len(headers) / 2:
                 for number, header in headers.items():
                     pages[number] = [line for line in pages[number] if line not in header]
+
+
+def _join_initials(lines: list[Line], counts: Counter[str]) -> list[Line]:
+    """Drop caps joined to the first of the lines beside them, which then begin where the drop cap does."""
+    joined: list[Line] = []
+    initial, is_joined = None, False
+    for line in lines:
+        is_beside = initial and line.left >= initial.right - 1 and line.baseline > initial.baseline - line.height / 2
+        if initial and is_beside and initial.height > 1.5 * line.height:
+            if not is_joined:
+                word = WORD.match(line.text)
+                tail = word[0].lower() if word else ""
+                is_word = initial.text in "AI" and len(tail) > 1 and counts[tail] > counts[initial.text.lower() + tail]
+                joined.pop()
+                line = line._replace(text=f"{initial.text}{' ' if is_word else ''}{line.text}")
+            line, is_joined = line._replace(left=initial.left, word=line.word + line.left - initial.left), True
+        else:
+            initial, is_joined = line if len(line.text) == 1 and line.text.isupper() else None, False
+        joined.append(line)
+    return joined
 
 
 class Layout:
@@ -149,11 +214,12 @@ class Layout:
         return (1 if abs(move) < 4 else 2) * (1 if move > 0 else -1)
 
     def is_gap(self, a: Line, b: Line) -> bool:
-        return a.page == b.page and a.bottom - b.bottom > GAP * self.pitch
+        scale = max(1.0, min(a.height, b.height) / self.height)  # of a heading over several lines
+        return a.page == b.page and a.baseline - b.baseline > GAP * self.pitch * scale
 
     def is_jump(self, a: Line, b: Line) -> bool:
         """Whether b is on another page or back up, in another column of text."""
-        return a.page != b.page or b.bottom - a.bottom > self.height / 2
+        return a.page != b.page or b.baseline - a.baseline > self.height / 2
 
     def is_wrapped(self, a: Line, b: Line) -> bool:
         """Whether b's first word had no room at the end of a, or a ends in the middle of a word."""
@@ -165,9 +231,10 @@ class Layout:
 
     def separator(self, a: Line, b: Line) -> str:
         """What stands between two lines: a blank line, a line break, or (within a paragraph) a space."""
-        if abs(a.bottom - b.bottom) < self.height / 4 and a.page == b.page and b.left >= a.right:
+        if abs(a.baseline - b.baseline) < self.height / 4 and a.page == b.page and b.left >= a.right:
             return " "
-        if self.is_gap(a, b):
+        is_jump = self.is_jump(a, b)
+        if self.is_gap(a, b) or (is_jump and abs(a.height - b.height) > 0.1 * self.height):  # into or out of a note
             return "\n\n"
         side = self.side(a, b)
         if self.column(b) in self.first_lines and side != -2:
@@ -179,13 +246,12 @@ class Layout:
         )
         if goes_on and self.is_wrapped(a, b):
             return " "
-        if self.is_jump(a, b):  # from column to column, where a small letter alone tells
+        if is_jump:  # from column to column, where a small letter alone tells
             return " " if abs(side) == 2 and b.text[0].islower() else "\n\n"
         return "\n"
 
 
-def _join(lines: list[Line], layout: Layout) -> tuple[str, list[tuple[int, int]]]:
-    counts = Counter(word.lower() for line in lines for word in WORD.findall(line.text))
+def _join(lines: list[Line], layout: Layout, counts: Counter[str]) -> tuple[str, list[tuple[int, int]]]:
     parts = [lines[0].text]
     pages = [(0, lines[0].page + 1)]
     length = len(parts[0])

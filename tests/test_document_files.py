@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import fpdf
+import matplotlib
+import pypdfium2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -237,7 +239,14 @@ def wrap(text: str, width: int, indent: int = 0) -> list[str]:
     return lines
 
 
-def write_novel(path: Path, paragraphs: list[str], *, indent: int, gap: float, password: str = "") -> Path:
+def number_and_title(pdf: Typewriter, page: int) -> None:
+    pdf.text(200, 50, "THE LIGHTHOUSE")
+    pdf.text(300, 700, str(page))
+
+
+def write_novel(
+    path: Path, paragraphs: list[str], *, indent: int, gap: float, password: str = "", header=number_and_title
+) -> Path:
     """Pages with a header, 30 lines and a page number, whose margins alternate as a book's."""
     pdf = Typewriter()
     y = 1000.0
@@ -246,8 +255,7 @@ def write_novel(path: Path, paragraphs: list[str], *, indent: int, gap: float, p
             if y > 100 + 30 * 16:
                 pdf.add_page()
                 x = 90 if pdf.page_no() % 2 else 120
-                pdf.text(200, 50, "THE LIGHTHOUSE")
-                pdf.text(300, 700, str(pdf.page_no()))
+                header(pdf, pdf.page_no())
                 y = 100
             pdf.text(x + POINTS_PER_CHARACTER * (len(line) - len(line.lstrip())), y, line.lstrip())
             y += 16
@@ -258,7 +266,7 @@ def write_novel(path: Path, paragraphs: list[str], *, indent: int, gap: float, p
     return path
 
 
-@pytest.mark.parametrize("indent, gap", [(4, 0), (0, 10)])
+@pytest.mark.parametrize("indent, gap", [(4, 0), (0, 10), (0, 4)])
 def test_pdf_paragraphs_are_those_of_the_novel(tmp_path, indent, gap):
     """Whether the layout marks them by an indent or by a gap, and wherever the pages break."""
     rng = random.Random(0)
@@ -274,6 +282,94 @@ def test_pdf_paragraphs_are_those_of_the_novel(tmp_path, indent, gap):
     assert starts[0] == 0
     assert starts == sorted(starts)
     assert all(not text[start].isspace() and (start == 0 or text[start - 1].isspace()) for start in starts)
+
+
+def two_lines(pdf: Typewriter, page: int) -> None:
+    pdf.lines(90, 40, ["THE LIGHTHOUSE", "A first draft"])
+
+
+def alternating(pdf: Typewriter, page: int) -> None:
+    pdf.text(90, 50, f"{page} Jane Author" if page % 2 else f"The Lighthouse {page}")
+
+
+def roman_numbers(pdf: Typewriter, page: int) -> None:
+    pdf.text(300, 700, "i" if page == 1 else str(page - 1))
+
+
+def watermark(pdf: Typewriter, page: int) -> None:
+    with pdf.rotation(45, 300, 400):
+        pdf.text(250, 400, "DRAFT")
+
+
+@pytest.mark.parametrize("header", [two_lines, alternating, roman_numbers, watermark])
+def test_pdf_headers_are_no_text(tmp_path, header):
+    rng = random.Random(6)
+    paragraphs = [paragraph(rng, rng.choice([5, 40, 80])) for _ in range(20)]
+    path = write_novel(tmp_path / "a.pdf", paragraphs, indent=4, gap=0, header=header)
+    assert text_of(path) == "\n\n".join(paragraphs)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_pdf_pages_that_are_displayed_rotated(tmp_path, rotation):
+    rng = random.Random(7)
+    paragraphs = [paragraph(rng, rng.choice([5, 40])) for _ in range(10)]
+    pdf = Typewriter()
+    pdf.add_page()
+    with pdf.rotation(rotation, 306, 396):
+        y = 200.0
+        for text in paragraphs:
+            y = pdf.lines(100, y, wrap(text, 50)) + 10
+    pdf.output(str(tmp_path / "a.pdf"))
+    rotated = pypdfium2.PdfDocument(tmp_path / "a.pdf")
+    rotated[0].set_rotation(rotation)
+    rotated.save(tmp_path / "b.pdf")
+    assert text_of(tmp_path / "b.pdf") == "\n\n".join(paragraphs)
+
+
+@pytest.mark.parametrize("initial, rest", [("T", "he"), ("A", " lighthouse")])
+def test_pdf_drop_cap(tmp_path, initial, rest):
+    rng = random.Random(8)
+    text = f"{rest} {paragraph(rng, 60)}"
+    beside, below = wrap(text.strip(), 40)[:2], wrap(text.strip(), 40)[2:]
+    pdf = Typewriter()
+    pdf.add_page()
+    pdf.set_font("Courier", "", 40)
+    pdf.text(90, 112, initial)
+    pdf.set_font("Courier", "", 12)
+    pdf.lines(116, 100, beside)
+    y = pdf.lines(90, 124, wrap(" ".join(below), 44))
+    pdf.lines(90, y + 12, wrap(f"The harbour, {paragraph(rng)}", 44))
+    pdf.output(str(tmp_path / "a.pdf"))
+    assert text_of(tmp_path / "a.pdf").split("\n\n")[0] == initial + text
+
+
+def test_pdf_right_to_left(tmp_path):
+    text = "בראשית ברא אלהים את השמים ואת הארץ " * 9
+    pdf = Typewriter()
+    pdf.add_font("DejaVu", "", Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+    pdf.set_font("DejaVu", "", 12)
+    pdf.add_page()
+    for i, line in enumerate(wrap(text, 50)):
+        pdf.text(500 - pdf.get_string_width(line), 100 + 16 * i, line[::-1])  # glyphs from left to right
+    pdf.output(str(tmp_path / "a.pdf"))
+    assert text_of(tmp_path / "a.pdf") == text.strip()
+
+
+def test_pdf_notes_at_the_foot(tmp_path):
+    """They are paragraphs of their own."""
+    rng = random.Random(9)
+    pdf = Typewriter()
+    lines = wrap(paragraph(rng, 90), 48)
+    for number in (1, 2):
+        pdf.add_page()
+        pdf.lines(90, 100, lines[5 * number - 5 : 5 * number])
+        pdf.set_font("Courier", "", 8)
+        pdf.text(90, 690, f"{number} A note that is as wide as the whole page, or nearly so, at its size.")
+        pdf.set_font("Courier", "", 12)
+    pdf.output(str(tmp_path / "a.pdf"))
+    texts = text_of(tmp_path / "a.pdf").split("\n\n")
+    assert texts[0::2] == [" ".join(lines[:5]), " ".join(lines[5:10])]
+    assert [text[:8] for text in texts[1::2]] == ["1 A note", "2 A note"]
 
 
 @pytest.mark.parametrize("names", [("ANN", "BARTHOLOMEW (V.O.)", "ANN"), ("ANN", "BOB", "ANN")])
@@ -345,12 +441,18 @@ def test_pdf_that_cannot_be_read(tmp_path):
 
     scan = Typewriter()
     scan.add_page()
-    scan.rect(100, 100, 50, 50)
+    scan.text(100, 100, "A cover sheet")
+    for _ in range(2):
+        scan.add_page()
+        scan.rect(100, 100, 50, 50)
     scan.output(str(path))
-    with pytest.raises(ValueError, match=r"a\.pdf: no text in its 1 pages, .*: recognize it first, e\.g\. ocrmypdf"):
+    with pytest.raises(
+        ValueError, match=r"a\.pdf: no text in 2 of its 3 pages, .*: recognize it first, e\.g\. ocrmypdf"
+    ):
         read_document_file(path)
 
-    for content in (b"", b"%PDF-1.7\nnothing"):
+    no_pages = b"%PDF-1.3\n1 0 obj<</Pages 2 0 R/Type/Catalog>>endobj 2 0 obj<</Count 0/Kids[]/Type/Pages>>endobj\n"
+    for content in (b"", b"%PDF-1.7\nnothing", no_pages + b"trailer<</Root 1 0 R/Size 3>>\n%%EOF"):
         with pytest.raises(ValueError, match=r"a\.pdf: damaged, or not PDF \(.*\): check that it opens elsewhere"):
             read_document_file(write(path, content))
 
