@@ -28,12 +28,13 @@ SUBTITLES = {".srt", ".vtt", ".ass", ".ssa"}
 DOCUMENT_SUFFIXES = frozenset(PLAIN | HTML | SUBTITLES | {".pdf", ".docx", ".odt", ".epub"})
 
 # What files of these formats begin with.
-MAGIC = {b"%PDF-": {".pdf"}, b"PK\x03\x04": {".docx", ".odt", ".epub"}}
+MAGIC = {b"%PDF-": {".pdf"}, b"PK\x03\x04": {".docx", ".odt", ".epub"}, b"{\\rtf": {".rtf"}}
 
 # Subtitles of one conversation follow each other within two or three seconds: a longer pause is often a change of scene.
 PAUSE_MS = 5_000
 # Up to a frame and a half apart, the same line in two subtitles is one line that stays on the screen.
 ADJACENT_MS = 60
+SUBTITLE_TAG = re.compile(r"\{(?:\\|[a-z]:)[^{}]*\}|<\s*/?\s*(?:[bcisuv]|font|span|br)\b[^<>]*>", re.IGNORECASE)
 
 
 class Section(NamedTuple):
@@ -83,7 +84,9 @@ def read_document_file(
             text, sections = _read_subtitles(path, file.read())
     else:
         known = ", ".join(sorted(DOCUMENT_SUFFIXES))
-        raise ValueError(f"{path}: expected one of the suffixes {known}, got {suffix or 'none'}.")
+        raise ValueError(
+            f"{path}: expected one of the suffixes {known}, got {suffix or 'none'}: save it as one of these."
+        )
     if not text:
         raise ValueError(f"{path}: no text in it: remove the file, or check that it is the right one.")
     return text, sections
@@ -93,7 +96,9 @@ def _read_bytes(path: Path, size: int = -1) -> bytes:
     try:
         with open_bytes(path) as file:
             return file.read(size)
-    except BROKEN_ARCHIVE as error:
+    except (*BROKEN_ARCHIVE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path}: not a complete compressed file ({error}): compress it again.") from error
 
 
@@ -114,6 +119,10 @@ def _naming_damage(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not {error.encoding} throughout: pass its --encoding, or --encoding_errors replace."
+        ) from error
     except Exception as error:
         raise _damaged(path, error) from error
 
@@ -127,27 +136,32 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 # ---- HTML --------------------------------------------------------------------------------------------------------------
 
 
+CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
+DOCTYPE = re.compile(r"<!DOCTYPE[^<>\[]*\[.*?\]\s*>", re.DOTALL | re.IGNORECASE)
+
+
 class _TextOfHTML(HTMLParser):
     """Collects the text of HTML, and of ODT's XML, with "\\n\\n" around paragraphs, "\\v" around lines, "\\n" for a break."""
 
-    # Only elements whose end tag HTML demands: others might never end.
+    # Only elements whose end tag HTML demands (others might never end), and readings of characters, which end with <ruby>.
     DROPPED = frozenset(
-        "script style title template noscript svg select textarea button iframe object audio video canvas "
-        "text:tracked-changes office:annotation svg:title svg:desc".split()
+        "script style title template noscript svg select textarea button iframe object audio video canvas rt rp "
+        "text:tracked-changes text:ruby-text office:annotation svg:title svg:desc".split()
     )
     # These hold no paragraphs: one ends them if they were left open.
-    WITHOUT_PARAGRAPHS = frozenset("svg select button audio video canvas object".split())
+    WITHOUT_PARAGRAPHS = frozenset("svg select button audio video canvas object rt rp".split())
     PARAGRAPHS = frozenset(
         "address article aside blockquote body center details dialog div dl fieldset figcaption figure footer form h1 h2 "
         "h3 h4 h5 h6 header hgroup hr main nav ol p pre section summary table ul text:p text:h".split()
     )
     LINES = frozenset("caption dd dt li tr".split())
     BREAKS = frozenset(["br", "text:line-break"])
-    SPACES = frozenset("td th text:s text:tab".split())
+    SPACES = frozenset("td th text:s text:tab text:note".split())
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.parts: list[str] = []
+        self.notes: list[str] = []  # of ODT, which has them in the middle of their paragraphs
         self.dropped: list[str] = []  # open elements without text of the document
         self.num_pre = 0
 
@@ -157,14 +171,20 @@ class _TextOfHTML(HTMLParser):
         if tag in self.DROPPED:
             self.dropped.append(tag)
         self.num_pre += tag == "pre"
+        if tag == "text:note-body":
+            self.parts, self.notes = self.notes, self.parts
         self._separate(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self.dropped:
             del self.dropped[self.dropped.index(tag) :]
+        if tag == "ruby":
+            self.dropped = [outer for outer in self.dropped if outer not in ("rt", "rp")]
         self.num_pre = max(0, self.num_pre - (tag == "pre"))
         if tag not in self.BREAKS:
             self._separate(tag)
+        if tag == "text:note-body":
+            self.parts, self.notes = self.notes, self.parts
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         # As in XHTML, where this is an empty element.
@@ -185,6 +205,14 @@ class _TextOfHTML(HTMLParser):
         if not self.dropped:
             self.parts.append(data if self.num_pre else re.sub(r"\s+", " ", data))
 
+    def parse_html_declaration(self, i: int) -> int:
+        # XML's, which Python's parser ends at the first ">".
+        if match := CDATA.match(self.rawdata, i):
+            self.handle_data(match[1])
+        else:
+            match = DOCTYPE.match(self.rawdata, i)
+        return match.end() if match else super().parse_html_declaration(i)
+
     def parse_marked_section(self, i: int, report: int = 1) -> int:
         # Word's <![if …]>, over which Python's parser may raise AssertionError (python/cpython#77057).
         return self.parse_bogus_comment(i)
@@ -195,7 +223,7 @@ def html_text(source: str) -> str:
     parser = _TextOfHTML()
     parser.feed(source)
     parser.close()
-    text = re.sub(r"[^\S\n\v]+", " ", "".join(parser.parts).replace("\xad", ""))
+    text = re.sub(r"[^\S\n\v]+", " ", "".join([*parser.parts, "\n\n", *parser.notes]).replace("\xad", ""))
     return re.sub(r"[ \n\v]*[\n\v][ \n\v]*", lambda run: "\n\n" if run[0].count("\n") > 1 else "\n", text).strip()
 
 
@@ -316,15 +344,21 @@ def _read_pdf(path: Path) -> tuple[str, list[Section]]:
 
 def _read_subtitles(path: Path, source: str) -> tuple[str, list[Section]]:
     pysubs2 = import_extra("pysubs2", path)
-    suffix = suffix_of(path)
+    source = re.sub(r"\r\n?", "\n", source).lstrip()
+    # SRT and VTT by their content: either is found with the other's suffix.
+    kind = "ass" if suffix_of(path) in (".ass", ".ssa") else "vtt" if source.startswith("WEBVTT") else "srt"
     with _naming_damage(path):
-        subtitles = pysubs2.SSAFile.from_string(_cues_of_vtt(source) if suffix == ".vtt" else source, suffix[1:])
+        subtitles = pysubs2.SSAFile.from_string(
+            _cues_of_vtt(source) if kind == "vtt" else source, kind, keep_html_tags=True
+        )
         events = sorted(subtitles.get_text_events(), key=lambda event: event.start)
 
     text, sections, last_end = "", [], None
     shown_until: dict[str, int] = {}
     for event in events:
-        plain = re.sub(r"</?[a-zA-Z][^<>]*>", "", event.plaintext)
+        plain = event.plaintext
+        if kind != "ass":  # where text may stand in braces
+            plain = html.unescape(SUBTITLE_TAG.sub("", event.text)).replace("\\N", "\n").replace("\\h", " ")
         lines = [" ".join(line.split()) for line in plain.splitlines()]
         # Layers and karaoke repeat a line at its time, rolling captions in the next subtitle.
         new = [line for line in lines if line and event.start > shown_until.get(line, -ADJACENT_MS - 1) + ADJACENT_MS]
@@ -342,10 +376,11 @@ def _cues_of_vtt(source: str) -> str:
     """The cues of a WebVTT file without what pysubs2 would take for their text: identifiers, notes, styles, inner times."""
     cues = []
     for block in re.split(r"\n[^\S\n]*\n", source):
-        _, arrow, text = block.rpartition("-->")
+        before, arrow, after = block.rpartition("-->")
         if arrow:
-            times = block[: -len(text)].splitlines()[-1] + text.partition("\n")[0]
-            cues.append(f"{times}\n{html.unescape(re.sub(r'<[^<>]*>', '', text.partition(chr(10))[2]))}")
+            end, _, text = after.partition("\n")
+            text = re.sub(r"<rt>[^<>]*</rt>|<[^<>]*>", "", text)
+            cues.append(f"{before.rpartition(chr(10))[2]}-->{end}\n{text}")
     return "WEBVTT\n\n" + "\n\n".join(cues)
 
 

@@ -56,16 +56,16 @@ def test_plain_text_of_another_encoding(tmp_path):
     assert text_of(path, encoding_errors="replace") == "one\ncaf\ufffd noir"
 
 
-HTML = """<!DOCTYPE html><html><head><title>Not text</title><style>p {}</style><script>var a = "<p>no</p>";</script></head>
+HTML = """<!DOCTYPE html [<!ENTITY x "<p>no</p>">]><html><head><title>Not text</title><style>p {}</style><script>var a = "<p>no</p>";</script></head>
 <body><h1>Chapter&nbsp;1</h1><p>One   paragraph,
 wrapped &amp; <b>marked</b>&mdash;with a <a href="https://example.org">link</a>.<p>Un<br>closed <img alt="no" src="data:image/png;base64,AAAA">
 <ul><li>first</li><li>second</ul><![unknown]><table><tr><td>Ann<td>7</tr><tr><td>Bob<td>8</tr></table><![endif]>
 <!-- no --><p>&nbsp;</p><svg><text>no</text></svg><select><option>no</select><pre>
 a
-  b</pre>soft&shy;hyphen</body></html>"""
+  b</pre>soft&shy;hyphen<p><ruby>漢<rp>(</rp><rt>no<rp>)</rp></ruby>字<![CDATA[ <b> & c]]></body></html>"""
 TEXT_OF_HTML = (
     "Chapter 1\n\nOne paragraph, wrapped & marked—with a link.\n\nUn\nclosed\n\nfirst\nsecond\n\nAnn 7\nBob 8\n\na\nb\n\n"
-    "softhyphen"
+    "softhyphen\n\n漢字 <b> & c"
 )
 
 
@@ -153,6 +153,7 @@ def test_docx(tmp_path):
 ODT = (
     "<office:document-content><office:text><text:tracked-changes><text:p>deleted</text:p></text:tracked-changes>"
     '<text:h>Title</text:h><text:p>One<text:s text:c="2"/>two<text:line-break/>three'
+    "<text:note><text:note-citation>1</text:note-citation><text:note-body><text:p>A note.</text:p></text:note-body></text:note>goes on"
     "<office:annotation><text:p>comment</text:p></office:annotation></text:p><text:p/><text:p>Caf\u00e9</text:p>"
     "</office:text></office:document-content>"
 )
@@ -163,7 +164,7 @@ def write_odt(path: Path, manifest: str = "<manifest:manifest/>") -> Path:
 
 
 def test_odt(tmp_path):
-    assert text_of(write_odt(tmp_path / "a.odt")) == "Title\n\nOne two\nthree\n\nCafé"
+    assert text_of(write_odt(tmp_path / "a.odt")) == "Title\n\nOne two\nthree 1 goes on\n\nCafé\n\nA note."
     with pytest.raises(ValueError, match=r"a\.odt: encrypted: save it without a password\."):
         read_document_file(write_odt(tmp_path / "a.odt", "<manifest:encryption-data/>"))
 
@@ -511,6 +512,8 @@ Dialogue: 0,0:00:15.00,0:00:17.00,Default,,0,0,0,,First, with a comma
     "name, source, lines",
     [
         ("a.srt", SRT, {"First line of two": "00:00:01", "- No! - No!": "00:00:03", "\nMuch later": "01:02:03"}),
+        ("a.vtt", SRT, {"First line of two": "00:00:01", "- No! - No!": "00:00:03", "\nMuch later": "01:02:03"}),
+        ("a.srt", VTT, {"Hello & welcome": "00:00:01", "rolling on and on": "00:00:03"}),
         ("a.vtt", VTT, {"Hello & welcome": "00:00:01", "rolling on and on": "00:00:03"}),
         (
             "a.ass",
@@ -519,12 +522,21 @@ Dialogue: 0,0:00:15.00,0:00:17.00,Default,,0,0,0,,First, with a comma
         ),
     ],
 )
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_subtitles(tmp_path, name, source, lines, line_end):
     text, sections = read_document_file(write(tmp_path / name, source.replace("\n", line_end)))
     assert text == "\n".join(lines)
     assert [section.name for section in sections] == list(lines.values())
     assert [text[section.start :].split("\n")[0] for section in sections] == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("name, start, dot", [("a.srt", "1\n", ","), ("a.vtt", "WEBVTT\n\n", ".")])
+def test_subtitles_keep_what_only_looks_like_markup(tmp_path, name, start, dot):
+    times = f"00:00:01{dot}000 --> 00:00:02{dot}000"
+    path = write(
+        tmp_path / name, f"{start}{times}\n<i>I</i> {{aside}} &lt;3 &amp; {{\\i1}}you{{\\i0}}, &lt;Ann&gt;\\Nno\n"
+    )
+    assert text_of(path) == "I {aside} <3 & you, <Ann> no"
 
 
 def test_a_subtitle_repeated_later_stays(tmp_path):
@@ -567,6 +579,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, suffix, package):
 
 @pytest.mark.parametrize("suffix", sorted(DOCUMENT_SUFFIXES))
 def test_a_file_is_not_what_its_suffix_says(tmp_path, suffix):
+    rtf = write(tmp_path / f"b{suffix}", "{\\rtf1 Text}")
+    with pytest.raises(ValueError, match=rf"by its content a \.rtf file, not \{suffix}: rename it"):
+        read_document_file(rtf)
     for other in (".pdf", ".epub"):
         if suffix in (other, ".docx", ".odt") and other == ".epub":
             continue
@@ -591,6 +606,22 @@ def test_an_archive_of_another_kind_or_a_truncated_one(tmp_path, suffix):
             read_document_file(write(path, damaged))
 
 
+def test_an_epub_with_a_chapter_in_another_encoding(tmp_path):
+    path = example(tmp_path, ".epub")
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
+        archive.writestr("OEBPS/text/b.xhtml", "<p>Café</p>".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"example\.epub: not utf-8 throughout: pass its --encoding, or"):
+        read_document_file(path)
+    assert text_of(path, encoding="cp1252").endswith("Café")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_file_that_is_not_compressed(tmp_path, suffix):
+    path = write(tmp_path / f"a.html{suffix}", "<p>Text</p>")
+    with pytest.raises(ValueError, match=rf"a\.html\{suffix}: not a complete compressed file"):
+        read_document_file(path)
+
+
 def test_an_encrypted_docx(tmp_path):
     path = write(tmp_path / "a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
     with pytest.raises(ValueError, match=r"a\.docx: encrypted, or a \.doc file of old: save it as \.docx"):
@@ -606,7 +637,9 @@ def test_files_without_text(tmp_path, name, content):
 
 
 def test_an_unsupported_suffix(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.doc: expected one of the suffixes \.ass, .*\.xhtml, got \.doc\."):
+    with pytest.raises(
+        ValueError, match=r"a\.doc: expected one of the suffixes \.ass, .*\.xhtml, got \.doc: save it as one of these\."
+    ):
         read_document_file(write(tmp_path / "a.doc", "text"))
 
 
