@@ -1,6 +1,7 @@
 """Raw text to a rating, with and without this project; and the predict command on top of it."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -249,23 +250,51 @@ def predict(trained, source, *extra):
 def test_a_row_that_cannot_be_classified_becomes_a_line_with_its_error(trained, tmp_path):
     source = tmp_path / "rows.jsonl"
     rows = [{"id": "a"}, {"id": "b", "text": None}, {"id": "c", "text": "A calm day."}, {"id": "d", "text": " "},
-            {"id": "e", "text": [5]}, {"id": "f", "text": "Another."}]  # fmt: skip
+            {"id": "e", "text": [5]}, {"id": "f", "text": "Another."}, {"id": "\ud800", "text": "A name."}]  # fmt: skip
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": \n', encoding="utf-8")
     output = tmp_path / "out.jsonl"
     done = run_command("scripts.predict", model=trained, source=source, output=output)
-    assert (done.returncode, "5 documents could not be classified" in done.stderr) == (0, True)
+    assert (done.returncode, "6 documents could not be classified" in done.stderr) == (0, True)
     results = lines_of(output)
-    assert [row["id"] for row in results] == ["a", "b", "c", "d", "e", "f", "7"]
+    assert [row["id"] for row in results] == ["a", "b", "c", "d", "e", "f", "7", "8"]
     errors = [row.get("error") for row in results]
     assert errors[0] == errors[1].replace("row 2", "row 1") == "row 1: no text"
     assert errors[2] is errors[5] is None
     assert "empty" in errors[3]
     assert "list" in errors[4]
-    assert "row 7: not JSON" in errors[6]
+    assert "surrogate" in errors[6]
+    assert "row 8: not JSON" in errors[7]
     assert all(set(row) == {"id", "error"} for row in results if "error" in row)
     done = run_command("scripts.predict", "--fail_on_error", model=trained, source=source)
     assert done.returncode == 1
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [row["id"] for row in results]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (b"", '"error": "standard input: the text is empty"'),
+        (
+            "Café".encode("cp1252"),
+            "standard input: not utf-8, or no text: pass its --encoding, or a document as --source",
+        ),
+    ],
+)
+def test_standard_input_that_cannot_be_classified(trained, call_command, monkeypatch, capsys, given, message):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    try:
+        call_command(predict_main, model=trained)
+    except ValueError as error:
+        assert message in str(error)
+    else:
+        assert message in capsys.readouterr().out
+
+
+def test_a_source_without_documents_is_an_error(trained, tmp_path, call_command):
+    source = tmp_path / "empty.csv"
+    source.write_text("id,text\n")
+    with pytest.raises(ValueError, match=r"empty\.csv: no documents"):
+        call_command(predict_main, model=trained, source=source)
 
 
 def test_evidence_names_its_column_and_kept_columns_come_along(trained, tmp_path):

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from data.documents import Columns, check_surrogates, joined_text, metadata_of, require_columns, section_at, to_name
-from data.readers import Row, Source
+from data.readers import ReadOptions, Row, Source
 from data.source_files import describe_unread
 from modeling.file_utils import atomic_write, write_text
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
@@ -34,20 +34,23 @@ from scripts.common.preparation_options import reading_options
 def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`{"id", "text", "sections", "metadata"}` of each document, or `{"id", "error"}` where it cannot be classified."""
     options = dataclasses.replace(reading_options(arguments), by_folder=False)
+    columns, kept = Columns(arguments.text_column), comma_list(arguments.keep_columns)
+    source = Source(arguments.source or (), options)
     if arguments.source is None:
-        text = sys.stdin.buffer.read().decode(options.encoding or "utf-8-sig", errors=options.encoding_errors)
-        yield {"id": "stdin", "text": text, "sections": [], "metadata": {}}
-        return
-    source, columns = Source(arguments.source, options), Columns(arguments.text_column)
-    kept = comma_list(arguments.keep_columns)
-    rows = iter(source)
+        columns, kept = Columns(), []
+        rows = iter([Row("standard input", {arguments.id_column: "stdin", "text": _read_standard_input(options)})])
+    else:
+        rows = iter(source)
     head = list(islice(rows, 100))
+    if not head:
+        raise ValueError(f"{source}: no documents.")
     if readable := [row for row in head if not row.error]:  # of JSON, single rows may lack a column
         names = [("--text_column", name) for name in columns.texts] + [("--keep_columns", name) for name in kept]
         require_columns(Row("", dict.fromkeys(name for row in readable for name in row.values)), names, str(source))
     for number, row in enumerate(chain(head, rows), 1):
-        document: dict[str, Any] = {"id": to_name(row.values.get(arguments.id_column)) or str(number)}
+        document: dict[str, Any] = {"id": str(number)}
         try:
+            document["id"] = to_name(row.values.get(arguments.id_column)) or str(number)
             if row.error:
                 raise ValueError(row.error)
             text, sections = joined_text(row, columns)
@@ -57,10 +60,19 @@ def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             document |= {"text": check_surrogates(text, options.encoding_errors), "sections": sections}
             document["metadata"] = json.loads(metadata_of(row.values, kept) or "{}")
         except ValueError as error:
-            document["error"] = f"{row.location}: {error}"
+            document["error"] = check_surrogates(f"{row.location}: {error}", "replace")
         yield document
     if source.found.unread and PartialState().is_main_process:
-        print(describe_unread(list(source.found.unread)), file=sys.stderr)
+        tqdm.write(describe_unread(list(source.found.unread)), file=sys.stderr)
+
+
+def _read_standard_input(options: ReadOptions) -> str:
+    try:
+        return sys.stdin.buffer.read().decode(options.encoding or "utf-8-sig", options.encoding_errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"standard input: not {error.encoding}, or no text: pass its --encoding, or a document as --source."
+        ) from error
 
 
 def classified(
