@@ -23,8 +23,13 @@ def visible(text: str, layout: str = "\n\r\t\u200c\u200d") -> str:
 
 
 def visible_name(name: str, length: int = 80) -> str:
-    """A label, id or other name on one line, with every space but the plain one shown by its code."""
-    short = name if len(name) <= length else name[: length - 1] + "…"
+    """A label, id or other name on one line, cut in its middle, with every space but the plain one shown by its code.
+
+    >>> visible_name("season 1/episode 1.srt", 16)
+    'season 1…e 1.srt'
+    """
+    half = length // 2
+    short = name if len(name) <= length else f"{name[:half]}…{name[half + 1 - length :]}"
     return "".join(char if char.isprintable() else f"⟨U+{ord(char):04X}⟩" for char in short)
 
 
