@@ -19,6 +19,7 @@ LINE = re.compile(r"[^\s\x00\x02\ufffe](?:[^\r\n\x02\ufffe]*[^\s\x00\x02\ufffe])
 DIVIDED = re.compile("[^\\W_][-\u2010\xad]$")
 # Lines further apart than this many times the usual distance have a gap between them.
 GAP = 1.2
+SENTENCE_END = re.compile(r"[.!?…:][\"'”’»)\]]*$")
 # Scripts written without spaces between words.
 UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 WORD = re.compile(r"[^\W_]+(?:[-\u2010][^\W_]+)*")
@@ -191,10 +192,18 @@ class Layout:
         # A column whose wrapped lines go on further left is one of first lines; further right, one of hanging indents. If
         # lines that had room left are followed there, it is not: a name in a screenplay stands right of what is said.
         score: dict[int, Counter[int]] = defaultdict(Counter)
+        indented: Counter[int] = Counter()  # after the end of a paragraph
         for a, b in pairwise(lines):
             if not self.is_gap(a, b) and not self.is_jump(a, b):
-                score[self.column(a)][self.side(a, b)] += 1 if self.is_wrapped(a, b) else -4
-        self.first_lines = {column for column, sides in score.items() if sides[-1] > max(sides[0], sides[1], 0)}
+                is_wrapped, side = self.is_wrapped(a, b), self.side(a, b)
+                score[self.column(a)][side] += 1 if is_wrapped else -4
+                indented[self.column(b)] += side == 1 and not is_wrapped
+        self.first_lines = {
+            column
+            for column, sides in score.items()
+            if sides[-1] > max(sides[1], 0)
+            and (sides[-1] > sides[0] or 2 * indented[column] > sides[-1])  # with quotations as far to the right
+        }
         self.hanging = {column for column, sides in score.items() if sides[1] > max(sides[0], sides[-1], 0)}
 
     def left(self, line: Line) -> float:
@@ -237,7 +246,8 @@ class Layout:
         if self.is_gap(a, b) or (is_jump and abs(a.height - b.height) > 0.1 * self.height):  # into or out of a note
             return "\n\n"
         side = self.side(a, b)
-        if self.column(b) in self.first_lines and side != -2:
+        is_quotation = side == 0 and not SENTENCE_END.search(a.text) and self.is_wrapped(a, b)
+        if self.column(b) in self.first_lines and side != -2 and not is_quotation:
             return "\n\n"
         goes_on = (
             side == 0

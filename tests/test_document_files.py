@@ -285,6 +285,24 @@ def test_pdf_paragraphs_are_those_of_the_novel(tmp_path, indent, gap):
     assert all(not text[start].isspace() and (start == 0 or text[start - 1].isspace()) for start in starts)
 
 
+def test_pdf_quotations_that_are_indented_as_first_lines_are(tmp_path):
+    rng = random.Random(10)
+    pdf = Typewriter()
+    expected = []
+    for _ in range(6):
+        pdf.add_page()
+        y = 100.0
+        for length in (40, 5, 40, 20):
+            expected.append(paragraph(rng, length))
+            y = pdf.lines(90, y, wrap(expected[-1], 50, 4))
+        expected.append(paragraph(rng, 60))
+        y = pdf.lines(90 + 4 * POINTS_PER_CHARACTER, y + 12, wrap(expected[-1], 46)) + 12
+        expected.append(paragraph(rng, 20))
+        pdf.lines(90, y, wrap(expected[-1], 50, 4))
+    pdf.output(str(tmp_path / "a.pdf"))
+    assert text_of(tmp_path / "a.pdf") == "\n\n".join(expected)
+
+
 def two_lines(pdf: Typewriter, page: int) -> None:
     pdf.lines(90, 40, ["THE LIGHTHOUSE", "A first draft"])
 
