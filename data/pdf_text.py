@@ -111,11 +111,9 @@ def _displayed(page: Any, box: Box) -> Box:
 
 def _pitch(lines: list[Line]) -> float:
     """The usual distance from a line to the next one: of several that are common, the smallest."""
-    counts = Counter(
-        round(a.baseline - b.baseline) for a, b in pairwise(lines) if a.page == b.page and a.baseline > b.baseline
-    )
     least = 0.8 * median(line.height for line in lines)  # less is in notes and superscripts
-    counts = Counter({pitch: count for pitch, count in counts.items() if pitch > least})
+    pitches = (round(a.baseline - b.baseline) for a, b in pairwise(lines) if a.page == b.page)
+    counts = Counter(pitch for pitch in pitches if pitch > least)
     common = max(counts.values(), default=0) / 2
     return min((pitch for pitch, count in counts.items() if count >= common), default=lines[0].height or 1.0)
 
@@ -134,12 +132,11 @@ def _drop_headers(pages: list[list[Line]], page_heights: list[float]) -> None:
             if not lines:
                 continue
             baselines = sorted((side * line.baseline for line in lines), reverse=True)
-            end = next(a for a, b in pairwise([*baselines, -np.inf]) if a - b > GAP * pitch)
             outermost = baselines[0]
-            if is_apart := outermost - end < 2.5 * pitch:
-                header = [line for line in lines if side * line.baseline >= end]
-            else:
-                header = [line for line in lines if outermost - side * line.baseline < pitch / 4]
+            end = next(a for a, b in pairwise([*baselines, -np.inf]) if a - b > GAP * pitch)
+            is_apart = outermost - end < 2.5 * pitch
+            end = end if is_apart else outermost - pitch / 4
+            header = [line for line in lines if side * line.baseline >= end]
             if is_apart or abs(header[0].height - usual_height) > 0.1 * usual_height:
                 bands[round((outermost - height if side == 1 else outermost) / 3)][number] = header
         for headers in bands.values():
@@ -152,19 +149,19 @@ def _drop_headers(pages: list[list[Line]], page_heights: list[float]) -> None:
 def _join_initials(lines: list[Line], counts: Counter[str]) -> list[Line]:
     """Drop caps joined to the first of the lines beside them, which then begin where the drop cap does."""
     joined: list[Line] = []
-    initial, is_joined = None, False
+    initial: Line | None = None
     for line in lines:
         is_beside = initial and line.left >= initial.right - 1 and line.baseline > initial.baseline - line.height / 2
         if initial and is_beside and initial.height > 1.5 * line.height:
-            if not is_joined:
+            if joined[-1] is initial:
                 word = WORD.match(line.text)
                 tail = word[0].lower() if word else ""
                 is_word = initial.text in "AI" and len(tail) > 1 and counts[tail] > counts[initial.text.lower() + tail]
                 joined.pop()
                 line = line._replace(text=f"{initial.text}{' ' if is_word else ''}{line.text}")
-            line, is_joined = line._replace(left=initial.left, word=line.word + line.left - initial.left), True
+            line = line._replace(left=initial.left, word=line.word + line.left - initial.left)
         else:
-            initial, is_joined = line if len(line.text) == 1 and line.text.isupper() else None, False
+            initial = line if len(line.text) == 1 and line.text.isupper() else None
         joined.append(line)
     return joined
 
