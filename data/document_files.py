@@ -282,10 +282,12 @@ def _epub_parts(archive: zipfile.ZipFile) -> list[str]:
     package = _elements(archive.read("META-INF/container.xml"), "rootfile")[0]["full-path"]
     content = archive.read(package)
     items = {item["id"]: item for item in _elements(content, "item")}
-    spine = [items[entry["idref"]] for entry in _elements(content, "itemref")]
+    spine = [entry["idref"] for entry in _elements(content, "itemref")]
+    if absent := [name for name in spine if name not in items]:
+        raise ValueError(f"its spine has {absent[0]!r}, which is not in its manifest")
     return [
         posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(item["href"])))
-        for item in spine
+        for item in map(items.__getitem__, spine)
         if "html" in item["media-type"] and "nav" not in item.get("properties", "").split()
     ]
 

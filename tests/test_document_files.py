@@ -624,6 +624,14 @@ def test_an_archive_of_another_kind_or_a_truncated_one(tmp_path, suffix):
             read_document_file(write(path, damaged))
 
 
+def test_an_epub_whose_spine_has_no_such_item(tmp_path):
+    path = tmp_path / "a.epub"
+    container = '<container><rootfile full-path="a.opf"/></container>'
+    write_zip(path, {"META-INF/container.xml": container, "a.opf": '<spine><itemref idref="one"/></spine>'})
+    with pytest.raises(ValueError, match=r"not EPUB \(its spine has 'one', which is not in its manifest\)"):
+        read_document_file(path)
+
+
 def test_an_epub_with_a_chapter_in_another_encoding(tmp_path):
     path = example(tmp_path, ".epub")
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
