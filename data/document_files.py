@@ -333,7 +333,7 @@ def _read_pdf(path: Path) -> tuple[str, list[Section]]:
     with _naming_damage(path), contextlib.closing(pdf):
         num_pages = len(pdf)
         text, pages = pdf_text(pdf)
-    if len(pages) < num_pages / 2:
+    if len(pages) < num_pages / 4:  # a picture book has more
         raise ValueError(
             f"{path}: no text in {num_pages - len(pages)} of its {num_pages} pages, only images if any (a scan?): recognize "
             "it first, e.g. ocrmypdf --skip-text scan.pdf text.pdf."

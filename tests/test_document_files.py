@@ -461,12 +461,12 @@ def test_pdf_that_cannot_be_read(tmp_path):
     scan = Typewriter()
     scan.add_page()
     scan.text(100, 100, "A cover sheet")
-    for _ in range(2):
+    for _ in range(4):
         scan.add_page()
         scan.rect(100, 100, 50, 50)
     scan.output(str(path))
     with pytest.raises(
-        ValueError, match=r"a\.pdf: no text in 2 of its 3 pages, .*: recognize it first, e\.g\. ocrmypdf"
+        ValueError, match=r"a\.pdf: no text in 4 of its 5 pages, .*: recognize it first, e\.g\. ocrmypdf"
     ):
         read_document_file(path)
 
