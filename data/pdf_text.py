@@ -18,7 +18,7 @@ import numpy as np
 LINE = re.compile(r"[^\s\x00\x02\ufffe](?:[^\r\n\x02\ufffe]*[^\s\x00\x02\ufffe])?[\x02\ufffe]?")
 DIVIDED = re.compile("[^\\W_][-\u2010\xad]$")
 # Lines further apart than this many times the usual distance have a gap between them.
-GAP = 1.2
+GAP = 1.25
 SENTENCE_END = re.compile(r"[.!?…:][\"'”’»)\]]*$")
 # Scripts written without spaces between words.
 UNSPACED = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
@@ -119,25 +119,21 @@ def _pitch(lines: list[Line]) -> float:
 
 
 def _drop_headers(pages: list[list[Line]], page_heights: list[float]) -> None:
-    """Remove page headers, footers and page numbers.
+    """Remove page headers, footers and page numbers, if they are one line.
 
-    These are uppermost or lowest lines that half of the pages have at the same height, up to three that are apart from
-    the rest or one in another size, and that say, but for numbers, the same on two pages on average.
+    These are uppermost or lowest lines that half of the pages have at the same height, apart from the rest or in
+    another size, and that say, but for numbers, the same on two pages on average.
     """
     pitch = _pitch([line for lines in pages for line in lines])
     usual_height = median(line.height for lines in pages for line in lines)
     for side in (1, -1):  # up, down
         bands: dict[int, dict[int, list[Line]]] = defaultdict(dict)
         for number, (lines, height) in enumerate(zip(pages, page_heights, strict=True)):
-            if not lines:
-                continue
-            baselines = sorted((side * line.baseline for line in lines), reverse=True)
-            outermost = baselines[0]
-            end = next(a for a, b in pairwise([*baselines, -np.inf]) if a - b > GAP * pitch)
-            is_apart = outermost - end < 2.5 * pitch
-            end = end if is_apart else outermost - pitch / 4
-            header = [line for line in lines if side * line.baseline >= end]
-            if is_apart or abs(header[0].height - usual_height) > 0.1 * usual_height:
+            outermost = max((side * line.baseline for line in lines), default=0.0)
+            header = [line for line in lines if outermost - side * line.baseline < pitch / 4]
+            rest = [side * line.baseline for line in lines if line not in header]
+            is_apart = outermost - max(rest, default=-np.inf) > GAP * pitch
+            if header and (is_apart or abs(header[0].height - usual_height) > 0.1 * usual_height):
                 bands[round((outermost - height if side == 1 else outermost) / 3)][number] = header
         for headers in bands.values():
             said = {re.sub(r"\d+", "#", " ".join(line.text for line in header)) for header in headers.values()}

