@@ -182,16 +182,18 @@ def _with_listed_document(row: Row, table: SourceFile, options: ReadOptions, unr
     """Add the document that a row names in `path_column`, if the table has no text."""
     if row.error or options.path_column not in row.values or any(name in row.values for name in options.text_columns):
         return row
-    name = os.path.normpath(str(row.values[options.path_column] or "").strip())
+    name = str(row.values[options.path_column] or "").strip()
+    if not (table.path.parent / name).exists():
+        name = name.replace("\\", "/")  # a table from Windows
+    name = os.path.normpath(name) if name else ""
     path = table.path.parent / name
     row.values.setdefault("id", name)
     if not os.path.isfile(path):
-        row.error = (
-            f"the column {options.path_column!r} names no file: {name} (a column with texts is named by --text_column)"
-        )
+        row.error = f"the column {options.path_column!r} names no file: {name or 'it is empty'} (a column with texts is named by --text_column)"
         return row
     unread.pop(f"{table.name.rpartition('/')[0]}/{name}", None)
     _add_document(row, path, options)
+    row.error = row.error and f"{name}: {row.error}"
     return row
 
 

@@ -544,12 +544,19 @@ def test_kept_columns_travel_as_metadata(tmp_path):
 def test_a_table_lists_documents(tmp_path):
     write_tree(
         tmp_path,
-        {"list.csv": "path,label\ntexts/1.txt,x\nmissing.txt,y\n", "texts/1.txt": "One.", "texts/2.txt": "Two."},
+        {
+            "list.csv": "path,label\ntexts/1.txt,x\nmissing.txt,y\n,y\ntexts\\1.txt,x\nbroken.pdf,y\n",
+            "texts/1.txt": "One.",
+            "texts/2.txt": "Two.",
+            "broken.pdf": "no PDF",
+        },
     )
     for source in (tmp_path, tmp_path / "list.csv"):
         rows = list(Source(str(source)))
-        assert rows[0].values["text"] == "One."
+        assert [rows[index].values["text"] for index in (0, 3)] == ["One.", "One."]
         assert "names no file: missing.txt" in rows[1].error
+        assert "names no file: it is empty" in rows[2].error
+        assert rows[4].error.startswith("broken.pdf: ")
     assert unread(tmp_path) == [f"{tmp_path.name}/texts/2.txt"]
 
 
