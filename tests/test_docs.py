@@ -11,7 +11,7 @@ from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.training.arguments import DataArguments, ModelArguments, SearchArguments
 from tests.conftest import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/guide.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/guide.md", "docs/benchmarks.md", "docs/encoders.md")
 KINDS = (ModelArguments, DataArguments, HierarchicalTrainingArguments)
 TRAINING = {"--config"} | {f"--{field.name}" for kind in KINDS for field in fields(kind)}
 SEARCH = {f"--{field.name}" for field in fields(SearchArguments)}
