@@ -25,6 +25,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
     # Imported here, so that --help and mistakes in options are answered at once.
     from transformers import set_seed
 
+    from modeling.training.lora import merge_adapters
     from modeling.training.memory import describe_run
     from modeling.training.trackers import check_trackers
     from scripts.training import output_dir, run, setup
@@ -65,6 +66,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
             output_dir.clear_earlier_run(args.output_dir)
         if status := run.train(trainer, checkpoint, watchers, pusher):
             return status
+        merge_adapters(parts.model)
 
         # On tokens even if the encoder is frozen: cached embeddings have the precision of training.
         documents = parts.documents if args.evaluate_kept_vectors else parts.chunked

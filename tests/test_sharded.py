@@ -121,7 +121,7 @@ def test_a_model_that_will_be_sharded_is_not_loaded_whole(roberta_model, tmp_pat
     plan(HierarchicalTrainingArguments(output_dir=str(tmp_path), live_chunks="8"), accelerator)
     assert roberta_model.live_chunks == 8
     assert not caplog.text
-    for option in ("dry_run", "freeze_encoder"):
+    for option in ("dry_run", "freeze_encoder", "lora_rank"):
         with pytest.raises(ValueError, match=f"--{option}.*shard"):
             plan(HierarchicalTrainingArguments(output_dir=str(tmp_path), **{option: True}), accelerator)
 

@@ -14,7 +14,7 @@ def ranges() -> dict[str, Requirement]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    lines = config["options"]["install_requires"] + extras["files"] + extras["search"]
+    lines = config["options"]["install_requires"] + extras["files"] + extras["lora"] + extras["search"]
     requirements = [Requirement(line) for line in lines.strip().splitlines()]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 

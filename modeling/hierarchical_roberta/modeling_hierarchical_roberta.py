@@ -81,6 +81,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     _supports_attention_backend = True
     # Read by Trainer: the loss of `forward` is a plain mean that ignores gradient accumulation.
     accepts_loss_kwargs = False
+    # Adapters in a checkpoint, where the weights include them (modeling/training/lora.py).
+    _keys_to_ignore_on_load_unexpected = [r"\.lora_[AB]\."]
 
     def __init__(self, config: HierarchicalRobertaConfig):
         super().__init__(config)
@@ -109,6 +111,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         self.agree_on_batches: Callable[[list[bool]], list[bool]] | None = None
         self._trained_state: list[Any] | None = None
         self.token_counts = [0, 0]
+        # Frozen parts of the encoder whose dropout stays on, since adapters are trained (modeling/training/lora.py).
+        self.adapted_parts: set[nn.Module] = set()
         self.post_init()
 
     @classmethod
@@ -322,7 +326,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         elif mode:
             for part in self.encoder.modules():
                 weights = list(part.parameters())
-                if weights and not any(weight.requires_grad for weight in weights):
+                is_frozen = weights and not any(weight.requires_grad for weight in weights)
+                if is_frozen and part not in self.adapted_parts:
                     part.eval()
         self._trained_state = self._training_state() if mode else None
         return self

@@ -149,7 +149,7 @@ def _encode(
 def _saved_bytes(
     model: HierarchicalRobertaForSequenceClassification, rows: int, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> int:
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    weights = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.UntypedStorage] = {}
 
     def count(tensor: torch.Tensor) -> None:
@@ -235,7 +235,7 @@ def describe_run(
     train, live, length = splits["train"], model.live_chunks, model.config.chunk_length
     batch = args.train_batch_size
     largest = train.largest_batch(batch)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    weights = sum(weight.numel() * weight.element_size() for weight in (*model.parameters(), *model.buffers()))
     documents = batch * args.gradient_accumulation_steps * args.world_size
     steps = max(1, -(-len(train.num_chunks) // documents))
     epoch_chunks = train.tokens().sum() / length / args.world_size

@@ -31,7 +31,9 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
     clipping = f"gradients clipped at norm {config['max_grad_norm']:g}" if config["max_grad_norm"] else "no clipping"
     warmup = config["warmup_steps"]
     return {
-        "Encoder": f"`{encoder_name(config)}`" + (", frozen" if config["freeze_encoder"] else ""),
+        "Encoder": f"`{encoder_name(config)}`"
+        + (", frozen" if config["freeze_encoder"] else "")
+        + (f", by LoRA adapters of rank {config['lora_rank']}, merged" if config.get("lora_rank") else ""),
         "Chunks": f"{config['chunk_length']} tokens, overlap {config['chunk_overlap']}, at most {config['max_chunks']} "
         f"per document ({config['chunk_policy']}){describe_embeddings(config)}, {config['pooling']} pooling"
         f"{describe_lexical(config)}",

@@ -170,7 +170,7 @@ def survive_out_of_memory(optimizer: torch.optim.Optimizer) -> None:
                 if not is_fused:
                     raise ValueError(
                         f"Out of memory in the optimizer step ({reason}): use --optim adamw_torch_fused, which needs "
-                        "the least memory, freeze layers (--freeze_layers) or use a smaller encoder."
+                        "the least memory, train less (--lora_rank, --freeze_layers) or use a smaller encoder."
                     )
                 for parameter in set(self.state) - had_state:
                     del self.state[parameter]

@@ -74,6 +74,7 @@ def refuse_to_shard(args: HierarchicalTrainingArguments) -> None:
     for option, reason in (
         ("dry_run", "measures the full model on one device"),
         ("freeze_encoder", "needs the full encoder on each device (use ddp.yaml instead)"),
+        ("lora_rank", "merges adapters into full weights (use ddp.yaml instead)"),
     ):
         if getattr(args, option):
             raise ValueError(f"--{option} {reason} and cannot be used with sharded weights (FSDP).")

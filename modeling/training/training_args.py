@@ -187,6 +187,13 @@ class HierarchicalTrainingArguments(TrainingArguments):
     freeze_layers: int = field(
         default=0, metadata={"help": "Freeze the embeddings and this many of the encoder's first layers."}
     )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of LoRA adapters that are trained in place of the encoder's weights, and merged at the end. Takes "
+            "a higher learning rate, such as 3e-4. 0: none."
+        },
+    )
     max_loss_spike: float | None = field(
         default=None,
         metadata={"help": "Skip steps whose loss exceeds this multiple of the mean of the last 20, e.g. 5."},
@@ -280,6 +287,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
             ("early_stopping_patience", 0),
             ("early_stopping_min_delta", 0),
             ("freeze_layers", 0),
+            ("lora_rank", 0),
             ("cpu_threads", 0),
             ("learning_rate", 0),
             ("num_train_epochs", 0),
@@ -307,6 +315,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
             )
         if self.freeze_encoder and self.freeze_layers:
             raise ValueError("`freeze_encoder` already freezes all of the encoder's layers: remove `freeze_layers`.")
+        if self.freeze_encoder and self.lora_rank:
+            raise ValueError("`freeze_encoder` leaves nothing of the encoder to adapt: remove it, or `lora_rank`.")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -51,6 +51,7 @@ SAME_IN_ALL_TRIALS: tuple[str, ...] = (
     "severity_weights",
     "freeze_encoder",
     "freeze_layers",
+    "lora_rank",
     "precision",
     "max_steps",
     "per_device_train_batch_size",

@@ -34,6 +34,7 @@ from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.decision_metric import check_decision_metric
+from modeling.training.lora import add_adapters
 from modeling.training.losses import balanced_class_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
@@ -277,6 +278,8 @@ def build_model(
     if args.freeze_encoder:
         model.freeze_encoder()
     model.freeze_layers(args.freeze_layers)
+    if args.lora_rank:
+        add_adapters(model, args.lora_rank, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.precision))
     if args.compile_layers:
         model.compile_layers()
     if args.gradient_checkpointing:
@@ -320,7 +323,7 @@ def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_finge
     """
     saved = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
     for current, stored, names in (
-        (config, saved, ("id2label", *CHUNK_OPTIONS, *MODEL_OPTIONS)),
+        (config, saved, ("id2label", "lora_rank", *CHUNK_OPTIONS, *MODEL_OPTIONS)),
         (config.encoder_config, saved.encoder_config, ENCODER_SHAPES),
     ):
         values = {name: (getattr(stored, name, None), getattr(current, name, None)) for name in names}
