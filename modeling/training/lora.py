@@ -86,6 +86,7 @@ def add_adapters(
     for name, part in linear.items():
         layer: Any = encoder.get_submodule(name)
         layer.base_layer = FrozenLinear(part, autocast_dtype)
+        layer.cast_input_dtype_enabled = False  # peft would keep a second copy of bf16 inputs for the backward pass
         layer.register_state_dict_post_hook(_save_merged)
         layer.register_load_state_dict_pre_hook(_load_adapter)
     model.config.lora_rank = rank
