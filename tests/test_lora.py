@@ -108,6 +108,10 @@ def test_a_checkpoint_is_a_plain_model_and_so_is_the_merged_one(model, tmp_path,
         logits = loaded.eval()(**batch).logits
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
         assert torch.equal(logits, model(**batch).logits)
+        other = Model.from_encoder(str(folder), num_labels=2, chunk_length=16)  # its encoder, for other labels
+        theirs = other.encoder.state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in model.encoder.state_dict().items())
+        assert "lora" not in other.config.to_json_string()
     assert set(load_file(tmp_path / "exported" / "model.safetensors")) == plain
     assert "lora" not in (tmp_path / "exported" / "config.json").read_text()
     assert not any("lora" in name or "base_layer" in name for name, _ in model.named_modules())
