@@ -73,7 +73,10 @@ def add_adapters(
     }
     if not linear:
         kind = model.config.encoder_config.model_type
-        raise ValueError(f"--lora_rank adapts linear layers, and none of the encoder's ({kind}) is trained: remove it.")
+        raise ValueError(
+            f"--lora_rank adapts linear layers, and none of the encoder's ({kind}) is trained: remove it, or lower "
+            "--freeze_layers."
+        )
     model.adapted_parts = {
         part
         for part in encoder.modules()
