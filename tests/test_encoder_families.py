@@ -21,7 +21,7 @@ from modeling.hierarchical_roberta.encoders import UNPADDED, dropout_fields
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.token_attribution import token_attributions
 from tests.conftest import ROOT, make_roberta
-from tests.encoder_families import tiny_family
+from tests.encoder_families import POSITIONS, tiny_family
 from tests.test_devices import NoFloat64
 from tests.test_model import DOCUMENTS, batch_of, reference_attention
 
@@ -33,7 +33,7 @@ close = partial(torch.testing.assert_close, atol=2e-6, rtol=1e-4)
 
 def build(folder: Path, **options: float) -> HierarchicalRobertaForSequenceClassification:
     torch.manual_seed(0)
-    options |= {"num_labels": 3, "chunk_length": 16, "token_pooling": "mean"}
+    options = {"num_labels": 3, "chunk_length": 16, "token_pooling": "mean"} | options
     return HierarchicalRobertaForSequenceClassification.from_encoder(str(folder), **options)
 
 
@@ -63,18 +63,20 @@ def row_of(family: str, folder: Path, tokenizer_folder: Path) -> list[str]:
 
 
 @torch.no_grad()
-def check_documents(model: HierarchicalRobertaForSequenceClassification) -> None:
+def check_documents(
+    model: HierarchicalRobertaForSequenceClassification, documents: list[list[int]] = DOCUMENTS
+) -> None:
     """Logits do not depend on other documents, their order, or padding; nor on the way to leave it out."""
-    together = model(**batch_of(model, DOCUMENTS)).logits
-    close(torch.cat([model(**batch_of(model, [document])).logits for document in DOCUMENTS]), together)
-    close(model(**batch_of(model, DOCUMENTS[::-1])).logits.flip(0), together)
+    together = model(**batch_of(model, documents)).logits
+    close(torch.cat([model(**batch_of(model, [document])).logits for document in documents]), together)
+    close(model(**batch_of(model, documents[::-1])).logits.flip(0), together)
     if model.config.encoder_config.model_type in UNPADDED:
         AttentionInterface.register("flash_reference", reference_attention)
         AttentionMaskInterface.register("flash_reference", flash_attention_mask)
         default = model.encoder.config._attn_implementation
         with torch.autocast("cpu", torch.float16):
             model.encoder.config._attn_implementation = "flash_reference"
-            unpadded = model(**batch_of(model, DOCUMENTS)).logits
+            unpadded = model(**batch_of(model, documents)).logits
             model.encoder.config._attn_implementation = default
         torch.testing.assert_close(unpadded, together, atol=1e-3, rtol=0)
 
@@ -166,13 +168,18 @@ def check_frozen_layers(folder: Path) -> str:
     return "yes"
 
 
-def check_export(model: HierarchicalRobertaForSequenceClassification, folder: Path, tokenizer_folder: Path) -> None:
+def check_export(
+    model: HierarchicalRobertaForSequenceClassification,
+    folder: Path,
+    tokenizer_folder: Path,
+    documents: list[list[int]] = DOCUMENTS,
+) -> None:
     """The exported model is the same elsewhere, and rates a text, also on a device without float64."""
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_folder / name, folder)
     rate = pipeline("text-classification", model=str(folder), trust_remote_code=True)
-    batch = batch_of(model, DOCUMENTS)
+    batch = batch_of(model, documents)
     with torch.no_grad():
         close(rate.model(**batch).logits, model(**batch).logits)
     assert rate.model.config.equal_lengths == model.config.equal_lengths
@@ -202,6 +209,44 @@ def test_family(family, row, tmp_path, tokenizer_folder):
     if family not in CONFIG_MAPPING_NAMES:
         pytest.skip("not in this release of transformers")
     assert row_of(family, tmp_path / "encoder", tokenizer_folder) == row.split(" | ")
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LONG = {
+    "bigbird_pegasus": {},  # block-sparse from 28 tokens on
+    "led": {},
+    "llama": {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 32, "factor": 2.0}},
+    "longt5": {"encoder_attention_type": "transient-global", "local_radius": 7, "global_block_size": 4},
+    "modernbert": {},
+}
+
+
+@pytest.mark.parametrize("family", LONG)
+def test_chunks_longer_than_windows_and_pretraining(family, tmp_path, tokenizer_folder):
+    torch.manual_seed(0)
+    config = tiny_family(family)
+    for name, value in LONG[family].items():
+        setattr(config, name, value)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    model = build(tmp_path / "encoder", chunk_length=POSITIONS).eval()
+    check_documents(model, [[POSITIONS, 9], [30], [12, 47]])
+    check_export(model, tmp_path / "exported", tokenizer_folder, [[POSITIONS, POSITIONS]])
+
+
+def test_chunk_length_beyond_the_positions_of_an_encoder_decoder(tmp_path):
+    config = tiny_family("led")
+    config.max_encoder_position_embeddings = POSITIONS
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"exceeds the encoder's {POSITIONS} positions"):
+        build(tmp_path, chunk_length=POSITIONS + 1)
+
+
+def test_encoder_of_non_finite_weights(roberta_folder, tmp_path):
+    encoder = AutoModel.from_pretrained(roberta_folder)
+    encoder.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan
+    encoder.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"\(roberta\) gives non-finite vectors"):
+        build(tmp_path)
 
 
 def main() -> None:

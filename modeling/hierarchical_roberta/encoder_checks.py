@@ -40,6 +40,11 @@ def depends_on_padding(encoder: PreTrainedModel, max_length: int = 24) -> bool:
             f"The encoder ({encoder.config.model_type}) does not make a vector of its hidden_size for each token: expected the "
             f"shape {(1, max_length, encoder.config.hidden_size)}, got {tuple(long.shape)}. Choose another encoder."
         )
+    if not long.isfinite().all():
+        raise ValueError(
+            f"The encoder ({encoder.config.model_type}) gives non-finite vectors in fp32: its checkpoint is damaged. Choose "
+            "another encoder."
+        )
     if _differ(long, again) or _differ(long, beside):
         raise ValueError(
             f"The encoder ({encoder.config.model_type}) gives a chunk other vectors beside other chunks, or each time it is "
@@ -51,6 +56,20 @@ def depends_on_padding(encoder: PreTrainedModel, max_length: int = 24) -> bool:
             "attention does not work on this machine. Choose another encoder."
         )
     return _differ(long, padded[:1]) or _differ(short, padded[1:, : short.shape[1]])
+
+
+def depends_on_longest_chunk(encoder: PreTrainedModel, max_length: int) -> bool:
+    """Whether the vectors of a chunk's tokens change beside one of up to `max_length` tokens: with LongRoPE (Phi-3) a chunk
+    longer than those of pretraining changes the rotary frequencies of all chunks in the batch.
+
+    Read from the config, since such chunks are long.
+    """
+    ropes = getattr(encoder.config, "rope_parameters", None) or {}
+    return any(
+        rope.get("rope_type") == "longrope" and rope["original_max_position_embeddings"] < max_length
+        for rope in (ropes, *ropes.values())  # one for all layers, or one for each kind
+        if isinstance(rope, dict)
+    )
 
 
 def depends_on_chance(encoder: PreTrainedModel) -> bool:

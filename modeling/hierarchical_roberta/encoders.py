@@ -66,8 +66,8 @@ def load_encoder(
         )
     set_dropouts(encoder_config, dropout, attention_dropout)
     check_attention(encoder_config, attn)
-    if encoder_config.model_type == "big_bird":
-        # Its block-sparse attention gives way to full attention for good at the first short chunk.
+    if getattr(encoder_config, "attention_type", None) == "block_sparse":
+        # BigBird's attention gives way to full attention for good at the first short chunk.
         encoder_config.attention_type = "original_full"
     # Master weights are fp32 whatever the checkpoint's dtype; autocast lowers the precision of the arithmetic only.
     model, loading = (AutoModel if trained is None else classifier).from_pretrained(

@@ -23,7 +23,13 @@ from .chunking import Chunker  # noqa: F401 (pushed)
 from .configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from .decision import decide  # noqa: F401 (pushed)
 from .encoder_batches import batches_to_recompute, plan_encoder_batches
-from .encoder_checks import depends_on_chance, depends_on_padding, parameters_before, unused_parameters
+from .encoder_checks import (
+    depends_on_chance,
+    depends_on_longest_chunk,
+    depends_on_padding,
+    parameters_before,
+    unused_parameters,
+)
 from .encoder_defaults import with_encoder_defaults
 from .encoders import UNPADDED, attention_for, encode_unpadded, load_encoder, text_encoder
 from .lexical_features import LexicalFeatures
@@ -177,7 +183,9 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             ValueError: the encoder cannot read text alone, or a chunk's vectors depend on other chunks or on chance.
         """
         kind = self.config.encoder_config.model_type
-        self.config.equal_lengths = depends_on_padding(self.encoder, min(self.config.chunk_length, 24))
+        length = self.config.chunk_length
+        self.config.equal_lengths = depends_on_padding(self.encoder, min(length, 24))
+        self.config.equal_lengths |= depends_on_longest_chunk(self.encoder, length)
         if self.config.equal_lengths:
             logger.warning(
                 f"The vectors of the encoder ({kind}) depend on padding: chunks of different lengths are not encoded "
@@ -201,7 +209,10 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
     @property
     def encoder_positions(self) -> int:
         """Maximum chunk length that the encoder's positions allow, in tokens."""
-        positions = getattr(self.config.encoder_config, "max_position_embeddings", None)
+        config = self.config.encoder_config
+        positions = getattr(
+            config, "max_position_embeddings", getattr(config, "max_encoder_position_embeddings", None)
+        )  # LED
         return positions - self.first_position if positions and positions > 0 else 10**9  # XLNet: -1 for no limit
 
     def check_chunk_length(self) -> None:
