@@ -165,6 +165,8 @@ def check_frozen_layers(folder: Path) -> str:
     assert not moved & {ids[weight] for weight in first if weight not in second}
     assert moved & {ids[weight] for weight in second}
     assert not model.encoder.get_input_embeddings().weight.requires_grad
+    model.freeze_layers(len(model.encoder_layers()))
+    assert model.encoder_is_frozen
     return "yes"
 
 
@@ -247,6 +249,16 @@ def test_encoder_of_non_finite_weights(roberta_folder, tmp_path):
     encoder.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"\(roberta\) gives non-finite vectors"):
         build(tmp_path)
+
+
+def test_parameters_are_trained_where_the_model_was_built_without_gradients(roberta_folder):
+    def trained(model: HierarchicalRobertaForSequenceClassification) -> list[str]:
+        model.freeze_layers(1)
+        return [name for name, weight in model.named_parameters() if weight.requires_grad]
+
+    expected = trained(build(roberta_folder))
+    with torch.no_grad():
+        assert trained(build(roberta_folder)) == expected
 
 
 def main() -> None:

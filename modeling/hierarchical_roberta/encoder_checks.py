@@ -79,6 +79,7 @@ def depends_on_chance(encoder: PreTrainedModel) -> bool:
         return not torch.equal(*(_token_vectors(encoder, chunk_2L, training=True) for _ in range(2)))
 
 
+@torch.enable_grad()  # the caller may have switched it off
 def unused_parameters(encoder: PreTrainedModel) -> list[str]:
     """Names of the parameters that a chunk's vectors do not depend on, so that they would get no gradients."""
     if any("expert" in name and isinstance(value, int) for name, value in vars(encoder.config).items()):
@@ -87,6 +88,7 @@ def unused_parameters(encoder: PreTrainedModel) -> list[str]:
     return [name for name, weight in encoder.named_parameters() if weight.requires_grad and weight not in used]
 
 
+@torch.enable_grad()
 def parameters_before(encoder: PreTrainedModel, layer: nn.Module) -> set[nn.Parameter]:
     """The parameters that the inputs of a layer depend on: those of earlier layers, of embeddings, of positions."""
     inputs: list[Any] = []

@@ -236,7 +236,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Freeze the encoder's first `num_layers` layers, and disable their dropout (0: nothing).
 
         What precedes the layers is frozen too (embeddings, ELECTRA's projection of them), and so is what they share
-        (DeBERTa's relative positions). The backward pass stops at the first trainable layer; no activations of the frozen
+        (DeBERTa's relative positions); with all layers, the whole encoder. The backward pass stops at the first trainable layer; no activations of the frozen
         ones are kept.
 
         Raises:
@@ -249,11 +249,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             raise ValueError(
                 f"`freeze_layers` must be from 0 to {len(layers)} (the encoder's layers), got {num_layers}."
             )
-        if num_layers < len(layers):
-            frozen = parameters_before(self.encoder, layers[num_layers])
-        else:
-            frozen = parameters_before(self.encoder, layers[-1]) | set(layers[-1].parameters())
-        for weight in frozen:
+        everything = set(self.encoder.parameters())  # what follows the last layer, too
+        for weight in everything if num_layers == len(layers) else parameters_before(self.encoder, layers[num_layers]):
             weight.requires_grad_(False)
         self.train(self.training)
 
