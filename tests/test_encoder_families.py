@@ -243,6 +243,15 @@ def test_chunk_length_beyond_the_positions_of_an_encoder_decoder(tmp_path):
         build(tmp_path, chunk_length=POSITIONS + 1)
 
 
+@pytest.mark.parametrize("family", ["bert", "t5", "llama"])
+def test_weights_are_fp32_whatever_the_precision_of_the_checkpoint(family, tmp_path):
+    AutoModel.from_config(tiny_family(family)).bfloat16().save_pretrained(tmp_path / "encoder")
+    model = build(tmp_path / "encoder")
+    model.save_pretrained(tmp_path / "exported")
+    for each in (model, type(model).from_pretrained(tmp_path / "exported")):
+        assert {weight.dtype for weight in each.parameters()} == {torch.float32}
+
+
 def test_encoder_of_non_finite_weights(roberta_folder, tmp_path):
     encoder = AutoModel.from_pretrained(roberta_folder)
     encoder.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan

@@ -163,6 +163,7 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         config = with_encoder_defaults(config, name_or_path, revision, encoder_config)
         fields = encoder_config.to_dict()
         fields.pop("_name_or_path", None)  # may be a folder of this machine, and the config gets pushed
+        fields.pop("dtype", None)  # the checkpoint's, and would be that of the model
         model = cls(HierarchicalRobertaConfig(encoder_config=fields, **config))
         model.encoder.load_state_dict(weights)
         model.check_chunk_length()
@@ -236,8 +237,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         """Freeze the encoder's first `num_layers` layers, and disable their dropout (0: nothing).
 
         What precedes the layers is frozen too (embeddings, ELECTRA's projection of them), and so is what they share
-        (DeBERTa's relative positions); with all layers, the whole encoder. The backward pass stops at the first trainable layer; no activations of the frozen
-        ones are kept.
+        (DeBERTa's relative positions); with all layers, the whole encoder. The backward pass stops at the first trainable
+        layer; no activations of the frozen ones are kept.
 
         Raises:
             ValueError: `num_layers` exceeds the encoder's layers, or they cannot be identified.
