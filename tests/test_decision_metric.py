@@ -190,7 +190,7 @@ def test_pipeline_and_predict_decide_as_training_does(decided, data):
     assert done.returncode == 0, done.stderr
     predicted = {row["id"]: row for row in map(json.loads, done.stdout.splitlines())}
     for id_, row in rows.items():
-        result = classify(texts[id_])
+        [result] = classify(texts[id_])
         assert result["label"] == predicted[id_]["label"] == row["predicted"]
         assert (
             result["score"]
@@ -237,7 +237,7 @@ def test_report_has_the_decisions_and_marks_those_by_bias(decided, data, tmp_pat
     lines = {line["id"]: line for line in map(json.loads, evidence.splitlines())}
     for id_ in by_bias(rows):
         strongest = max(chunk["contribution"] for chunk in lines[id_]["chunks"])
-        assert classify(texts[id_])["evidence"][0]["score"] == pytest.approx(strongest, abs=1e-5)
+        assert classify(texts[id_])[0]["evidence"][0]["score"] == pytest.approx(strongest, abs=1e-5)
     card = (model / "README.md").read_text()
     assert "Comparison with baselines" in card
     for text in (card, (decided / "README.md").read_text()):

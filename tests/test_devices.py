@@ -197,7 +197,7 @@ def test_predictions_and_word_counts_are_fp32_whatever_matrix_products_are_set_t
 def test_prediction_in_half_precision_is_near_and_marked(roberta_model, roberta_folder):
     classifier = pipeline_of(roberta_model, roberta_folder)
     text = "Once upon a time there was a fox. " * 8
-    exact, half = classifier(text), classifier(text, precision="bf16")
+    [exact], [half] = classifier(text), classifier(text, precision="bf16")
     assert exact["scores"] != half["scores"]
     assert half["scores"] == pytest.approx(exact["scores"], abs=0.02)
     with pytest.raises(ValueError, match=r"precision.*fp32.*bf16.*fp16.*int8"):

@@ -29,7 +29,7 @@ def test_a_model_of_an_earlier_commit_predicts_what_it_did(folder, tmp_path, cal
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     rate = pipeline("text-classification", model=str(tmp_path / "saved"), trust_remote_code=True)
-    assert rate(expected["text"])["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+    assert rate(expected["text"])[0]["scores"] == pytest.approx(expected["scores"], abs=1e-5)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

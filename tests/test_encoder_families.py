@@ -186,7 +186,7 @@ def check_export(
         close(rate.model(**batch).logits, model(**batch).logits)
     assert rate.model.config.equal_lengths == model.config.equal_lengths
     with NoFloat64():
-        assert set(rate("Nobody spoke of the murder again. " * 5)["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
+        assert set(rate("Nobody spoke of the murder again. " * 5)[0]["scores"]) == {"LABEL_0", "LABEL_1", "LABEL_2"}
 
 
 def check_attributions(model: HierarchicalRobertaForSequenceClassification) -> None:

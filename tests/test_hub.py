@@ -150,7 +150,7 @@ def test_hub_holds_the_best_model_and_the_last_checkpoint(server, push, on_hub, 
     code = (
         "import json, sys\nfrom transformers import pipeline\n"
         "rate = pipeline('text-classification', model='org/model', trust_remote_code=True)\n"
-        "print(json.dumps(rate(sys.argv[1])['scores']))\n"
+        "print(json.dumps(rate(sys.argv[1])[0]['scores']))\n"
     )
     text = tiny_rows()[0]["text"]
     environment, scores = on_hub("other", xet=xet), []

@@ -102,7 +102,7 @@ def test_training_ends_in_a_model_that_classifies_anywhere(options, prepared_fol
     with open(moved / "predictions_test.csv", encoding="utf-8") as file:
         scores_of = {row["id"]: [float(row[label]) for label in LABELS] for row in csv.DictReader(file)}
     for document in splits["test"]:
-        scores = classify(document["text"])["scores"]
+        scores = classify(document["text"])[0]["scores"]
         assert [scores[label] for label in LABELS] == pytest.approx(scores_of[document["id"]], abs=1e-5)
 
 

@@ -3,21 +3,28 @@
 import csv
 import io
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import unicodedata
 
+import datasets
+import evaluate
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+from transformers.pipelines.text_classification import ClassificationFunction
 
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, nfc_with_offsets
+from modeling.training.metrics import ClassificationMetrics
 from scripts.common.cli import USER_ERRORS
 from scripts.evaluation.evaluate import load_context
 from scripts.predict import main as predict_main
@@ -73,7 +80,7 @@ def test_training_pipeline_and_predict_give_the_same_scores(trained, rate, csv_f
     for id_, scores in scores_of.items():
         for found in (piped[id_], predicted[id_]):
             assert [found["scores"][label] for label in LABELS] == pytest.approx(scores, abs=1e-5)
-        assert rate(texts[id_])["scores"] == pytest.approx(piped[id_]["scores"], abs=1e-5)
+        assert rate(texts[id_])[0]["scores"] == pytest.approx(piped[id_]["scores"], abs=1e-5)
 
 
 def test_prefix_and_token_pooling_travel_with_the_model(prepared_folder, roberta_folder, splits, tmp_path):
@@ -92,7 +99,7 @@ def test_prefix_and_token_pooling_travel_with_the_model(prepared_folder, roberta
     for id_, scores in scores_of.items():
         document = classify.preprocess(texts[id_])
         assert all(chunk[: len(prefix)].tolist() == prefix for chunk in document["input_ids"])
-        result = classify(texts[id_])
+        [result] = classify(texts[id_])
         assert [result["scores"][label] for label in LABELS] == pytest.approx(scores, abs=1e-5)
         for found in result["evidence"]:
             assert texts[id_][found["start"] : found["end"]] == found["text"]
@@ -107,10 +114,10 @@ def test_pipeline_divides_by_the_saved_temperature(trained, rate):
     config = json.loads((trained / "config.json").read_text())
     assert config["temperature"] > 0
     text = tiny_rows()[0]["text"]
-    warm = rate(text)["scores"]
+    warm = rate(text)[0]["scores"]
     temperature, rate.model.config.temperature = rate.model.config.temperature, 1.0
     try:
-        cold = rate(text)["scores"]
+        cold = rate(text)[0]["scores"]
     finally:
         rate.model.config.temperature = temperature
     logit = {label: np.log(cold[label] / cold["General"]) / temperature for label in LABELS}
@@ -121,7 +128,7 @@ def test_pipeline_divides_by_the_saved_temperature(trained, rate):
 def test_evidence_score_is_the_log_odds_lost_without_the_chunk(rate):
     text = " ".join(row["text"] for row in tiny_rows()[:2])
     document = rate.preprocess(text)
-    result = rate(text, evidence=10)
+    [result] = rate(text, evidence=10)
     [whole] = rate._forward([document])
     label = LABELS.index(result["label"])
     for found in result["evidence"]:
@@ -133,7 +140,7 @@ def test_evidence_score_is_the_log_odds_lost_without_the_chunk(rate):
         assert found["score"] == pytest.approx(lost.item(), abs=1e-4)
     scores = [found["score"] for found in result["evidence"]]
     assert scores == sorted(scores, reverse=True)
-    assert len(rate(text, evidence=1)["evidence"]) == 1
+    assert len(rate(text, evidence=1)[0]["evidence"]) == 1
 
 
 def test_attributions_of_many_chunks_are_those_of_a_few_at_a_time(roberta_model, monkeypatch):
@@ -148,7 +155,7 @@ def test_attributions_of_many_chunks_are_those_of_a_few_at_a_time(roberta_model,
 def test_pipeline_takes_a_text_a_list_and_a_generator(rate):
     texts = [row["text"] for row in tiny_rows()[:5]]
     listed = rate(texts)
-    assert [rate(text)["label"] for text in texts] == [result["label"] for result in listed]
+    assert [rate(text)[0]["label"] for text in texts] == [result["label"] for result in listed]
     read = []
 
     def endless():
@@ -168,19 +175,167 @@ def test_pipeline_takes_a_text_a_list_and_a_generator(rate):
     ids=["empty", "blank", "null", "emoji", "rtl", "no spaces", "long", "decomposed"],
 )
 def test_pipeline_answers_any_text(rate, text):
-    result = rate(text)
+    [result] = rate(text)
     assert sum(result["scores"].values()) == pytest.approx(1)
     assert result["truncated"] == (result["num_chunks"] == 4 and len(text) > 200)
     for found in result["evidence"]:
         assert found["text"] == text[found["start"] : found["end"]]
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"bytes", ["text", 3], "half \ud800 pair", {"text": "a"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [None, 3, b"bytes", ["text", 3], "half \ud800 pair", {"body": "a"}, {"text": "a", "text_pair": "b"}, [["a", "b"]]],
+)
 def test_pipeline_refuses_what_is_no_text(rate, wrong):
-    with pytest.raises(ValueError, match=r"\btext\b|surrogate"):
+    with pytest.raises(ValueError, match=r"\btext\b|surrogate|text_pair"):
         rate(wrong)
-    with pytest.raises(ValueError, match="top_k"):
-        rate("text", top_k=3)
+
+
+@pytest.mark.parametrize(
+    "option", [{"top_k": 0}, {"top_k": "all"}, {"function_to_apply": "tanh"}, {"evidence": -1}, {"topk": 3}]
+)
+def test_pipeline_names_an_option_that_is_wrong(rate, option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}.*(must|expected)"):
+        rate("text", **option)
+
+
+# ---- as the text classification of transformers ----
+
+TEXTS = ["A calm day.", "The blood and the knife. " * 30, ""]
+FURTHER_KEYS = ["scores", "num_chunks", "num_encoded_chunks", "truncated", "evidence"]
+
+
+@pytest.fixture(scope="module")
+def standard(roberta_folder):
+    config = RobertaConfig.from_pretrained(roberta_folder, num_labels=3, max_position_embeddings=2000)
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    model = RobertaForSequenceClassification(config)
+    return pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
+
+
+def shape_of(results, further=()):
+    """Keys in place of dicts, without the `further` ones of the first dict of a list or of one alone."""
+    if isinstance(results, dict):
+        assert list(results)[2:] == list(further)
+        return list(results)[:2]
+    if isinstance(results, list) and isinstance(results[0], dict) and "scores" not in results[-1]:
+        return [shape_of(results[0], further), *map(shape_of, results[1:])]
+    return [shape_of(result, further) for result in results]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}, {"top_k": 9}, {"function_to_apply": "NONE", "batch_size": 2},
+     {"truncation": True, "max_length": 512, "padding": True}],
+    ids=str,
+)  # fmt: skip
+def test_results_have_the_shape_of_the_standard_pipeline(rate, standard, options):
+    dataset = datasets.Dataset.from_dict({"text": TEXTS})
+    for inputs in (TEXTS[0], TEXTS, TEXTS[:1], {"text": TEXTS[0]}, [{"text": text} for text in TEXTS]):
+        expected = shape_of(standard(inputs, **options))
+        assert shape_of(rate(inputs, **options), FURTHER_KEYS) == expected
+    expected = shape_of(standard(KeyDataset(dataset, "text"), **options))
+    results = rate(KeyDataset(dataset, "text"), **options)
+    assert len(results) == len(TEXTS)
+    for _ in range(2):
+        assert shape_of(results, FURTHER_KEYS) == expected
+    for inputs in (dataset, dataset["text"], (text for text in TEXTS), ({"text": text} for text in TEXTS)):
+        assert shape_of(rate(inputs, **options), FURTHER_KEYS) == expected
+    # Options can be given in advance, too.
+    init = {"tokenizer": rate.tokenizer, "device": "cpu", **options}
+    for inputs in (TEXTS[0], TEXTS, {"text": TEXTS[0]}):
+        expected = shape_of(pipeline("text-classification", model=standard.model, **init)(inputs))
+        assert shape_of(HierarchicalClassificationPipeline(rate.model, **init)(inputs), FURTHER_KEYS) == expected
+
+
+def test_scores_are_of_the_function_that_is_asked_for(rate):
+    text, temperature = TEXTS[1], rate.model.config.temperature
+    assert temperature != 1
+    document = rate.preprocess(text)
+    logits = rate._forward([document])[0]["logits_K"].numpy()
+    for function, expected in (
+        (None, np.exp(logits / temperature) / np.exp(logits / temperature).sum()),
+        ("softmax", np.exp(logits / temperature) / np.exp(logits / temperature).sum()),
+        ("sigmoid", 1 / (1 + np.exp(-logits / temperature))),
+        (ClassificationFunction.NONE, logits),
+    ):
+        first, *others = rate(text, top_k=None, function_to_apply=function)
+        assert list(first["scores"].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+        assert all(found["score"] == first["scores"][found["label"]] for found in (first, *others))
+        assert [found["score"] for found in (first, *others)] == sorted(first["scores"].values(), reverse=True)
+        assert [found["label"] for found in (first, *others)] == sorted(LABELS, key=lambda k: -first["scores"][k])
+
+
+def test_arguments_of_a_tokenizer_are_accepted_with_one_warning(rate, caplog):
+    logging.Logger.warning_once.cache_clear()
+    expected = rate(TEXTS)
+    for _ in range(3):
+        assert rate(TEXTS, truncation=True, max_length=8, padding=True) == expected
+    [warning] = caplog.messages
+    assert "max_length, padding, truncation" in warning
+
+
+def test_evidence_that_is_not_asked_for_is_not_computed(rate, monkeypatch):
+    expected = rate(TEXTS[1])[0]
+    assert rate(TEXTS[1], evidence=True)[0] == expected
+    monkeypatch.delattr(sys.modules[type(rate).__module__], "leave_one_out_attributions")
+    for none in (False, 0):
+        assert rate(TEXTS[1], evidence=none) == [{**expected, "evidence": []}]
+
+
+def test_batches_have_at_most_batch_size_documents(rate, monkeypatch):
+    sizes, forward = [], rate._forward
+    monkeypatch.setattr(
+        rate, "_forward", lambda batch, **options: sizes.append(len(batch)) or forward(batch, **options)
+    )
+    for found, expected in zip(rate(TEXTS, batch_size=2), rate(TEXTS), strict=True):
+        assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+    assert sizes == [2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "options, precision",
+    [({"device_map": "auto"}, "fp32"), ({"dtype": torch.bfloat16}, "bf16"), ({"torch_dtype": "float16"}, "fp16"),
+     ({"dtype": torch.float32, "device": -1}, "fp32"), ({"batch_size": 2, "num_workers": 1, "top_k": 1}, "fp32"),
+     ({"dtype": torch.bfloat16, "precision": "fp32"}, "fp32")],
+    ids=str,
+)  # fmt: skip
+def test_pipeline_is_made_with_the_arguments_of_transformers(trained, rate, options, precision):
+    made = pipeline("text-classification", model=str(trained), trust_remote_code=True, **options)
+    assert made._forward_params.get("precision", "fp32") == precision
+    [result], [expected] = made(TEXTS[:1], top_k=1)[0], rate(TEXTS[:1], precision=precision)
+    assert result["scores"] == pytest.approx(expected["scores"], abs=1e-5 if "device" in str(options) else 0.01)
+
+
+def test_pipeline_serves_evaluator_and_map(rate, splits, monkeypatch, tmp_path, caplog):
+    # evaluate 0.4.6 asks for this class, which transformers 5 has not, whatever the pipeline.
+    monkeypatch.setattr(transformers, "TFPreTrainedModel", transformers.PreTrainedModel, raising=False)
+    test = splits["test"].select_columns(["text", "label"])
+    label_ids = {label: i for i, label in enumerate(LABELS)}
+    found = evaluate.evaluator("text-classification").compute(
+        rate, test, metric=ClassificationMetrics(LABELS, cache_dir=str(tmp_path)), label_mapping=label_ids
+    )
+    caplog.clear()
+    expected = [result["label"] for result in rate(list(test["text"]))]
+    right = [label_ids[label] == id_ for label, id_ in zip(expected, test["label"], strict=True)]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    by_row = test.map(lambda row: {"result": rate(row["text"])[0]})
+    by_batch = test.map(lambda rows: {"result": rate(rows["text"])}, batched=True, batch_size=4)
+    for found in (by_row, by_batch):
+        assert [result["label"] for result in found["result"]] == expected
+    assert not caplog.records  # such as a warning that the function cannot be hashed
+    assert by_batch[0]["result"]["evidence"] == rate(test[0]["text"])[0]["evidence"]
+
+
+@pytest.mark.parametrize("name", ["run-v1.0", "my run", "1st", "class", "é.run"])
+def test_pipeline_loads_from_a_folder_of_any_name(trained, rate, name, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / name
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    (folder / "sub").mkdir()
+    expected = rate(TEXTS[1])
+    for place, path in ((tmp_path, f"runs/{name}"), (folder, "."), (folder, f"../{name}/"), (folder / "sub", "..")):
+        monkeypatch.chdir(place)
+        assert pipeline("text-classification", model=path, trust_remote_code=True)(TEXTS[1]) == expected
 
 
 @given(st.text(alphabet=st.sampled_from("ae\u0301\u0300\u1112\u1161\u11ab각\u0958\u09c7\u09be z\u212b😀"), max_size=12))
@@ -201,7 +356,7 @@ def test_pipeline_scores_do_not_depend_on_the_batch(trained):
 
     rate = HierarchicalClassificationPipeline(model=Model.from_pretrained(trained), tokenizer=tokenizer, device="cpu")
     texts = ["", *(row["text"] for row in tiny_rows()[:9])]
-    alone = [rate(text)["scores"] for text in texts]
+    alone = [rate(text)[0]["scores"] for text in texts]
     for budget in (16, 64, 4096):
         rate.model.token_budget = budget
         for one, other in zip(alone, rate(texts), strict=True):

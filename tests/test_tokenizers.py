@@ -218,7 +218,7 @@ def test_a_decoder_whose_tokenizer_has_no_padding_is_trained_and_predicts(tmp_pa
     assert classify.tokenizer.pad_token_id == 1
     texts = [row["text"] for row in tiny_rows()[:3]] + [""]
     for text, result in zip(texts, classify(texts), strict=True):  # padded together, and alone
-        assert result["scores"] == pytest.approx(classify(text)["scores"], abs=1e-5)
+        assert result["scores"] == pytest.approx(classify(text)[0]["scores"], abs=1e-5)
         for found in result["evidence"]:
             assert text[found["start"] : found["end"]] == found["text"]
 
@@ -227,7 +227,7 @@ def test_a_decoder_whose_tokenizer_has_no_padding_is_trained_and_predicts(tmp_pa
 def test_spaces_at_the_end_of_a_text_are_classified(text, roberta_folder, tmp_path):
     tokenizer = load_tokenizer(str(slow_folder(tmp_path, "roberta")))
     model = HierarchicalRobertaForSequenceClassification.from_encoder(str(roberta_folder), chunk_length=3)
-    result = HierarchicalClassificationPipeline(model, tokenizer=tokenizer)(text)
+    [result] = HierarchicalClassificationPipeline(model, tokenizer=tokenizer)(text)
     assert sum(result["scores"].values()) == pytest.approx(1)
 
 

@@ -1,19 +1,23 @@
 """Pipeline: raw text of any length → label, calibrated scores, and evidence spans.
 
     classify = pipeline("text-classification", model="ORG/NAME", trust_remote_code=True)
-    classify("Once upon a time …")
+    classify("Once upon a time …")[0]["label"]
 
 C chunks of a document, D hidden, K labels.
 Pushed to the hub with the model; imports only its siblings.
 """
 
+import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Pipeline
+from transformers import TextClassificationPipeline
+from transformers.utils import logging
 
 from .chunk_attribution import leave_one_out_attributions
 from .chunking import Chunker, select_chunks, tokenize_batch
@@ -22,19 +26,28 @@ from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_
 from .precision import full_precision
 from .prefetch import prefetched
 
+logger = logging.get_logger(__name__)
+
 DOCUMENTS_AT_ONCE = 64
 PREFETCHED = 32  # documents tokenized ahead
+EVIDENCE = 3  # chunks
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FUNCTIONS = ("softmax", "sigmoid", "none")
+# Arguments of transformers' text classification, most of them of its tokenizer, that have no meaning here.
+UNUSED = {"truncation", "max_length", "padding", "padding_side", "pad_to_multiple_of", "stride", "add_special_tokens"}
+UNUSED |= {"return_attention_mask", "return_token_type_ids", "return_all_scores", "num_workers"}
 
 
-def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Batch documents in order until a batch has `num_tokens` tokens or `DOCUMENTS_AT_ONCE` documents."""
+def batches_by_tokens(
+    documents: Iterable[dict[str, Any]], num_tokens: int, num_documents: int = DOCUMENTS_AT_ONCE
+) -> Iterator[list[dict[str, Any]]]:
+    """Batch documents in order until a batch has `num_tokens` tokens or `num_documents` documents."""
     batch: list[dict[str, Any]] = []
     total = 0
     for document in documents:
         batch.append(document)
         total += sum(map(len, document["input_ids"]))
-        if total >= num_tokens or len(batch) == DOCUMENTS_AT_ONCE:
+        if total >= num_tokens or len(batch) == num_documents:
             yield batch
             batch, total = [], 0
     if batch:
@@ -76,27 +89,53 @@ def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
     return "".join(pieces), np.array(starts), np.array(ends)
 
 
-class HierarchicalClassificationPipeline(Pipeline):
-    """Classify documents of any length: a text, a list, or a generator (processed lazily, in constant memory).
+class LazyResults:
+    """Results of a dataset, computed while they are iterated over; as many as it has documents."""
 
-    A result is `{"label", "score", "scores": {label: p}, "num_chunks", "num_encoded_chunks", "truncated", "evidence":
-    [{"start", "end", "score", "text"}]}`: `num_chunks` chunks were read, `num_encoded_chunks` of them by the encoder (fewer
-    only with the policy `lexical`: the lexical features read the others), and `truncated` is True if the document has more.
+    def __init__(self, classify: Callable[[Iterable[Any]], Iterator[Any]], inputs: Any):
+        self.classify, self.inputs = classify, inputs
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.classify(islice(self.inputs, len(self)))  # torch's datasets need not end by themselves
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+class HierarchicalClassificationPipeline(TextClassificationPipeline):
+    """Classify documents of any length. A drop-in replacement for transformers' `TextClassificationPipeline`.
+
+    It takes a text, `{"text": text}`, a list of them, a dataset or a generator (both processed lazily, in constant
+    memory), and returns what that pipeline does: a list of one dict for a text, otherwise a dict for each document; with
+    `top_k`, a list of dicts for each document.
+
+    The dict of a document, with `top_k` its first, is `{"label", "score", "scores": {label: score}, "num_chunks",
+    "num_encoded_chunks", "truncated", "evidence": [{"start", "end", "score", "text"}]}`: `num_chunks` chunks were read,
+    `num_encoded_chunks` of them by the encoder (fewer only with the policy `lexical`: the lexical features read the others),
+    and `truncated` is True if the document has more.
     `label` has the highest score, unless the model's config has `class_biases` (see `--decision_metric` of training): they are
     added to the log scores before the highest is taken, so that `label` need not be the most probable one. `scores` are
-    probabilities without the biases, and `score` is that of `label`.
+    without the biases, and `score` is that of `label`.
     `evidence` lists the encoded chunks with the highest leave-one-out attribution to the label (the drop in its log-odds
     without the chunk), highest first, with character offsets into the input text.
 
     The next documents are tokenized in a thread while the device encodes the current ones.
 
     Args:
-        evidence: maximum number of evidence chunks.
+        top_k: number of labels to return for each document (None: all): the label decided for, then the others by score.
+        function_to_apply: how scores are computed from logits: softmax of logits / temperature, the calibrated
+            probabilities (`softmax`, the default), sigmoid of logits / temperature (`sigmoid`), or the logits that the
+            model returns (`none`). Label and evidence do not depend on it.
+        batch_size: maximum number of documents in a batch. Batches are also limited by tokens, and the encoder's follow the
+            model's `token_budget`: the default is fast.
+        evidence: maximum number of evidence chunks (True: 3, the default). With False or 0, attributions are not computed.
         precision: precision of the encoder: fp32 (the default, with the same scores on all devices), bf16 or fp16
-            (faster on GPUs).
+            (faster on GPUs). The `dtype` of `transformers.pipeline` sets it too, if it is torch.bfloat16 or torch.float16.
+        truncation, max_length, padding: no effect, like other arguments of a tokenizer: documents are read in chunks of the
+            model's own length. They are accepted with a warning.
 
     Raises:
-        ValueError: an input is not text, or contains an unpaired surrogate.
+        ValueError: an input is not text, has a `text_pair`, or contains an unpaired surrogate; an unknown or invalid option.
     """
 
     _load_processor = False
@@ -104,62 +143,109 @@ class HierarchicalClassificationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
 
-    def __init__(self, model: Any, *args: Any, device: Any = None, **kwargs: Any):
+    def __init__(self, model: Any, *, device: Any = None, dtype: Any = None, **options: Any):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # transformers 5.23 then ignores `device` and uses the model's current device.
             if device is None and torch.accelerator.is_available():
                 device = torch.accelerator.current_device_index()
             model = model.to(torch.device("cpu" if device in (None, -1) else device))
-        super().__init__(model, *args, device=device, **kwargs)
-        # fp32 weights, whatever the checkpoint or `dtype` says, so that scores are the same on all devices.
+        for precision, half in PRECISIONS.items():
+            if dtype == half:
+                options.setdefault("precision", precision)
+        super().__init__(model=model, device=device, **options)
+        # fp32 weights, whatever the checkpoint says, so that scores are the same on all devices.
         self.model.float().eval()
         config = self.model.config
         # `transformers.pipeline` puts classes into this dict, which are not serializable: reset it.
         config.custom_pipelines = type(config)().custom_pipelines
         self.chunker = Chunker(self.tokenizer, config.chunk_length, config.chunk_overlap, config.chunk_prefix)
         config.num_prefix_tokens = len(self.chunker.prefix)
+        # transformers loads the model's module without entering it in its package, where dill looks for the model's class.
+        # Not finding it, dill would pickle the class itself, and `datasets.map` over the pipeline hash it for seconds.
+        package, _, name = type(self.model).__module__.rpartition(".")
+        setattr(sys.modules[package], name, sys.modules[type(self.model).__module__])
         # Selects chunks on the host.
         self.lexical = self.model.lexical_features_on_host() if config.chunk_policy == "lexical" else None
 
-    def _sanitize_parameters(
-        self, evidence: int | None = None, precision: str | None = None, **unknown: Any
+    def check_model_type(self, supported_models: Any) -> None:
+        """Nothing to check: transformers knows only its own models."""
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self,
+        top_k: Any = "",  # not passed, as in transformers: None means all labels
+        function_to_apply: str | None = None,
+        evidence: int | None = None,
+        precision: str | None = None,
+        **unused: Any,
     ) -> tuple[dict, dict, dict]:
-        if unknown:
+        if unknown := sorted(unused.keys() - UNUSED):
             raise ValueError(
-                f"The pipeline has no option {', '.join(unknown)}; expected `evidence` (an integer) or `precision`. "
-                "Batch sizes follow the model's `token_budget`."
+                f"The pipeline has no option {', '.join(unknown)}; expected top_k, function_to_apply, batch_size, "
+                "evidence or precision."
             )
-        if evidence is not None and (not isinstance(evidence, int) or evidence < 0):
-            raise ValueError(f"`evidence` must be an integer ≥ 0, got {evidence!r}.")
+        if unused:
+            logger.warning_once(
+                f"Without effect: {', '.join(sorted(unused))}. Documents are read in chunks of the model's own length; "
+                "top_k=None returns all labels."
+            )
+        post: dict[str, Any] = {}
+        if top_k != "":
+            if top_k is not None and not (isinstance(top_k, int) and top_k > 0):
+                raise ValueError(f"`top_k` must be an integer ≥ 1, or None for all labels, got {top_k!r}.")
+            post["top_k"] = top_k
+        if function_to_apply is not None:
+            if not isinstance(function_to_apply, str) or function_to_apply.lower() not in FUNCTIONS:
+                raise ValueError(
+                    f"`function_to_apply` must be one of {', '.join(FUNCTIONS)}, got {function_to_apply!r}."
+                )
+            post["function_to_apply"] = function_to_apply.lower()
+        if evidence is not None:
+            if not isinstance(evidence, int) or evidence < 0:
+                raise ValueError(f"`evidence` must be an integer ≥ 0, True or False, got {evidence!r}.")
+            post["evidence"] = EVIDENCE if evidence is True else evidence
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-        return (
-            {},
-            {} if precision is None else {"precision": precision},
-            {} if evidence is None else {"evidence": evidence},
-        )
+        return {}, {} if precision is None else {"precision": precision}, post
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Return one result for a text, a list for a list or tuple, and a generator for any other iterable."""
+    def __call__(self, inputs: Any, batch_size: int | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """Classify a document, or an iterable of documents; see the class."""
         _, forward, post = self._sanitize_parameters(**options)
-        if not isinstance(inputs, Iterable) or isinstance(inputs, bytes | dict):
+        classify = partial(
+            self._classify,
+            forward=self._forward_params | forward,
+            post=self._postprocess_params | post,
+            batch_size=batch_size or self._batch_size or DOCUMENTS_AT_ONCE,
+        )
+        if isinstance(inputs, str | Mapping):
+            [result] = classify([inputs])
+            # As transformers does, which looks at the options of this call only.
+            return [result] if isinstance(inputs, str) and "top_k" not in options else result
+        is_iterable = isinstance(inputs, Iterable | torch.utils.data.Dataset)
+        if isinstance(inputs, bytes) or not is_iterable:
             raise ValueError(f"Expected a text or an iterable of texts, got {type(inputs).__name__}.")
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        results = self._classify(texts, self._forward_params | forward, self._postprocess_params | post)
-        if isinstance(inputs, str):
-            return next(results)
-        return list(results) if isinstance(inputs, list | tuple) else results
+        if isinstance(inputs, list | tuple):
+            return list(classify(inputs))
+        return LazyResults(classify, inputs) if isinstance(inputs, Sized) else classify(inputs)
 
     def _classify(
-        self, texts: Iterable[str], forward: dict[str, Any], post: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+        self, texts: Iterable[Any], forward: dict[str, Any], post: dict[str, Any], batch_size: int
+    ) -> Iterator[Any]:
         documents = prefetched(self.preprocess, texts, PREFETCHED)
-        for batch in batches_by_tokens(documents, 8 * self.model.encoder_batch_size()[0]):
+        for batch in batches_by_tokens(documents, 8 * self.model.encoder_batch_size()[0], batch_size):
             for document, outputs in zip(batch, self._forward(batch, **forward), strict=True):
                 yield self.postprocess(document | outputs, **post)
 
-    def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]
-        """Text → `input_ids` of the chunks to read, and their character `spans` in the input text."""
+    def preprocess(self, inputs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Text or `{"text": text}` → `input_ids` of the chunks to read, and their character `spans` in the text."""
+        text = inputs
+        if isinstance(inputs, Mapping):
+            if inputs.get("text_pair") is not None:
+                raise ValueError("The model classifies single documents: it takes no `text_pair`.")
+            if "text" not in inputs:
+                raise ValueError(
+                    f'Expected a text or {{"text": text}}, got a dict with {", ".join(map(repr, inputs))}.'
+                )
+            text = inputs["text"]
         if not isinstance(text, str):
             raise ValueError(f"Expected a text, got {type(text).__name__}.")
         try:
@@ -220,37 +306,56 @@ class HierarchicalClassificationPipeline(Pipeline):
         vectors = output.chunk_vectors.split(num_chunks)
         return [{"logits_K": row, "chunk_CD": part} for row, part in zip(output.logits, vectors, strict=True)]
 
-    def postprocess(self, document: dict[str, Any], evidence: int = 3) -> dict[str, Any]:  # type: ignore[override]
-        """Label, calibrated scores and evidence of a document."""
+    def postprocess(  # type: ignore[override]
+        self,
+        document: dict[str, Any],
+        top_k: Any = "",
+        function_to_apply: str = "softmax",
+        evidence: int = EVIDENCE,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Label, scores and evidence of a document; with `top_k`, a list that goes on with further labels."""
         config = self.model.config
         # In numpy, as not every device supports float64.
-        logits = document["logits_K"].float().cpu().numpy().astype(np.float64) / (config.temperature or 1.0)
-        odds = np.exp(logits - logits.max())
-        scores = (odds / odds.sum()).tolist()
-        label = int(decide(logits, config.class_biases))
+        logits = document["logits_K"].float().cpu().numpy().astype(np.float64)
+        scaled = logits / (config.temperature or 1.0)
+        label = int(decide(scaled, config.class_biases))
+        if function_to_apply == "none":
+            scores = logits.tolist()
+        elif function_to_apply == "sigmoid":
+            scores = (1 / (1 + np.exp(-scaled))).tolist()
+        else:
+            odds = np.exp(scaled - scaled.max())
+            scores = (odds / odds.sum()).tolist()
+        names = [config.id2label[k] for k in range(len(scores))]
+        result = {
+            "label": names[label],
+            "score": scores[label],
+            "scores": dict(zip(names, scores, strict=True)),
+            "num_chunks": document["num_chunks"],
+            "num_encoded_chunks": len(document["chunk_CD"]),
+            "truncated": document["truncated"],
+            "evidence": self._evidence(document, label, evidence) if evidence else [],
+        }
+        if top_k == "":
+            return result
+        others = sorted(set(range(len(names))) - {label}, key=lambda k: -scores[k])
+        return [result, *({"label": names[k], "score": scores[k]} for k in others)][:top_k]
+
+    def _evidence(self, document: dict[str, Any], label: int, number: int) -> list[dict[str, Any]]:
         count_CM = None
         if self.model.lexical is not None:
-            count_CM = self.model.lexical.count_chunks(document["input_ids"], config.num_prefix_tokens)
-        attribution_C = leave_one_out_attributions(
+            count_CM = self.model.lexical.count_chunks(document["input_ids"], self.model.config.num_prefix_tokens)
+        attribution = leave_one_out_attributions(
             self.model, document["chunk_CD"], label, count_CM, document["rest_M"]
-        )
-        attribution = attribution_C.tolist()
+        ).tolist()
         order = sorted(range(len(attribution)), key=lambda i: -attribution[i])
-        shown = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or attribution[i] > 0]
+        shown = [i for rank, i in enumerate(order[:number]) if rank == 0 or attribution[i] > 0]
         spans = [(*_trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
-        return {
-            "label": config.id2label[label],
-            "score": scores[label],
-            "scores": {config.id2label[k]: score for k, score in enumerate(scores)},
-            "num_chunks": document["num_chunks"],
-            "num_encoded_chunks": len(attribution),
-            "truncated": document["truncated"],
-            "evidence": [
-                {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
-                for start, end, score in spans
-                if start < end
-            ],
-        }
+        return [
+            {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
+            for start, end, score in spans
+            if start < end
+        ]
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
