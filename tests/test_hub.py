@@ -105,7 +105,15 @@ def last(server, branch="main"):
 
 def holds_the_end_of(commit, run: Path, checkpoint: bool = True) -> None:
     """The commit's root is the run's final model, and its last-checkpoint/ the run's newest checkpoint."""
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md", "metrics.json", "pipeline.py"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "README.md",
+        "metrics.json",
+        "pipeline.py",
+        "handler.py",
+    ):
         assert sha256(commit.read(name)) == sha256((run / name).read_bytes()), name
     newest = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     names = {name for name in commit.files if name.startswith("last-checkpoint/")}

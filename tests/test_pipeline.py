@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, RobertaConfig, RobertaForSequenceClassification, pipeline
@@ -336,6 +338,74 @@ def test_pipeline_loads_from_a_folder_of_any_name(trained, rate, name, tmp_path,
     for place, path in ((tmp_path, f"runs/{name}"), (folder, "."), (folder, f"../{name}/"), (folder / "sub", "..")):
         monkeypatch.chdir(place)
         assert pipeline("text-classification", model=path, trust_remote_code=True)(TEXTS[1]) == expected
+
+
+# ---- Inference Endpoints, and the model card's examples ----
+
+# As an endpoint does: its own process, with the model's folder first in sys.path, and the answers as JSON.
+ENDPOINT = """
+import importlib.util, json, sys
+folder = sys.argv[1]
+sys.path.insert(0, folder)
+spec = importlib.util.spec_from_file_location("handler.EndpointHandler", f"{folder}/handler.py")
+sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+assert "modeling" not in sys.modules
+for line in sys.stdin:
+    try:
+        print(json.dumps(handler(json.loads(line)), allow_nan=False))
+    except Exception as error:
+        print(json.dumps({"error": str(error)}))
+"""
+BAD_REQUESTS = [
+    ({}, "`inputs` must be a text"),
+    ({"inputs": 3}, "got int"),
+    ({"inputs": {"body": "a"}}, "'body'"),
+    ({"inputs": ["a", None]}, "Expected a text, got NoneType"),
+    ({"inputs": {"text": "a", "text_pair": "b"}}, "text_pair"),
+    ({"inputs": "half \ud800"}, "surrogate"),
+    ({"inputs": "a", "parameters": [3]}, "`parameters` must be"),
+    ({"inputs": "a", "parameters": {"top": 3}}, "no option top"),
+    ({"inputs": "a", "parameters": {"top_k": -1}}, "`top_k` must be"),
+]
+
+
+def test_endpoint_answers_requests_without_this_project(trained, rate, tmp_path):
+    folder = tmp_path / "repository"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    (tmp_path / "file").touch()
+    card = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert card["pipeline_tag"] == "text-classification"
+    requests = [({"inputs": example["text"]}, {}) for example in card["widget"]]
+    requests += [
+        ({"inputs": TEXTS}, {}),
+        ({"inputs": [{"text": text} for text in TEXTS], "parameters": None}, {}),
+        ({"inputs": {"text": TEXTS[1]}, "parameters": {"evidence": False}}, {"evidence": False}),
+        ({"inputs": TEXTS[1], "parameters": {"top_k": None, "truncation": True}}, {"top_k": None}),
+    ]
+    asked = [request for request, _ in requests + BAD_REQUESTS]
+    # Where HF_HOME cannot be written, HF_MODULES_CACHE can name a folder.
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "file" / "home"), "PYTHONPATH": ""}
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    done = run(
+        [sys.executable, "-c", ENDPOINT, str(folder)], cwd=tmp_path, env=environment, cold=True,
+        input="".join(json.dumps(request) + "\n" for request in asked),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for answer, (request, passed) in zip(answers, requests, strict=False):
+        assert answer == json.loads(json.dumps(rate(request["inputs"], **passed)))
+    for answer, (_, message) in zip(answers[len(requests) :], BAD_REQUESTS, strict=True):
+        assert message in answer["error"]
+
+
+def test_model_card_shows_what_the_pipeline_returns(trained, monkeypatch):
+    [example] = re.findall(r"```python\n(.*?)```", (trained / "README.md").read_text(encoding="utf-8"), re.S)
+    monkeypatch.chdir(trained.parent)
+    found: dict = {}
+    exec(example, found)
+    assert found["result"]["label"] in LABELS
 
 
 @given(st.text(alphabet=st.sampled_from("ae\u0301\u0300\u1112\u1161\u11ab각\u0958\u09c7\u09be z\u212b😀"), max_size=12))
