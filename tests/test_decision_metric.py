@@ -198,6 +198,10 @@ def test_pipeline_and_predict_decide_as_training_does(decided, data):
             == pytest.approx(float(row[row["predicted"]]), abs=1e-5)
         )
         assert sum(result["scores"].values()) == pytest.approx(1)
+        # The label decided for comes first, then the others by score.
+        first, *others = [found["label"] for found in classify(texts[id_], top_k=None)]
+        assert first == row["predicted"]
+        assert others == sorted(set(LABELS) - {first}, key=lambda label: -result["scores"][label])
 
 
 def test_report_has_the_decisions_and_marks_those_by_bias(decided, data, tmp_path):

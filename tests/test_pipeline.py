@@ -225,6 +225,16 @@ def shape_of(results, further=()):
     return [shape_of(result, further) for result in results]
 
 
+class Repeating(torch.utils.data.Dataset):
+    """Its length is its only end."""
+
+    def __len__(self) -> int:
+        return len(TEXTS)
+
+    def __getitem__(self, index: int) -> str:
+        return TEXTS[index % len(TEXTS)]
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"top_k": 1}, {"top_k": 2}, {"top_k": None}, {"top_k": 9}, {"function_to_apply": "NONE", "batch_size": 2},
@@ -241,7 +251,7 @@ def test_results_have_the_shape_of_the_standard_pipeline(rate, standard, options
     assert len(results) == len(TEXTS)
     for _ in range(2):
         assert shape_of(results, FURTHER_KEYS) == expected
-    for inputs in (dataset, dataset["text"], (text for text in TEXTS), ({"text": text} for text in TEXTS)):
+    for inputs in (dataset, dataset["text"], Repeating(), (text for text in TEXTS), ({"text": text} for text in TEXTS)):
         assert shape_of(rate(inputs, **options), FURTHER_KEYS) == expected
     # Options can be given in advance, too.
     init = {"tokenizer": rate.tokenizer, "device": "cpu", **options}
