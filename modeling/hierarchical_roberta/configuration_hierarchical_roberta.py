@@ -4,9 +4,6 @@ The geometry is saved with the weights, so training, evaluation and prediction a
 Pushed to the hub with the model; imports nothing else from the project.
 """
 
-import os
-import shutil
-from pathlib import Path
 from typing import Any, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -146,13 +143,6 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             )
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the config, and handler.py: no file imports it, which is how transformers finds those it saves."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        handler = Path(__file__).with_name("handler.py")
-        if handler.is_file():  # not where transformers has copied the code of a saved model
-            shutil.copyfile(handler, Path(save_directory) / handler.name)
 
     @property
     def hidden_size(self) -> int:

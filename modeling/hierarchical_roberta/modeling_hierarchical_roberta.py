@@ -32,6 +32,7 @@ from .encoder_checks import (
 )
 from .encoder_defaults import with_encoder_defaults
 from .encoders import UNPADDED, attention_for, encode_unpadded, load_encoder, text_encoder
+from .handler import EndpointHandler  # noqa: F401 (pushed)
 from .lexical_features import LexicalFeatures
 from .pipeline import HierarchicalClassificationPipeline  # noqa: F401 (pushed)
 from .pooling import ChunkPooling, ChunkTransformer, host_counts, pool_tokens, to_device
