@@ -2,17 +2,22 @@
 
 A document is tokenized once, without special tokens, into a flat sequence of ids. Chunks are cut from it when it is
 read, so the geometry can change without retokenizing. Each chunk gets its own special tokens and prefix.
-Pushed to the hub with the model; imports nothing else from the project.
+Pushed to the hub with the model, and part of an export to ONNX: imports nothing else from the project, nor torch.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Of the chunks that the policy `lexical` selects, the share that is spread over the document, whatever its words say.
+SPREAD_SHARE = 0.25
 # Chunks preferably start at a paragraph (2), else at a sentence or line (1). Of the sentence's patterns each begins with a
 # literal, which `re` finds many times as fast as one of a set.
 PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
@@ -24,7 +29,49 @@ SENTENCES = [
 ]
 
 
-def unlimited_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Text in Unicode NFC, as in training, with the start and end of each character in the original text.
+
+    >>> nfc_with_offsets("e\\u0301t")[1:]
+    (array([0, 2]), array([2, 3]))
+    """
+    if unicodedata.is_normalized("NFC", text):
+        offsets = np.arange(len(text) + 1)
+        return text, offsets[:-1], offsets[1:]
+    pieces: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+
+    def add(start: int, end: int) -> None:
+        piece = unicodedata.normalize("NFC", text[start:end])
+        pieces.append(piece)
+        starts.extend([start] * len(piece))
+        ends.extend([end] * len(piece))
+
+    start = 0
+    for index in range(1, len(text)):
+        character = text[index]
+        if unicodedata.combining(character):
+            continue
+        if character >= "\u0300":
+            # Keep a character that composes with the preceding ones (Hangul, some Indic vowels) in the same piece.
+            separate = [unicodedata.normalize("NFC", part) for part in (text[start:index], character)]
+            if unicodedata.normalize("NFC", text[start : index + 1]) != "".join(separate):
+                continue
+        add(start, index)
+        start = index
+    add(start, len(text))
+    return "".join(pieces), np.array(starts), np.array(ends)
+
+
+def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without leading and trailing whitespace."""
+    body = text[start:end]
+    start += len(body) - len(body.lstrip())
+    return start, start + len(body.strip())
+
+
+def unlimited_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """The Rust tokenizer, which neither truncates nor pads. To be called once before threads use it."""
     backend = tokenizer.backend_tokenizer
     # Some tokenizer files enable both, which would silently truncate a text at 128 tokens.
@@ -35,7 +82,7 @@ def unlimited_backend(tokenizer: PreTrainedTokenizerBase) -> Any:
     return backend
 
 
-def tokenize_batch(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[np.ndarray]]:
+def tokenize_batch(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> dict[str, list[np.ndarray]]:
     """Tokenize texts without special tokens, on one core; threads may do so at once.
 
     Returns:
@@ -65,7 +112,7 @@ def token_breaks(text: str, token_end: np.ndarray) -> np.ndarray:
     return breaks[:-1]
 
 
-def special_token_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def special_token_frame(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """Special tokens that the tokenizer adds before and after a text, `([0], [2])` for RoBERTa."""
     encoding = tokenizer("a", return_special_tokens_mask=True)
     ids, is_special = encoding["input_ids"], encoding["special_tokens_mask"]
@@ -83,7 +130,7 @@ class Chunker:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_overlap: int = 0, chunk_prefix: str = ""
+        self, tokenizer: "PreTrainedTokenizerBase", chunk_length: int, chunk_overlap: int = 0, chunk_prefix: str = ""
     ):
         prefix, suffix = special_token_frame(tokenizer)
         prefix += tokenizer(chunk_prefix.rstrip(" "), add_special_tokens=False)["input_ids"]
@@ -187,6 +234,27 @@ def select_chunks(num_chunks: int, max_chunks: int, policy: str, rng: np.random.
     if policy == "random" and rng is not None:
         return np.sort(rng.choice(num_chunks, max_chunks, replace=False))
     return evenly_spaced(num_chunks, max_chunks)
+
+
+def select_telling_chunks(logits_CK: np.ndarray, max_chunks: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Sorted indices of the chunks that the policy `lexical` selects, of more than `max_chunks` (see `LexicalFeatures.select`).
+
+    Args:
+        logits_CK: logits of the K classes by each chunk's own lexical features.
+        rng: draws the chunks that are spread over the rest; without one (in evaluation) they are evenly spaced.
+    """
+    logits_CK = logits_CK - logits_CK.mean(axis=1, keepdims=True)
+    num_chunks, num_spread = len(logits_CK), int(max_chunks * SPREAD_SHARE)
+    # Each class's most telling chunk, then each class's second, …; in each round those that tell most come first.
+    order_CK = np.argsort(-logits_CK, axis=0, kind="stable")
+    turns_CK = np.argsort(-np.take_along_axis(logits_CK, order_CK, axis=0), axis=1, kind="stable")
+    order_CK = np.take_along_axis(order_CK, turns_CK, axis=1)
+    chosen = list(dict.fromkeys(order_CK.ravel().tolist()))[: max_chunks - num_spread]
+    others = np.setdiff1d(np.arange(num_chunks), chosen)
+    spread = evenly_spaced(len(others), num_spread)
+    if rng is not None:
+        spread = rng.choice(len(others), num_spread, replace=False)
+    return np.sort(np.concatenate([chosen, others[spread]]))
 
 
 def evenly_spaced(num_chunks: int, count: int) -> np.ndarray:

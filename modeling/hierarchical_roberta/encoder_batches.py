@@ -1,9 +1,13 @@
 """Group chunks of similar length into encoder batches within a token budget.
 
-Pushed to the hub with the model; imports nothing else from the project.
+Pushed to the hub with the model, and part of an export to ONNX: imports nothing else from the project, nor torch.
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import Any
+
+DOCUMENTS_AT_ONCE = 64
 
 
 def plan_encoder_batches(
@@ -53,3 +57,17 @@ def batches_to_recompute(plan: list[list[int]], live_chunks: int) -> list[bool]:
     if not 0 < live_chunks < sum(sizes):
         return [False] * len(plan)
     return [chunks + max(sizes) > live_chunks for chunks in accumulate(sizes)]
+
+
+def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> Iterator[list[dict[str, Any]]]:
+    """Batch documents in order until a batch has `num_tokens` tokens or `DOCUMENTS_AT_ONCE` documents."""
+    batch: list[dict[str, Any]] = []
+    total = 0
+    for document in documents:
+        batch.append(document)
+        total += sum(map(len, document["input_ids"]))
+        if total >= num_tokens or len(batch) == DOCUMENTS_AT_ONCE:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

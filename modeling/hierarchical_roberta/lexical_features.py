@@ -14,10 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .chunking import evenly_spaced
-
-# Of the chunks that the policy `lexical` selects, the share that is spread over the document, whatever its words say.
-SPREAD_SHARE = 0.25
+from .chunking import select_telling_chunks
 
 
 class LexicalFeatures(nn.Module):
@@ -173,18 +170,7 @@ class LexicalFeatures(nn.Module):
         chunk_S, feature_S = cell_S // num_features, cell_S % num_features
         if num_chunks > max_chunks:
             logits_CK = self._chunk_logits(chunk_S, feature_S, count_S, num_chunks).numpy()
-            logits_CK = logits_CK - logits_CK.mean(axis=1, keepdims=True)
-            num_spread = int(max_chunks * SPREAD_SHARE)
-            # Each class's most telling chunk, then each class's second, …; in each round those that tell most come first.
-            order_CK = np.argsort(-logits_CK, axis=0, kind="stable")
-            turns_CK = np.argsort(-np.take_along_axis(logits_CK, order_CK, axis=0), axis=1, kind="stable")
-            order_CK = np.take_along_axis(order_CK, turns_CK, axis=1)
-            chosen = list(dict.fromkeys(order_CK.ravel().tolist()))[: max_chunks - num_spread]
-            others = np.setdiff1d(np.arange(num_chunks), chosen)
-            spread = evenly_spaced(len(others), num_spread)
-            if rng is not None:
-                spread = rng.choice(len(others), num_spread, replace=False)
-            selected = np.sort(np.concatenate([chosen, others[spread]]))
+            selected = select_telling_chunks(logits_CK, max_chunks, rng)
         is_rest_S = ~np.isin(chunk_S.numpy(), selected)
         rest_M = np.bincount(feature_S.numpy()[is_rest_S], count_S.numpy()[is_rest_S], minlength=num_features)
         return selected, rest_M.astype(np.float32)
