@@ -1,0 +1,1 @@
+"""Export to ONNX, and the module that predicts with what was exported."""

@@ -1,0 +1,309 @@
+"""Classify texts with an exported model: needs numpy, tokenizers and onnxruntime, neither torch nor transformers.
+
+    python predict_onnx.py story.txt other.txt stories.jsonl > predictions.jsonl
+    cat story.txt | python predict_onnx.py
+
+    from predict_onnx import OnnxClassifier
+    classify = OnnxClassifier()
+    classify("Once upon a time …")
+
+Of a .jsonl or .csv file each row is a document, with its text in the column `text` (and its `id`); any other file is one.
+C chunks of a document, S subsets of them, D hidden, M lexical features, K labels; lower case (n, l): an encoder batch.
+Written by scripts.export_onnx of hierarchical-roberta.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import tokenizers
+
+from modeling.hierarchical_roberta.chunking import (
+    Chunker,
+    nfc_with_offsets,
+    select_chunks,
+    select_telling_chunks,
+    tokenize_batch,
+    trimmed,
+)
+from modeling.hierarchical_roberta.decision import decide
+from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens, plan_encoder_batches
+from modeling.hierarchical_roberta.prefetch import prefetched
+
+# As of the pipeline on a CPU.
+TOKEN_BUDGET, BATCH_COST = 4096, 64
+PREFETCHED = 32  # documents tokenized ahead
+ROWS_AT_ONCE = 8_192  # chunk vectors pooled per call of the head, where chunks are left out
+
+
+class Tokenizer:
+    """What `Chunker` needs of a tokenizer of transformers, from tokenizer.json alone."""
+
+    def __init__(self, path: Path, pad_token_id: int):
+        self.backend_tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, text: str, add_special_tokens: bool = True, **unused: Any) -> dict[str, list[int]]:
+        encoding = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return {"input_ids": encoding.ids, "special_tokens_mask": encoding.special_tokens_mask}
+
+
+class LexicalFeatures:
+    """`LexicalFeatures` of lexical_features.py in numpy: logits from the counts of M tokens and pairs of them."""
+
+    def __init__(self, path: Path):
+        arrays: dict[str, np.ndarray] = dict(np.load(path))
+        self.weight_KM, self.bias_K = arrays["weight"], arrays["bias"]
+        self.feature_of_token = arrays["feature_of_token"]
+        # Only with the weighting `tfidf`.
+        self.pairs, self.feature_of_pair = arrays.get("pairs"), arrays.get("feature_of_pair")
+        self.idf_M = arrays.get("idf")
+
+    def features(self, tokens: np.ndarray) -> np.ndarray:
+        """The features in a chunk, given without special tokens and prefix; repeated where they occur repeatedly."""
+        num_features = len(self.weight_KM[0])
+        found = self.feature_of_token[tokens]
+        if self.pairs is not None and self.feature_of_pair is not None:
+            pair = tokens[:-1] * len(self.feature_of_token) + tokens[1:]
+            index = np.searchsorted(self.pairs, pair).clip(max=len(self.pairs) - 1)
+            of_pair = np.where(self.pairs[index] == pair, self.feature_of_pair[index], num_features)
+            found = np.concatenate([found, of_pair])
+        return found[found < num_features]
+
+    def count(self, chunks: list[np.ndarray]) -> np.ndarray:
+        """Occurrences of each feature in each chunk, (C, M)."""
+        num_features = len(self.weight_KM[0])
+        counts = [np.bincount(self.features(chunk), minlength=num_features) for chunk in chunks]
+        return np.array(counts, dtype=np.float32).reshape(len(chunks), num_features)
+
+    def logits(self, count_SM: np.ndarray) -> np.ndarray:
+        """Logits (S, K) from counts."""
+        value_SM = np.log1p(count_SM)
+        if self.idf_M is not None:
+            value_SM *= self.idf_M
+            value_SM /= np.maximum(np.linalg.norm(value_SM, axis=1, keepdims=True), 1e-12)
+        return value_SM @ self.weight_KM.T + self.bias_K
+
+    def select(self, chunks: list[np.ndarray], max_chunks: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted indices of the most telling chunks, and the counts (M,) in all others."""
+        selected = np.arange(len(chunks))
+        if len(chunks) > max_chunks:
+            # A few chunks at a time: the counts of 2,000 chunks are 160 MB with 20,000 features.
+            parts = [chunks[start : start + 64] for start in range(0, len(chunks), 64)]
+            logits_CK = np.concatenate([self.logits(self.count(part)) for part in parts])
+            selected = select_telling_chunks(logits_CK, max_chunks)
+        others = np.setdiff1d(np.arange(len(chunks)), selected)
+        rest = [self.features(chunks[index]) for index in others]
+        rest_M = np.bincount(np.concatenate([np.zeros(0, np.int64), *rest]), minlength=len(self.weight_KM[0]))
+        return selected, rest_M.astype(np.float32)
+
+
+class OnnxClassifier:
+    """Classify documents of any length, with the results of the model's pipeline: `{"label", "score", "scores", "num_chunks",
+    "num_encoded_chunks", "truncated", "evidence": [{"start", "end", "score", "text"}]}`.
+
+    Args:
+        folder: an exported model (default: the folder of this file).
+        num_threads: threads of onnxruntime (0: one for each core).
+    """
+
+    def __init__(self, folder: str | Path | None = None, num_threads: int = 0):
+        folder = Path(__file__).parent if folder is None else Path(folder)
+        self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokenizer: Any = Tokenizer(folder / "tokenizer.json", self.config["pad_token_id"])
+        names = ("chunk_length", "chunk_overlap", "chunk_prefix")
+        self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, *(self.config[name] for name in names))
+        self.lexical = LexicalFeatures(folder / "lexical.npz") if (folder / "lexical.npz").exists() else None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        # Threads that wait would keep a core from the tokenizer.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.encoder, self.head = (
+            onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+            for name in ("encoder.onnx", "head.onnx")
+        )
+
+    def __call__(self, inputs: str | Iterable[str], evidence: int = 3) -> Any:
+        """Return one result for a text, a list for a list or tuple, and a generator for any other iterable.
+
+        Args:
+            evidence: maximum number of evidence chunks.
+
+        Raises:
+            ValueError: an input is not text, or contains an unpaired surrogate.
+        """
+        if not isinstance(evidence, int) or evidence < 0:
+            raise ValueError(f"`evidence` must be an integer ≥ 0, got {evidence!r}.")
+        if not isinstance(inputs, Iterable) or isinstance(inputs, bytes | dict):
+            raise ValueError(f"Expected a text or an iterable of texts, got {type(inputs).__name__}.")
+        results = self._classify([inputs] if isinstance(inputs, str) else inputs, evidence)
+        if isinstance(inputs, str):
+            return next(results)
+        return list(results) if isinstance(inputs, list | tuple) else results
+
+    def _classify(self, texts: Iterable[str], evidence: int) -> Iterator[dict[str, Any]]:
+        documents = prefetched(self.preprocess, texts, PREFETCHED)
+        for batch in batches_by_tokens(documents, 8 * TOKEN_BUDGET):
+            vectors = self.encode([chunk for document in batch for chunk in document["input_ids"]])
+            ends = np.cumsum([len(document["input_ids"]) for document in batch])
+            for document, chunk_CD in zip(batch, np.split(vectors, ends[:-1]), strict=True):
+                yield self.postprocess(document, chunk_CD, evidence)
+
+    def preprocess(self, text: str) -> dict[str, Any]:
+        """Text → `input_ids` of the chunks to read, their character `spans` in the input text, and lexical counts."""
+        if not isinstance(text, str):
+            raise ValueError(f"Expected a text, got {type(text).__name__}.")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The text contains an unpaired surrogate ({text[error.start]!a} at character {error.start}): decode "
+                "its source with errors='replace'."
+            ) from error
+        clean, starts, ends = nfc_with_offsets(text)
+        [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
+        bounds = self.chunker.spans(len(tokens), breaks)
+        chunks = [tokens[slice(*span)].astype(np.int64) for span in bounds]
+        max_chunks, policy = self.config["max_chunks"], self.config["chunk_policy"]
+        rest_M = None
+        if self.lexical is not None and policy == "lexical":
+            selected, rest_M = self.lexical.select(chunks, max_chunks)
+        else:
+            # Without an rng, `random` is `uniform`.
+            selected = select_chunks(len(chunks), max_chunks, policy)
+        spans = [(0, 0)]
+        if len(tokens):
+            # RoBERTa's token of a space at the end of the text begins after it.
+            first = np.minimum(first, len(starts) - 1)
+            selection = [bounds[i] for i in selected]
+            spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
+        return {
+            "text": text,
+            "input_ids": [self.chunker.with_special_tokens(chunks[i]) for i in selected],
+            "spans": spans,
+            "count_CM": None if self.lexical is None else self.lexical.count([chunks[i] for i in selected]),
+            "rest_M": rest_M,
+            "truncated": rest_M is None and len(selected) < len(chunks),
+            "num_chunks": len(selected) if rest_M is None else len(chunks),
+        }
+
+    def encode(self, chunks: list[np.ndarray]) -> np.ndarray:
+        """Chunk vectors (N, D), computed in encoder batches of chunks of similar length."""
+        lengths = [len(chunk) for chunk in chunks]
+        # Where vectors depend on padding, a batch is closed before it needs any.
+        batch_cost = 0 if self.config["equal_lengths"] else BATCH_COST
+        plan = plan_encoder_batches(lengths, TOKEN_BUDGET, batch_cost)
+        vectors = []
+        for rows in plan:
+            mask_nl = (np.arange(lengths[rows[0]]) < np.array([lengths[row] for row in rows])[:, None]).astype(np.int64)
+            ids_nl = np.full_like(mask_nl, self.config["pad_token_id"])
+            ids_nl[mask_nl == 1] = np.concatenate([chunks[row] for row in rows])
+            vectors.append(self.encoder.run(None, {"input_ids": ids_nl, "attention_mask": mask_nl})[0])
+        order = [row for rows in plan for row in rows]
+        return np.concatenate(vectors)[np.argsort(order)]
+
+    def logits_of_subsets(self, document: dict[str, Any], chunk_CD: np.ndarray, kept_SC: np.ndarray) -> np.ndarray:
+        """Logits (S, K) of a document with some of its chunks, True in `kept_SC`."""
+        step = max(1, ROWS_AT_ONCE // len(chunk_CD))
+        parts = [kept_SC[start : start + step] for start in range(0, len(kept_SC), step)]
+        inputs = [{"chunk_vectors": chunk_CD, "kept": part_sC} for part_sC in parts]
+        logits_SK = np.concatenate([self.head.run(None, each)[0] for each in inputs])
+        if self.lexical is None:
+            return logits_SK
+        rest_M = 0 if document["rest_M"] is None else document["rest_M"]
+        lexical = [self.lexical.logits(part_sC.astype(np.float32) @ document["count_CM"] + rest_M) for part_sC in parts]
+        return self.config["encoder_weight"] * logits_SK + self.config["lexical_weight"] * np.concatenate(lexical)
+
+    def postprocess(self, document: dict[str, Any], chunk_CD: np.ndarray, evidence: int) -> dict[str, Any]:
+        """Label, calibrated scores and evidence of a document."""
+        labels, num_chunks = self.config["labels"], len(chunk_CD)
+        # All chunks, then all but each.
+        kept_SC = np.concatenate([np.ones((1, num_chunks), bool), ~np.eye(num_chunks, dtype=bool)])
+        logits_SK = self.logits_of_subsets(document, chunk_CD, kept_SC if num_chunks > 1 else kept_SC[:1])
+        logits_SK = logits_SK.astype(np.float64)
+        logits_K = logits_SK[0] / (self.config["temperature"] or 1.0)
+        odds_K = np.exp(logits_K - logits_K.max())
+        scores = (odds_K / odds_K.sum()).tolist()
+        label = int(decide(logits_K, self.config["class_biases"]))
+        whole, *without = log_odds(logits_SK, label).tolist()
+        # The only chunk of a document is attributed all of its log-odds.
+        attribution = [whole - each for each in without] or [whole]
+        order = sorted(range(num_chunks), key=lambda i: -attribution[i])
+        shown = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or attribution[i] > 0]
+        spans = [(*trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
+        return {
+            "label": labels[label],
+            "score": scores[label],
+            "scores": dict(zip(labels, scores, strict=True)),
+            "num_chunks": document["num_chunks"],
+            "num_encoded_chunks": num_chunks,
+            "truncated": document["truncated"],
+            "evidence": [
+                {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
+                for start, end, score in spans
+                if start < end
+            ],
+        }
+
+
+def log_odds(logits_SK: np.ndarray, label: int) -> np.ndarray:
+    """log p − log(1 − p) of a class, (S,)."""
+    others_SK = np.delete(logits_SK, label, axis=1)
+    highest_S = others_SK.max(axis=1)
+    return logits_SK[:, label] - highest_S - np.log(np.exp(others_SK - highest_S[:, None]).sum(axis=1))
+
+
+def documents_of(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Id and text of each document in the files; of standard input where there are none."""
+    if not files:
+        yield "stdin", sys.stdin.buffer.read().decode("utf-8-sig")
+    for path in files:
+        if path.suffix not in (".jsonl", ".csv"):
+            yield path.stem, path.read_text(encoding="utf-8-sig")
+            continue
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = (
+                csv.DictReader(file) if path.suffix == ".csv" else (json.loads(line) for line in file if line.strip())
+            )
+            for number, row in enumerate(rows, 1):
+                if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                    raise ValueError(f"{path}, row {number}: no column `text`.")
+                yield str(row.get("id") or number), row["text"]
+
+
+def main() -> int:
+    description, epilog = (__doc__ or "").split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: a text on standard input")
+    parser.add_argument("--evidence", type=int, default=3, help="maximum number of chunks returned as evidence")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads; 0 uses all cores")
+    arguments = parser.parse_args()
+    csv.field_size_limit(2**31 - 1)
+    ids: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for id_, text in documents_of(arguments.files):
+            ids.append(id_)
+            yield text
+
+    try:
+        classify = OnnxClassifier(num_threads=arguments.threads)
+        for number, result in enumerate(classify(texts(), evidence=arguments.evidence)):
+            del result["score"]
+            print(json.dumps({"id": ids[number], **result}, ensure_ascii=False), flush=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
