@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 OURS = ("data", "modeling", "scripts", "train_hf", "tests")
+# A package that starts a thread when it is imported, which a forked process would wait for in vain.
+NOT_IMPORTED = (*OURS, "onnxruntime")
 
 
 def import_libraries() -> None:
@@ -28,9 +30,13 @@ def import_libraries() -> None:
             with suppress(ImportError):
                 if isinstance(node, ast.Import):
                     for alias in node.names:
-                        if alias.name.split(".")[0] not in OURS:
+                        if alias.name.split(".")[0] not in NOT_IMPORTED:
                             importlib.import_module(alias.name)
-                elif isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] not in OURS:
+                elif (
+                    isinstance(node, ast.ImportFrom)
+                    and not node.level
+                    and node.module.split(".")[0] not in NOT_IMPORTED
+                ):
                     __import__(node.module, fromlist=[alias.name for alias in node.names])
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("export_onnx")
 TOLERANCE = 1e-4
 # What predict_onnx.py imports of the model's package.
 MODULES = ("chunking", "decision", "encoder_batches", "prefetch")
-REQUIREMENTS = "numpy>=1.26\ntokenizers>=0.22\nonnxruntime>=1.20\n"
+REQUIREMENTS = "numpy>=1.26\ntokenizers>=0.22\nonnxruntime>=1.22\n"
 FIELDS = (
     *("chunk_length", "chunk_overlap", "chunk_prefix", "max_chunks", "chunk_policy", "equal_lengths"),
     *("encoder_weight", "lexical_weight", "temperature", "class_biases"),

@@ -38,6 +38,7 @@ from modeling.hierarchical_roberta.prefetch import prefetched
 
 # As of the pipeline on a CPU.
 TOKEN_BUDGET, BATCH_COST = 4096, 64
+OLDEST_RUNTIME = (1, 22)  # 1.20.1 gives all chunks of a batch but the first other vectors
 PREFETCHED = 32  # documents tokenized ahead
 ROWS_AT_ONCE = 8_192  # chunk vectors pooled per call of the head, where chunks are left out
 
@@ -111,9 +112,17 @@ class OnnxClassifier:
     Args:
         folder: an exported model (default: the folder of this file).
         num_threads: threads of onnxruntime (0: one for each core).
+
+    Raises:
+        ImportError: onnxruntime is too old.
     """
 
     def __init__(self, folder: str | Path | None = None, num_threads: int = 0):
+        if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < OLDEST_RUNTIME:
+            raise ImportError(
+                f"onnxruntime {onnxruntime.__version__} gives other scores where an encoder batch has several chunks: "
+                "install 1.22 or newer."
+            )
         folder = Path(__file__).parent if folder is None else Path(folder)
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tokenizer: Any = Tokenizer(folder / "tokenizer.json", self.config["pad_token_id"])
@@ -299,7 +308,7 @@ def main() -> int:
         for number, result in enumerate(classify(texts(), evidence=arguments.evidence)):
             del result["score"]
             print(json.dumps({"id": ids[number], **result}, ensure_ascii=False), flush=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
