@@ -2,8 +2,8 @@
 
     python -m scripts.push_to_hub --output_dir outputs/run --hub_model_id ORG/NAME
 
-Pushes weights, config, tokenizer, the model's code, model card, history, metrics, report and TensorBoard files, and
-with --last_checkpoint the latest complete checkpoint as last-checkpoint/. The token comes from HF_TOKEN or the login.
+Pushes weights, config, tokenizer, the model's code, model card, history, metrics, report and TensorBoard files, with
+--last_checkpoint the latest complete checkpoint as last-checkpoint/, and with --onnx an export as onnx/. The token comes from HF_TOKEN or the login.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from scripts.common.cli import UserParser, run_main
-from scripts.hub.upload import configure_client_timeout, ensure_repo, push_staged, reason_of, stage
+from scripts.hub.upload import configure_client_timeout, ensure_repo, push_staged, reason_of, stage, stage_onnx
 
 logger = logging.getLogger("push_to_hub")
 
@@ -33,6 +33,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--hub_timeout", type=float, default=300.0, help="timeout of Hub requests in seconds")
     parser.add_argument(
         "--last_checkpoint", action="store_true", help="also push the latest complete checkpoint, to resume from"
+    )
+    parser.add_argument(
+        "--onnx", type=Path, metavar="DIR", help="also push this export of scripts.export_onnx, as onnx/"
     )
     parser.add_argument("--message", default="Model", help="commit message")
     # Set by a training run, which has already staged the files and checked the repo.
@@ -54,6 +57,8 @@ def main() -> None:
             raise ValueError(f"{arguments.output_dir} is not a finished run: it has no model.safetensors.")
         repo_id = ensure_repo(repo_id, private, arguments.hub_allow_public, arguments.hub_revision)
         stage(staged, arguments.output_dir, arguments.output_dir, newest_checkpoint(arguments))
+        if arguments.onnx is not None:
+            stage_onnx(staged, arguments.onnx)
     for attempt in range(1, arguments.attempts + 1):
         try:
             push_staged(staged, repo_id, arguments.hub_revision, arguments.message)

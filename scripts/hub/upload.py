@@ -33,6 +33,10 @@ MODEL_FILES = re.compile(
     rf"|({'|'.join(MODEL_MODULES)})\.py)"
 )
 RECORDS = re.compile(r"(README\.md|training\.tex|training_history\.json|metrics\.json|report\.html)")
+ONNX_FILES = re.compile(
+    r"(encoder|head)\.onnx(\.data)?|(config|tokenizer)\.json|lexical\.npz|predict_onnx\.py|requirements\.txt"
+    r"|hierarchical_roberta/[a-z_]+\.py"
+)
 CHECKPOINT_FILES = re.compile(
     rf"({MODEL_FILES.pattern}|optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json"
     r"|checkpoint_manifest\.json)"
@@ -71,6 +75,24 @@ def stage(target: Path, model: Path, output_dir: Path, checkpoint: Path | None, 
         (target / name).mkdir()
         for path in files_of(checkpoint, CHECKPOINT_FILES):
             _link(path, target / name / path.name)
+
+
+def stage_onnx(target: Path, export: Path) -> None:
+    """Stage an export of scripts.export_onnx as onnx/.
+
+    Raises:
+        ValueError: `export` is none.
+    """
+    if not (export / "predict_onnx.py").is_file():
+        raise ValueError(
+            f"--onnx {export} is no export: run python -m scripts.export_onnx --output_dir {export} first."
+        )
+    for path in sorted(export.rglob("*")):
+        name = path.relative_to(export).as_posix()
+        if path.is_file() and ONNX_FILES.fullmatch(name):
+            copy = target / "onnx" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, copy)
 
 
 def _link(source: Path, target: Path) -> None:
