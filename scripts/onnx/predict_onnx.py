@@ -31,6 +31,7 @@ from modeling.hierarchical_roberta.chunking import (
     select_telling_chunks,
     tokenize_batch,
     trimmed,
+    unlimited_backend,
 )
 from modeling.hierarchical_roberta.decision import decide
 from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens, plan_encoder_batches
@@ -49,6 +50,7 @@ class Tokenizer:
     def __init__(self, path: Path, pad_token_id: int):
         self.backend_tokenizer = tokenizers.Tokenizer.from_file(str(path))
         self.pad_token_id = pad_token_id
+        unlimited_backend(self)
 
     def __call__(self, text: str, add_special_tokens: bool = True, **unused: Any) -> dict[str, list[int]]:
         encoding = self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens)
