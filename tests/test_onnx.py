@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer, pipeline
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from scripts import export_onnx as command
 from scripts.common.cli import run_main
+from scripts.hub.upload import stage, stage_onnx
 from tests.conftest import LABELS, shared_folder, tiny_rows
 from tests.processes import ROOT
 
@@ -42,7 +45,7 @@ MODELS = {
             "token_pooling": "last",
             "encoder_weight": 0.7,
             "lexical_weight": 1.5,
-            "class_biases": [0.4, 0.0, -0.3],
+            "class_biases": [2.0, 0.0, -2.0],
         },
     ),
     "transformer": (
@@ -157,8 +160,23 @@ def test_predictions_are_those_of_the_pipeline_without_torch(exported):
     expected = pipeline("text-classification", model=str(exported / "run"), trust_remote_code=True)(TEXTS, evidence=9)
     assert np.std([list(result["scores"].values()) for result in expected], axis=0).min() > 0.01
     assert {result["num_chunks"] for result in expected} >= {1, 3, 4}
+    is_decided = [result["score"] < max(result["scores"].values()) for result in expected]
+    assert any(is_decided) == exported.name.endswith("words")  # the one with class biases
     assert_same(batched, expected)
     assert_same(alone, expected)
+
+
+def test_chunks_of_different_lengths_are_kept_apart_where_padding_matters(plain):
+    classify, masks = OnnxClassifier(plain / "onnx"), []
+    encode = classify.encoder.run
+    classify.encoder = SimpleNamespace(
+        run=lambda _, inputs: masks.append(inputs["attention_mask"]) or encode(None, inputs)
+    )
+    for equal_lengths in (False, True):
+        classify.config["equal_lengths"] = equal_lengths
+        masks.clear()
+        classify(TEXTS)
+        assert all(mask.all() for mask in masks) == equal_lengths
 
 
 def test_the_command_prints_a_line_for_each_document(plain, tmp_path):
@@ -244,3 +262,17 @@ def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch, capl
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     assert call_command(lambda: run_main(command.main), model=tmp_path, output_dir=tmp_path / "out") == 1
     assert "needs onnxscript: pip install -e '.[onnx]'" in caplog.text
+
+
+def test_what_is_pushed_of_an_export_is_the_export(plain, tmp_path):
+    folder = shutil.copytree(plain / "onnx", tmp_path / "onnx", ignore=shutil.ignore_patterns("__pycache__"))
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    for private in ("story.txt", "predictions.jsonl", "hierarchical_roberta/chunking.cpython-311.pyc"):
+        (folder / private).write_text("x")
+    stage(tmp_path / "staged", plain / "run", plain / "run", None)
+    stage_onnx(tmp_path / "staged", folder)
+    staged = tmp_path / "staged" / "onnx"
+    assert {path.relative_to(staged) for path in staged.rglob("*") if path.is_file()} == names
+    assert (tmp_path / "staged" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match=r"--onnx .*run is no export"):
+        stage_onnx(tmp_path / "staged", plain / "run")
