@@ -25,7 +25,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from transformers.pipelines.text_classification import ClassificationFunction
 
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
-from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline, nfc_with_offsets
+from modeling.hierarchical_roberta.chunking import nfc_with_offsets
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
 from modeling.training.metrics import ClassificationMetrics
 from scripts.common.cli import USER_ERRORS
 from scripts.evaluation.evaluate import load_context

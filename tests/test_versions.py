@@ -14,7 +14,9 @@ def ranges() -> dict[str, Requirement]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    lines = config["options"]["install_requires"] + "".join(extras[name] for name in extras if name not in ("test", "dev"))
+    lines = config["options"]["install_requires"] + "".join(
+        extras[name] for name in extras if name not in ("test", "dev")
+    )
     requirements = [Requirement(line) for line in lines.strip().splitlines()]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 

@@ -59,14 +59,16 @@ def batches_to_recompute(plan: list[list[int]], live_chunks: int) -> list[bool]:
     return [chunks + max(sizes) > live_chunks for chunks in accumulate(sizes)]
 
 
-def batches_by_tokens(documents: Iterable[dict[str, Any]], num_tokens: int) -> Iterator[list[dict[str, Any]]]:
-    """Batch documents in order until a batch has `num_tokens` tokens or `DOCUMENTS_AT_ONCE` documents."""
+def batches_by_tokens(
+    documents: Iterable[dict[str, Any]], num_tokens: int, num_documents: int = DOCUMENTS_AT_ONCE
+) -> Iterator[list[dict[str, Any]]]:
+    """Batch documents in order until a batch has `num_tokens` tokens or `num_documents` documents."""
     batch: list[dict[str, Any]] = []
     total = 0
     for document in documents:
         batch.append(document)
         total += sum(map(len, document["input_ids"]))
-        if total >= num_tokens or len(batch) == DOCUMENTS_AT_ONCE:
+        if total >= num_tokens or len(batch) == num_documents:
             yield batch
             batch, total = [], 0
     if batch:

@@ -8,7 +8,6 @@ Pushed to the hub with the model; imports only its siblings.
 """
 
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from itertools import islice
@@ -20,15 +19,15 @@ from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .chunk_attribution import leave_one_out_attributions
-from .chunking import Chunker, select_chunks, tokenize_batch
+from .chunking import Chunker, nfc_with_offsets, select_chunks, tokenize_batch, trimmed
 from .decision import decide
+from .encoder_batches import DOCUMENTS_AT_ONCE, batches_by_tokens
 from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
 from .precision import full_precision
 from .prefetch import prefetched
 
 logger = logging.get_logger(__name__)
 
-DOCUMENTS_AT_ONCE = 64
 PREFETCHED = 32  # documents tokenized ahead
 EVIDENCE = 3  # chunks
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,57 +35,6 @@ FUNCTIONS = ("softmax", "sigmoid", "none")
 # Arguments of transformers' text classification, most of them of its tokenizer, that have no meaning here.
 UNUSED = {"truncation", "max_length", "padding", "padding_side", "pad_to_multiple_of", "stride", "add_special_tokens"}
 UNUSED |= {"return_attention_mask", "return_token_type_ids", "return_all_scores", "num_workers"}
-
-
-def batches_by_tokens(
-    documents: Iterable[dict[str, Any]], num_tokens: int, num_documents: int = DOCUMENTS_AT_ONCE
-) -> Iterator[list[dict[str, Any]]]:
-    """Batch documents in order until a batch has `num_tokens` tokens or `num_documents` documents."""
-    batch: list[dict[str, Any]] = []
-    total = 0
-    for document in documents:
-        batch.append(document)
-        total += sum(map(len, document["input_ids"]))
-        if total >= num_tokens or len(batch) == num_documents:
-            yield batch
-            batch, total = [], 0
-    if batch:
-        yield batch
-
-
-def nfc_with_offsets(text: str) -> tuple[str, np.ndarray, np.ndarray]:
-    """Text in Unicode NFC, as in training, with the start and end of each character in the original text.
-
-    >>> nfc_with_offsets("e\\u0301t")[1:]
-    (array([0, 2]), array([2, 3]))
-    """
-    if unicodedata.is_normalized("NFC", text):
-        offsets = np.arange(len(text) + 1)
-        return text, offsets[:-1], offsets[1:]
-    pieces: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-
-    def add(start: int, end: int) -> None:
-        piece = unicodedata.normalize("NFC", text[start:end])
-        pieces.append(piece)
-        starts.extend([start] * len(piece))
-        ends.extend([end] * len(piece))
-
-    start = 0
-    for index in range(1, len(text)):
-        character = text[index]
-        if unicodedata.combining(character):
-            continue
-        if character >= "\u0300":
-            # Keep a character that composes with the preceding ones (Hangul, some Indic vowels) in the same piece.
-            separate = [unicodedata.normalize("NFC", part) for part in (text[start:index], character)]
-            if unicodedata.normalize("NFC", text[start : index + 1]) != "".join(separate):
-                continue
-        add(start, index)
-        start = index
-    add(start, len(text))
-    return "".join(pieces), np.array(starts), np.array(ends)
 
 
 class LazyResults:
@@ -350,19 +298,12 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         ).tolist()
         order = sorted(range(len(attribution)), key=lambda i: -attribution[i])
         shown = [i for rank, i in enumerate(order[:number]) if rank == 0 or attribution[i] > 0]
-        spans = [(*_trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
+        spans = [(*trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
         return [
             {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
             for start, end, score in spans
             if start < end
         ]
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """A span without leading and trailing whitespace."""
-    body = text[start:end]
-    start += len(body) - len(body.lstrip())
-    return start, start + len(body.strip())
 
 
 __all__ = ["HierarchicalClassificationPipeline"]

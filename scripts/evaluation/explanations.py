@@ -16,8 +16,8 @@ from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions
 from modeling.hierarchical_roberta.decision import decide
+from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.hierarchical_roberta.pipeline import batches_by_tokens
 from modeling.hierarchical_roberta.precision import full_precision
 from modeling.token_attribution import token_attributions
 
