@@ -14,9 +14,8 @@ def ranges() -> dict[str, Requirement]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    lines = config["options"]["install_requires"] + "".join(
-        extras[name] for name in extras if name not in ("test", "dev")
-    )
+    lines = config["options"]["install_requires"]
+    lines += "".join(extras[name] for name in ("files", "lora", "onnx", "search"))
     requirements = [Requirement(line) for line in lines.strip().splitlines()]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
