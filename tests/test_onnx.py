@@ -190,7 +190,8 @@ def test_the_command_prints_a_line_for_each_document(plain, tmp_path):
     assert [line["id"] for line in lines] == ["story", rows[1]["id"], rows[2]["id"]]
     assert list(lines[0]) == ["id", "label", "scores", "num_chunks", "num_encoded_chunks", "truncated", "evidence"]
     assert lines[0]["scores"] == pytest.approx(OnnxClassifier(plain / "onnx")(rows[0]["text"])["scores"], abs=1e-6)
-    for wrong in ("none.txt", "wrong.jsonl"):
+    (tmp_path / "wide.txt").write_text("text", encoding="utf-16")
+    for wrong in ("none.txt", "wrong.jsonl", "wide.txt"):
         (tmp_path / "wrong.jsonl").write_text('{"txt": "a"}\n')
         done = subprocess.run([*call, str(tmp_path / wrong)], capture_output=True, text=True, check=False)
         assert (done.returncode, "Traceback" in done.stderr, wrong in done.stderr) == (1, False, True)

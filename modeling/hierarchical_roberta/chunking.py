@@ -281,3 +281,31 @@ def coverage(num_tokens: Sequence[int] | np.ndarray, body_length: int, overlap: 
         "tokens_cut_share": tokens_cut / max(int(tokens.sum()), 1),
         "most_chunks": int(chunks.max(initial=0)),
     }
+
+
+def chunks_of_text(
+    text: str, tokenizer: "PreTrainedTokenizerBase", chunker: Chunker
+) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """The chunks of a text, as tokens without special ones (int64), and their character spans in it.
+
+    Raises:
+        ValueError: no text, or one with an unpaired surrogate.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"Expected a text, got {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text contains an unpaired surrogate ({text[error.start]!a} at character {error.start}): decode "
+            "its source with errors='replace'."
+        ) from error
+    clean, starts, ends = nfc_with_offsets(text)
+    [tokens], [first], [last], [breaks] = tokenize_batch([clean], tokenizer).values()
+    bounds = chunker.spans(len(tokens), breaks)
+    chunks = [tokens[slice(*span)].astype(np.int64) for span in bounds]
+    if not len(tokens):
+        return chunks, [(0, 0)] * len(chunks)
+    # RoBERTa's token of a space at the end of the text begins after it.
+    first = np.minimum(first, len(starts) - 1)
+    return chunks, [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in bounds]

@@ -19,7 +19,7 @@ from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .chunk_attribution import leave_one_out_attributions
-from .chunking import Chunker, nfc_with_offsets, select_chunks, tokenize_batch, trimmed
+from .chunking import Chunker, chunks_of_text, select_chunks, trimmed
 from .decision import decide
 from .encoder_batches import DOCUMENTS_AT_ONCE, batches_by_tokens
 from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
@@ -194,36 +194,18 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
                     f'Expected a text or {{"text": text}}, got a dict with {", ".join(map(repr, inputs))}.'
                 )
             text = inputs["text"]
-        if not isinstance(text, str):
-            raise ValueError(f"Expected a text, got {type(text).__name__}.")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The text contains an unpaired surrogate ({text[error.start]!a} at character {error.start}): decode "
-                "its source with errors='replace'."
-            ) from error
-        clean, starts, ends = nfc_with_offsets(text)
-        [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
-        bounds = self.chunker.spans(len(tokens), breaks)
+        chunks, spans = chunks_of_text(text, self.tokenizer, self.chunker)
         config = self.model.config
-        chunks = [tokens[slice(*span)].astype(np.int64) for span in bounds]
         rest = None
         if self.lexical is not None:
             selected, rest = self.lexical.select(chunks, config.max_chunks)
         else:
             # Without an rng, `random` is `uniform`.
             selected = select_chunks(len(chunks), config.max_chunks, config.chunk_policy)
-        spans = [(0, 0)]
-        if len(tokens):
-            selection = [bounds[i] for i in selected]
-            # RoBERTa's token of a space at the end of the text begins after it.
-            first = np.minimum(first, len(starts) - 1)
-            spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
         return {
             "text": text,
             "input_ids": [self.chunker.with_special_tokens(chunks[i]) for i in selected],
-            "spans": spans,
+            "spans": [spans[i] for i in selected],
             "rest_M": None if rest is None else torch.from_numpy(rest),
             "truncated": rest is None and len(selected) < len(chunks),
             "num_chunks": len(selected) if rest is None else len(chunks),
@@ -261,7 +243,7 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         function_to_apply: str = "softmax",
         evidence: int = EVIDENCE,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """Label, scores and evidence of a document; with `top_k`, a list that goes on with further labels."""
+        """Label, scores and evidence of a document; with `top_k`, a list with further labels after it."""
         config = self.model.config
         # In numpy, as not every device supports float64.
         logits = document["logits_K"].float().cpu().numpy().astype(np.float64)

@@ -89,7 +89,7 @@ def write_export(
         found = predict_onnx.OnnxClassifier(folder)(texts)
         difference = largest_difference(expected, found)
         if not difference <= 1:
-            raise ValueError("The quantized encoder gives no numbers: export without --quantize.")
+            raise ValueError("The quantized encoder gives non-finite scores: export without --quantize.")
         logger.info(
             f"Quantized to int8: they differ by {difference:.3f} at the most. Compare the metrics on documents of your "
             "own before you use it."

@@ -26,10 +26,9 @@ import tokenizers
 
 from modeling.hierarchical_roberta.chunking import (
     Chunker,
-    nfc_with_offsets,
+    chunks_of_text,
     select_chunks,
     select_telling_chunks,
-    tokenize_batch,
     trimmed,
     unlimited_backend,
 )
@@ -168,19 +167,7 @@ class OnnxClassifier:
 
     def preprocess(self, text: str) -> dict[str, Any]:
         """Text → `input_ids` of the chunks to read, their character `spans` in the input text, and lexical counts."""
-        if not isinstance(text, str):
-            raise ValueError(f"Expected a text, got {type(text).__name__}.")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"The text contains an unpaired surrogate ({text[error.start]!a} at character {error.start}): decode "
-                "its source with errors='replace'."
-            ) from error
-        clean, starts, ends = nfc_with_offsets(text)
-        [tokens], [first], [last], [breaks] = tokenize_batch([clean], self.tokenizer).values()
-        bounds = self.chunker.spans(len(tokens), breaks)
-        chunks = [tokens[slice(*span)].astype(np.int64) for span in bounds]
+        chunks, spans = chunks_of_text(text, self.tokenizer, self.chunker)
         max_chunks, policy = self.config["max_chunks"], self.config["chunk_policy"]
         rest_M = None
         if self.lexical is not None and policy == "lexical":
@@ -188,16 +175,10 @@ class OnnxClassifier:
         else:
             # Without an rng, `random` is `uniform`.
             selected = select_chunks(len(chunks), max_chunks, policy)
-        spans = [(0, 0)]
-        if len(tokens):
-            # RoBERTa's token of a space at the end of the text begins after it.
-            first = np.minimum(first, len(starts) - 1)
-            selection = [bounds[i] for i in selected]
-            spans = [(int(starts[first[a]]), int(ends[max(last[b - 1], 1) - 1])) for a, b in selection]
         return {
             "text": text,
             "input_ids": [self.chunker.with_special_tokens(chunks[i]) for i in selected],
-            "spans": spans,
+            "spans": [spans[i] for i in selected],
             "count_CM": None if self.lexical is None else self.lexical.count([chunks[i] for i in selected]),
             "rest_M": rest_M,
             "truncated": rest_M is None and len(selected) < len(chunks),
@@ -301,9 +282,14 @@ def main() -> int:
     ids: list[str] = []
 
     def texts() -> Iterator[str]:
-        for id_, text in documents_of(arguments.files):
-            ids.append(id_)
-            yield text
+        for files in [[path] for path in arguments.files] or [[]]:
+            try:
+                for id_, text in documents_of(files):
+                    ids.append(id_)
+                    yield text
+            except UnicodeDecodeError as error:
+                name = files[0] if files else "standard input"
+                raise ValueError(f"{name}: not in UTF-8 ({error}); convert it, or use scripts.predict.") from error
 
     try:
         classify = OnnxClassifier(num_threads=arguments.threads)
