@@ -154,7 +154,7 @@ def test_predictions_are_those_of_the_pipeline_without_torch(exported):
     code = (
         "import json\nfrom predict_onnx import OnnxClassifier\nclassify = OnnxClassifier()\n"
         "texts = json.loads(sys.argv[2])\n"
-        "print(json.dumps([classify(texts, evidence=9), [classify(text, evidence=9) for text in texts]]))"
+        "print(json.dumps([classify(texts, evidence=9), [classify(text, evidence=9)[0] for text in texts]]))"
     )
     batched, alone = json.loads(run_alone(exported / "onnx", code, json.dumps(TEXTS)))
     expected = pipeline("text-classification", model=str(exported / "run"), trust_remote_code=True)(TEXTS, evidence=9)
@@ -189,7 +189,7 @@ def test_the_command_prints_a_line_for_each_document(plain, tmp_path):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["id"] for line in lines] == ["story", rows[1]["id"], rows[2]["id"]]
     assert list(lines[0]) == ["id", "label", "scores", "num_chunks", "num_encoded_chunks", "truncated", "evidence"]
-    assert lines[0]["scores"] == pytest.approx(OnnxClassifier(plain / "onnx")(rows[0]["text"])["scores"], abs=1e-6)
+    assert lines[0]["scores"] == pytest.approx(OnnxClassifier(plain / "onnx")(rows[0]["text"])[0]["scores"], abs=1e-6)
     (tmp_path / "wide.txt").write_text("text", encoding="utf-16")
     for wrong in ("none.txt", "wrong.jsonl", "wide.txt"):
         (tmp_path / "wrong.jsonl").write_text('{"txt": "a"}\n')

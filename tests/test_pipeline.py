@@ -146,6 +146,20 @@ def test_evidence_score_is_the_log_odds_lost_without_the_chunk(rate):
     assert len(rate(text, evidence=1)[0]["evidence"]) == 1
 
 
+def test_chunks_are_all_that_was_encoded_in_order(rate):
+    text = " ".join(row["text"] for row in tiny_rows()[:2])
+    [result] = rate(text, evidence=99, chunks=True)
+    assert "chunks" not in rate(text)[0]
+    assert [(chunk["start"], chunk["end"]) for chunk in result["chunks"]] == rate.preprocess(text)["spans"]
+    strongest = sorted(result["chunks"], key=lambda chunk: -chunk["score"])
+    for found, chunk in zip(result["evidence"], strongest, strict=False):
+        assert chunk["start"] <= found["start"] < found["end"] <= chunk["end"]
+        assert chunk["score"] == found["score"]
+    assert [chunk["score"] <= 0 for chunk in strongest[len(result["evidence"]) :]] == [True] * (
+        result["num_encoded_chunks"] - len(result["evidence"])
+    )
+
+
 def test_attributions_of_many_chunks_are_those_of_a_few_at_a_time(roberta_model, monkeypatch):
     roberta_model.eval()
     chunk_CD = torch.randn(9, 32)

@@ -71,6 +71,22 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, start + len(body.strip())
 
 
+def evidence_spans(
+    text: str, spans: Sequence[tuple[int, int]], attributions: Sequence[float], number: int
+) -> list[dict[str, Any]]:
+    """The `number` chunks with the highest attributions, highest first: `{"start", "end", "score", "text"}` without
+    surrounding whitespace. All but the first must have a positive one.
+    """
+    order = sorted(range(len(spans)), key=lambda i: -attributions[i])[:number]
+    shown = [i for rank, i in enumerate(order) if rank == 0 or attributions[i] > 0]
+    found = [(*trimmed(text, *spans[i]), attributions[i]) for i in shown]
+    return [
+        {"start": start, "end": end, "score": score, "text": text[start:end]}
+        for start, end, score in found
+        if start < end
+    ]
+
+
 def unlimited_backend(tokenizer: "PreTrainedTokenizerBase") -> Any:
     """The Rust tokenizer, which neither truncates nor pads. To be called once before threads use it."""
     backend = tokenizer.backend_tokenizer

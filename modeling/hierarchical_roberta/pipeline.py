@@ -19,7 +19,7 @@ from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
 from .chunk_attribution import leave_one_out_attributions
-from .chunking import Chunker, chunks_of_text, select_chunks, trimmed
+from .chunking import Chunker, chunks_of_text, evidence_spans, select_chunks
 from .decision import decide
 from .encoder_batches import DOCUMENTS_AT_ONCE, batches_by_tokens
 from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
@@ -77,6 +77,8 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         batch_size: maximum number of documents in a batch. Batches are also limited by tokens, and the encoder's follow the
             model's `token_budget`: the default is fast.
         evidence: maximum number of evidence chunks (True: 3, the default). With False or 0, attributions are not computed.
+        chunks: whether the dict of a document also has `chunks`: `[{"start", "end", "score"}]` of all encoded chunks, in
+            document order, with their leave-one-out attributions.
         precision: precision of the encoder: fp32 (the default, with the same scores on all devices), bf16 or fp16
             (faster on GPUs). The `dtype` of `transformers.pipeline` sets it too, if it is torch.bfloat16 or torch.float16.
         truncation, max_length, padding: no effect, like other arguments of a tokenizer: documents are read in chunks of the
@@ -124,12 +126,13 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         function_to_apply: str | None = None,
         evidence: int | None = None,
         precision: str | None = None,
+        chunks: bool | None = None,
         **unused: Any,
     ) -> tuple[dict, dict, dict]:
         if unknown := sorted(unused.keys() - UNUSED):
             raise ValueError(
                 f"The pipeline has no option {', '.join(unknown)}; expected top_k, function_to_apply, batch_size, "
-                "evidence or precision."
+                "evidence, chunks or precision."
             )
         if unused:
             logger.warning_once(
@@ -151,6 +154,8 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
             if not isinstance(evidence, int) or evidence < 0:
                 raise ValueError(f"`evidence` must be an integer ≥ 0, True or False, got {evidence!r}.")
             post["evidence"] = EVIDENCE if evidence is True else evidence
+        if chunks is not None:
+            post["chunks"] = bool(chunks)
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         return {}, {} if precision is None else {"precision": precision}, post
@@ -242,6 +247,7 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         top_k: Any = "",
         function_to_apply: str = "softmax",
         evidence: int = EVIDENCE,
+        chunks: bool = False,
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Label, scores and evidence of a document; with `top_k`, a list with further labels after it."""
         config = self.model.config
@@ -264,28 +270,28 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
             "num_chunks": document["num_chunks"],
             "num_encoded_chunks": len(document["chunk_CD"]),
             "truncated": document["truncated"],
-            "evidence": self._evidence(document, label, evidence) if evidence else [],
+            "evidence": [],
         }
+        if evidence or chunks:
+            attribution = self._attributions(document, label)
+            result["evidence"] = evidence_spans(document["text"], document["spans"], attribution, evidence)
+        if chunks:
+            result["chunks"] = [
+                {"start": start, "end": end, "score": score}
+                for (start, end), score in zip(document["spans"], attribution, strict=True)
+            ]
         if top_k == "":
             return result
         others = sorted(set(range(len(names))) - {label}, key=lambda k: -scores[k])
         return [result, *({"label": names[k], "score": scores[k]} for k in others)][:top_k]
 
-    def _evidence(self, document: dict[str, Any], label: int, number: int) -> list[dict[str, Any]]:
+    def _attributions(self, document: dict[str, Any], label: int) -> list[float]:
         count_CM = None
         if self.model.lexical is not None:
             count_CM = self.model.lexical.count_chunks(document["input_ids"], self.model.config.num_prefix_tokens)
-        attribution = leave_one_out_attributions(
+        return leave_one_out_attributions(
             self.model, document["chunk_CD"], label, count_CM, document["rest_M"]
         ).tolist()
-        order = sorted(range(len(attribution)), key=lambda i: -attribution[i])
-        shown = [i for rank, i in enumerate(order[:number]) if rank == 0 or attribution[i] > 0]
-        spans = [(*trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
-        return [
-            {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
-            for start, end, score in spans
-            if start < end
-        ]
 
 
 __all__ = ["HierarchicalClassificationPipeline"]

@@ -5,7 +5,7 @@
 
     from predict_onnx import OnnxClassifier
     classify = OnnxClassifier()
-    classify("Once upon a time …")
+    classify("Once upon a time …")[0]["label"]
 
 Of a .jsonl or .csv file each row is a document, with its text in the column `text` (and its `id`); any other file is one.
 C chunks of a document, S subsets of them, D hidden, M lexical features, K labels; lower case (n, l): an encoder batch.
@@ -27,9 +27,9 @@ import tokenizers
 from modeling.hierarchical_roberta.chunking import (
     Chunker,
     chunks_of_text,
+    evidence_spans,
     select_chunks,
     select_telling_chunks,
-    trimmed,
     unlimited_backend,
 )
 from modeling.hierarchical_roberta.decision import decide
@@ -140,7 +140,7 @@ class OnnxClassifier:
         )
 
     def __call__(self, inputs: str | Iterable[str], evidence: int = 3) -> Any:
-        """Return one result for a text, a list for a list or tuple, and a generator for any other iterable.
+        """Return a list of one result for a text, a list for a list or tuple, and a generator for any other iterable.
 
         Args:
             evidence: maximum number of evidence chunks.
@@ -153,9 +153,7 @@ class OnnxClassifier:
         if not isinstance(inputs, Iterable) or isinstance(inputs, bytes | dict):
             raise ValueError(f"Expected a text or an iterable of texts, got {type(inputs).__name__}.")
         results = self._classify([inputs] if isinstance(inputs, str) else inputs, evidence)
-        if isinstance(inputs, str):
-            return next(results)
-        return list(results) if isinstance(inputs, list | tuple) else results
+        return list(results) if isinstance(inputs, str | list | tuple) else results
 
     def _classify(self, texts: Iterable[str], evidence: int) -> Iterator[dict[str, Any]]:
         documents = prefetched(self.preprocess, texts, PREFETCHED)
@@ -226,9 +224,6 @@ class OnnxClassifier:
         whole, *without = log_odds(logits_SK, label).tolist()
         # The only chunk of a document is attributed all of its log-odds.
         attribution = [whole - each for each in without] or [whole]
-        order = sorted(range(num_chunks), key=lambda i: -attribution[i])
-        shown = [i for rank, i in enumerate(order[:evidence]) if rank == 0 or attribution[i] > 0]
-        spans = [(*trimmed(document["text"], *document["spans"][i]), attribution[i]) for i in shown]
         return {
             "label": labels[label],
             "score": scores[label],
@@ -236,11 +231,7 @@ class OnnxClassifier:
             "num_chunks": document["num_chunks"],
             "num_encoded_chunks": num_chunks,
             "truncated": document["truncated"],
-            "evidence": [
-                {"start": start, "end": end, "score": score, "text": document["text"][start:end]}
-                for start, end, score in spans
-                if start < end
-            ],
+            "evidence": evidence_spans(document["text"], document["spans"], attribution, evidence),
         }
 
 
