@@ -40,8 +40,8 @@ def _named_repo(call: Call) -> str:
     if call.user is None:
         raise Refusal(401, "Invalid username or password.")
     asked = call.json()
-    if asked.get("type") not in (None, "model"):
-        raise Refusal(400, "This hub holds models only")
+    if asked.get("type") not in (None, "model", "space"):
+        raise Refusal(400, "This hub holds models and Spaces only")
     repo_id = f"{asked.get('organization') or call.user.name}/{asked['name']}"
     call.writer_of(repo_id)
     return repo_id
@@ -343,7 +343,7 @@ def byte_range(header: str | None, size: int) -> tuple[int, int]:
     return int(first), min(int(last) + 1, size) if last else size
 
 
-REPO, MODEL, REV = r"/([^/]+/[^/]+)", r"/api/models/([^/]+/[^/]+)", r"/([^/]+)"
+REPO, MODEL, REV = r"/([^/]+/[^/]+)", r"/api/(?:models|spaces)/([^/]+/[^/]+)", r"/([^/]+)"
 # Method, path, the kind that a fault names, who answers. HEAD is answered as GET, without the body.
 HUB_ROUTES = [
     ("GET", r"/api/whoami-v2", "whoami", whoami),

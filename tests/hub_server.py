@@ -8,7 +8,7 @@
 
 Two origins: the hub on 127.0.0.1, and the storage that it sends large files to (signed URLs for LFS, the Xet service) on
 127.0.0.2, since huggingface_hub 1.x knows a storage by its host, whatever the port.
-Models only: no pull requests, tags, datasets or spaces.
+Models, and Spaces of small files under other names: no pull requests, tags or datasets.
 """
 
 import base64

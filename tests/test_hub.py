@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from modeling.training.checkpointing import commit_checkpoint, find_checkpoint, list_checkpoints
 from scripts.hub.pusher import HubPusher
 from scripts.hub.upload import stage
-from tests.conftest import assert_refused, launched, tiny_rows, train, training_command
+from tests.conftest import assert_refused, launched, options, tiny_rows, train, training_command
 from tests.hub_repos import Repo
 from tests.hub_server import HubServer
 from tests.processes import ROOT, run, start
@@ -248,6 +248,25 @@ def test_refused_push_costs_the_exit_status_and_the_named_command_ends_the_job(s
     ended = run([sys.executable, *shlex.split(command)[1:]], cwd=ROOT, env=on_hub())
     assert ended.returncode == 0, ended.stderr
     holds_the_end_of(last(server), run_dir)
+
+
+def test_a_space_is_pushed_beside_the_model(server, on_hub, run_copy):
+    pytest.importorskip("gradio", reason="gradio, which comes with the extra `app`, is not installed")
+    given = options(output_dir=run_copy, hub_model_id="org/model", space="org/model-page")
+    command = [sys.executable, "-m", "scripts.push_to_hub", *given]
+    done = run(command, cwd=ROOT, env=on_hub())
+    assert done.returncode == 0, done.stderr
+    holds_the_end_of(last(server), run_copy, checkpoint=False)
+    space = server.repos["org/model-page"]
+    assert space.private
+    pushed = space.commits("main")[-1]
+    assert {"app.py", "README.md", "requirements.txt", "data/document_files.py"} <= set(pushed.files)
+    assert b"MODEL = 'org/model'" in pushed.read("app.py")
+    assert b"models:\n  - org/model" in pushed.read("README.md")
+    assert not (run_copy / ".hub" / "space").exists()
+    # A run whose code cannot say what each chunk contributes.
+    (run_copy / "pipeline.py").write_text("# earlier")
+    assert_refused(run(command, cwd=ROOT, env=on_hub()), "has the code of an earlier version", "for --space")
 
 
 def test_hub_that_hangs_is_not_waited_for_without_bound(server, push, tmp_path):

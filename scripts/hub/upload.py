@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, SpaceInfo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils._http import default_client_factory  # not exported; respects offline mode
 
@@ -114,7 +114,12 @@ def configure_client_timeout(seconds: float) -> None:
 
 
 def ensure_repo(
-    repo_id: str, private: bool | None, allow_public: bool, revision: str | None, license: str | None = None
+    repo_id: str,
+    private: bool | None,
+    allow_public: bool,
+    revision: str | None,
+    license: str | None = None,
+    repo_type: str = "model",
 ) -> str:
     """Check before training that the repo can be pushed to; create it and its branch if missing.
 
@@ -136,16 +141,17 @@ def ensure_repo(
             check_license(license)
         if "/" not in repo_id:
             repo_id = f"{user}/{repo_id}"
-        info = _info_of(api, repo_id)
+        info = _info_of(api, repo_id, repo_type)
         if info is None:
-            api.create_repo(repo_id, private=private is not False)
+            sdk = "gradio" if repo_type == "space" else None
+            api.create_repo(repo_id, private=private is not False, repo_type=repo_type, space_sdk=sdk)
         elif not info.private and not allow_public:
             raise ValueError(
                 f"{repo_id} on the Hub is public, so anyone could see what is pushed. Pass --hub_allow_public to push "
                 "anyway, or choose another --hub_model_id."
             )
         else:
-            api.auth_check(repo_id, write=True)
+            api.auth_check(repo_id, write=True, repo_type=repo_type)
         if revision and revision not in [branch.name for branch in api.list_repo_refs(repo_id).branches]:
             api.create_branch(repo_id, branch=revision)
     except (
@@ -174,9 +180,9 @@ def check_license(license: str) -> None:
     huggingface_hub.utils.hf_raise_for_status(response)
 
 
-def _info_of(api: HfApi, repo_id: str) -> ModelInfo | None:
+def _info_of(api: HfApi, repo_id: str, repo_type: str) -> ModelInfo | SpaceInfo | None:
     try:
-        return api.model_info(repo_id)
+        return api.space_info(repo_id) if repo_type == "space" else api.model_info(repo_id)
     except RepositoryNotFoundError:
         return None
 
@@ -201,13 +207,13 @@ def reason_of(error: BaseException) -> str:
     return f"the Hub at {huggingface_hub.constants.ENDPOINT} cannot be reached ({type(error).__name__})."
 
 
-def push_staged(staged: Path, repo_id: str, revision: str | None, message: str) -> None:
+def push_staged(staged: Path, repo_id: str, revision: str | None, message: str, repo_type: str = "model") -> None:
     """Push `staged` in one atomic commit, which also deletes stale files of an earlier last-checkpoint/."""
     api = HfApi()
     paths = {path.relative_to(staged).as_posix(): path for path in sorted(staged.rglob("*")) if path.is_file()}
     if not paths:
         raise ValueError(f"Nothing to push: {staged} is empty.")
-    existing = set(api.list_repo_files(repo_id, revision=revision))
+    existing = set(api.list_repo_files(repo_id, revision=revision, repo_type=repo_type))
     old = {name for name in existing - set(paths) if name.startswith(f"{LAST_CHECKPOINT}/")}
     if not any(name.startswith(f"{LAST_CHECKPOINT}/") for name in paths):
         old = set()
@@ -215,7 +221,7 @@ def push_staged(staged: Path, repo_id: str, revision: str | None, message: str) 
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in paths.items()
     ]
     operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(old)]
-    api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    api.create_commit(repo_id, operations, commit_message=message, revision=revision, repo_type=repo_type)
 
 
 def fetch_last_checkpoint(repo_id: str, revision: str | None, output_dir: Path) -> Path:
