@@ -70,12 +70,6 @@ CSS = """
 """
 
 
-def result_of(classifier: Pipeline, text: str) -> dict[str, Any]:
-    """The pipeline's result for one text, with `scores`, `evidence` and all its `chunks`."""
-    result = classifier(text, chunks=True)
-    return result[0] if isinstance(result, list) else result
-
-
 def check_text(text: str, max_characters: int) -> str:
     """Raises ValueError if there is no text, too much of it, or something else than text."""
     if not text.strip():
@@ -237,7 +231,7 @@ def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, re
     import gradio as gr
 
     config = classifier.model.config
-    result_of(classifier, "Warm up.")
+    classifier("Warm up.")
     model_lock = threading.Lock()  # the examples are not in the queue of the others
 
     def in_a_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,7 +250,7 @@ def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, re
         progress(0, desc="Tokenizing")
         report = functools.partial(progress, desc="Encoding the text", unit="chunks")
         with model_lock, counting_chunks(classifier.model, report):
-            result = result_of(classifier, text)
+            [result] = classifier(text, chunks=True)
         return render_result(result, text, sections, name, config, review_below)
 
     @in_a_sentence
@@ -274,7 +268,7 @@ def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, re
         """Label, scores and evidence of a text, as the model's pipeline returns them."""
         check_text(text, max_characters)
         with model_lock:
-            result = result_of(classifier, text)
+            [result] = classifier(text)
         return {name: result[name] for name in ("label", "scores", "num_chunks", "truncated", "evidence")}
 
     stories = [write_story(label, size, 30, np.random.default_rng(seed))[0] for label, (size, seed) in STORIES.items()]

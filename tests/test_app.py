@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from data.document_files import Section
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
-from scripts.app import check_text, counting_chunks, read_upload, render_result, result_of
+from scripts.app import check_text, counting_chunks, read_upload, render_result
 from scripts.app import main as app_main
 from scripts.common.loading import load_classifier
 from scripts.hub.space import write_space
@@ -114,7 +114,7 @@ def client(page):
 
 
 def expected(classifier, text: str) -> dict:
-    result = classifier(text)
+    [result] = classifier(text)
     return {name: result[name] for name in ("label", "scores", "num_chunks", "truncated", "evidence")}
 
 
@@ -228,7 +228,7 @@ class TestInABrowser:
 
     def test_a_pasted_text_is_classified_and_every_chunk_can_be_reached(self, browser, page, classifier):
         text = " ".join(row["text"] for row in tiny_rows()[:6])
-        result = result_of(classifier, text)
+        [result] = classifier(text, chunks=True)
         opened(browser, page)
         paste(browser, text)
         said = result_with(browser, f"{len(text):,} characters, {result['num_chunks']} chunks")
@@ -344,7 +344,7 @@ def test_progress_counts_every_chunk(classifier):
     text = " ".join(row["text"] for row in tiny_rows())
     seen = []
     with counting_chunks(classifier.model, seen.append):
-        result = classifier(text)
+        [result] = classifier(text)
     assert {total for _, total in seen} == {result["num_encoded_chunks"]}
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
@@ -359,7 +359,7 @@ def rendered(result: dict, text: str, config, sections=(), review_below: float =
 
 def test_advice_says_why_a_person_should_check(classifier):
     text, config = tiny_rows()[0]["text"], classifier.model.config
-    result = result_of(classifier, text)
+    [result] = classifier(text, chunks=True)
     sure = result | {"label": "Teen", "scores": {"General": 0.1, "Teen": 0.8, "Mature": 0.1}}
     assert "no check by a person is advised" in rendered(sure, text, config)
     unsure = rendered(sure, text, config, review_below=0.9)
@@ -392,7 +392,7 @@ def test_what_was_not_encoded_and_overlaps_are_shown_once(classifier):
 def test_pages_of_a_file_are_named(classifier):
     text = " ".join(row["text"] for row in tiny_rows()[:4])
     page = rendered(
-        result_of(classifier, text), text, classifier.model.config, [Section(0, "page 1"), Section(200, "page 2")]
+        classifier(text, chunks=True)[0], text, classifier.model.config, [Section(0, "page 1"), Section(200, "page 2")]
     )
     assert re.search(r"Chunk 1 · \S+ (· evidence \d )?· page 1<", page)
     assert "page 2" in page

@@ -45,11 +45,7 @@ def write_space(target: Path, model_id: str) -> None:
     before, line, after = APP.read_text(encoding="utf-8").partition('\nMODEL = ""')
     assert line, "app.py has no line for the model"
     (target / "app.py").write_text(f"{before}\nMODEL = {model_id!r}{after}", encoding="utf-8")
-    lines = [
-        "# Builds for a CPU: remove this line for a Space with a GPU.",
-        "--extra-index-url https://download.pytorch.org/whl/cpu",
-    ]
-    lines += [f"{name}=={versions[name]}" for name in PACKAGES]
+    lines = [f"{name}=={versions[name]}" for name in PACKAGES]
     (target / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     readme = README.format(name=model_id.split("/")[-1], gradio=versions["gradio"], python=python, model_id=model_id)
