@@ -11,8 +11,8 @@ import torch
 from .pooling import to_device
 from .precision import full_precision
 
-# Chunk vectors classified per call: the 2,000 leave-one-out subsets of 2,000 chunks hold 4 million vectors.
-ROWS_AT_ONCE = 8_192
+# Chunk vectors, or weights of them, per call: the 2,000 leave-one-out subsets of 2,000 chunks have 4 million.
+ROWS_AT_ONCE, WEIGHTS_AT_ONCE = 8_192, 1_000_000
 
 
 def log_odds(logits_SK: torch.Tensor, label: int) -> torch.Tensor:
@@ -32,18 +32,20 @@ def logits_of_subsets(
         count_CM: counts of the lexical features in the chunks, if the model has any.
         rest_M: their counts in the rest of the document, which is not encoded; in every subset.
     """
-    chunk_CD = chunk_CD.to(model.device)
-    kept_SC = kept_SC.cpu()  # avoids a device sync in nonzero()
+    device = model.device
+    chunk_CD = chunk_CD.to(device)
+    # Where a chunk's vector is the same in every subset, none is copied.
+    copies = model.chunk_transformer is not None or model.pooling.kind == "max"
+    step = max(1, (ROWS_AT_ONCE if copies else WEIGHTS_AT_ONCE) // len(chunk_CD))
     logits = []
-    for part_sC in kept_SC.split(max(1, ROWS_AT_ONCE // len(chunk_CD))):
-        count_sM = None
-        if count_CM is not None:
-            # The counts of a subset are a sum, so a matrix product suffices; gathering its chunks would take s × C × M.
-            with full_precision(chunk_CD.device):
-                count_sM = to_device(part_sC, chunk_CD.device).float() @ count_CM.to(chunk_CD.device)
-            count_sM = count_sM if rest_M is None else count_sM + rest_M.to(count_sM)
-        chunk_ND = chunk_CD[to_device(part_sC.nonzero()[:, 1], chunk_CD.device)]
-        logits.append(model.classify(chunk_ND, part_sC.sum(dim=1), count_sM)[0])
+    with full_precision(device):
+        for part_sC in to_device(kept_SC.cpu(), device).split(step):
+            count_sM = None
+            if count_CM is not None:
+                # The counts of a subset are a sum, so a matrix product suffices; gathering its chunks would take s × C × M.
+                count_sM = part_sC.float() @ count_CM.to(device)
+                count_sM = count_sM if rest_M is None else count_sM + rest_M.to(count_sM)
+            logits.append(model.combine(model.classify_subsets(chunk_CD, part_sC), count_sM))
     return torch.cat(logits)
 
 

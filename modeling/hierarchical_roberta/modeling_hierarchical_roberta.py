@@ -411,6 +411,18 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             logits_BK = self.classifier(self.dropout(document_BD))
             return self.combine(logits_BK, count_BM), chunk_weights_N
 
+    def classify_subsets(self, chunk_CD: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
+        """`classify` of subsets of one document's chunks: the encoder's logits (S, K), without lexical features.
+
+        Args:
+            kept_SC: True where a subset contains a chunk; each contains at least one.
+        """
+        chunk_CD = (chunk_CD.float() - self.vector_mean) / self.vector_scale
+        chunk_XCD = (
+            chunk_CD[None] if self.chunk_transformer is None else self.chunk_transformer.of_subsets(chunk_CD, kept_SC)
+        )
+        return self.classifier(self.pooling.pool_subsets(chunk_XCD, kept_SC))
+
     def combine(self, encoder_BK: torch.Tensor, count_BM: torch.Tensor | None) -> torch.Tensor:
         """The sum of the encoder's logits and those of the lexical features, (B, K), each times its weight in the config."""
         if self.lexical is None or count_BM is None:

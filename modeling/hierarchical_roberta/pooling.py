@@ -1,6 +1,7 @@
 """Pooling: tokens → chunk vectors, and chunk vectors → document vectors with chunk weights.
 
-B documents, N chunks in the batch, C chunks of a document, L tokens, D hidden, A width of the attention's hidden layer.
+B documents, N chunks in the batch, C chunks of a document, S subsets of them, L tokens, D hidden, A width of the attention's
+hidden layer.
 Pushed to the hub with the model; imports nothing else from the project.
 """
 
@@ -104,12 +105,28 @@ class ChunkPooling(nn.Module):
             wins_BC = torch.zeros_like(real_BC, dtype=chunk_ND.dtype)
             wins_BC.scatter_add_(1, winner_BD, torch.ones_like(document_BD))
             return document_BD, unpad_documents(wins_BC / document_BD.shape[1], counts)
-        if self.kind == "mean":
-            weights_BC = real_BC / real_BC.sum(dim=1, keepdim=True, dtype=chunk_ND.dtype)
-        else:
-            score_BC = self.score(torch.tanh(self.dense(chunk_BCD))).squeeze(-1)
-            weights_BC = score_BC.masked_fill(~real_BC, -torch.inf).softmax(dim=1)
+        weights_BC = self._weights(chunk_BCD, real_BC)
         return torch.einsum("bc,bcd->bd", weights_BC, chunk_BCD), unpad_documents(weights_BC, counts)
+
+    def pool_subsets(self, chunk_XCD: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
+        """Document vectors (S, D) of subsets of one document's chunks.
+
+        Args:
+            chunk_XCD: chunk vectors, the same in all subsets (1, C, D) or those of each (S, C, D).
+            kept_SC: True where a subset contains a chunk; each contains at least one.
+        """
+        if self.kind == "max":
+            return chunk_XCD.masked_fill(~kept_SC[..., None], -torch.inf).amax(dim=1)
+        weights_SC = self._weights(chunk_XCD, kept_SC)
+        if len(chunk_XCD) == 1:
+            return weights_SC @ chunk_XCD[0]
+        return (weights_SC[:, None] @ chunk_XCD)[:, 0]
+
+    def _weights(self, chunk_BCD: torch.Tensor, real_BC: torch.Tensor) -> torch.Tensor:
+        if self.kind == "mean":
+            return real_BC / real_BC.sum(dim=1, keepdim=True, dtype=chunk_BCD.dtype)
+        score_BC = self.score(torch.tanh(self.dense(chunk_BCD))).squeeze(-1)
+        return score_BC.masked_fill(~real_BC, -torch.inf).softmax(dim=1)
 
 
 class ChunkTransformer(nn.Module):
@@ -131,6 +148,12 @@ class ChunkTransformer(nn.Module):
         chunk_BCD, real_BC = pad_documents(chunk_ND, counts)
         position_CD = sinusoids(chunk_BCD.shape[1], chunk_BCD.shape[2], chunk_ND.device)
         return unpad_documents(self.layers(chunk_BCD + position_CD, src_key_padding_mask=~real_BC), counts)
+
+    def of_subsets(self, chunk_CD: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
+        """Chunk vectors (S, C, D) of subsets of one document's chunks: each attends to its own, at its place among them."""
+        position_CD = sinusoids(*chunk_CD.shape, chunk_CD.device)
+        place_SC = (kept_SC.long().cumsum(dim=1) - 1).clamp(min=0)
+        return self.layers(chunk_CD + position_CD[place_SC], src_key_padding_mask=~kept_SC)
 
 
 def sinusoids(num_positions: int, hidden_size: int, device: torch.device) -> torch.Tensor:

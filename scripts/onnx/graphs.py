@@ -19,7 +19,7 @@ from onnxscript.rewriter.ort_fusions import optimize_for_ort
 from torch import nn
 
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.hierarchical_roberta.pooling import pool_tokens, sinusoids
+from modeling.hierarchical_roberta.pooling import pool_tokens
 
 # All of onnxruntime's fused operators match what opset 18 decomposes to.
 OPSET = 18
@@ -40,39 +40,14 @@ class EncoderGraph(nn.Module):
 
 
 class HeadGraph(nn.Module):
-    """`classify` of the model, for subsets of one document's chunks, without lexical features.
-
-    As `ChunkPooling` and `ChunkTransformer`, but chunks that a subset leaves out are masked instead of removed, so that
-    shapes depend on nothing but the numbers of chunks and subsets.
-    """
-
-    mean: torch.Tensor
-    scale: torch.Tensor
+    """`classify_subsets` of the model: `chunk_vectors` (C, D) and `kept` (S, C) → logits (S, K)."""
 
     def __init__(self, model: HierarchicalRobertaForSequenceClassification):
         super().__init__()
-        self.transformer, self.pooling, self.classifier = model.chunk_transformer, model.pooling, model.classifier
-        self.register_buffer("mean", model.vector_mean)
-        self.register_buffer("scale", model.vector_scale)
+        self.model = model
 
     def forward(self, chunk_CD: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
-        """Logits (S, K). `kept_SC` is True where a subset contains a chunk; each contains at least one."""
-        # X is 1 while the vectors do not depend on the subset, else S.
-        chunk_XCD = ((chunk_CD - self.mean) / self.scale)[None]
-        if self.transformer is not None:
-            position_CD = sinusoids(chunk_CD.shape[0], chunk_CD.shape[1], chunk_CD.device)
-            place_SC = (kept_SC.long().cumsum(dim=1) - 1).clamp(min=0)
-            chunk_XCD = self.transformer.layers(chunk_XCD + position_CD[place_SC], src_key_padding_mask=~kept_SC)
-        if self.pooling.kind == "max":
-            return self.classifier(chunk_XCD.masked_fill(~kept_SC[..., None], -torch.inf).amax(dim=1))
-        if self.pooling.kind == "mean":
-            weights_SC = kept_SC.float() / kept_SC.float().sum(dim=1, keepdim=True)
-        else:
-            score_XC = self.pooling.score(torch.tanh(self.pooling.dense(chunk_XCD))).squeeze(-1)
-            weights_SC = score_XC.masked_fill(~kept_SC, -torch.inf).softmax(dim=1)
-        if self.transformer is None:
-            return self.classifier(weights_SC @ chunk_XCD[0])
-        return self.classifier((weights_SC[:, None] @ chunk_XCD)[:, 0])
+        return self.model.classify_subsets(chunk_CD, kept_SC)
 
 
 def write_head(model: HierarchicalRobertaForSequenceClassification, path: Path) -> None:
