@@ -151,7 +151,7 @@ class ChunkTransformer(nn.Module):
 
     def of_subsets(self, chunk_CD: torch.Tensor, kept_SC: torch.Tensor) -> torch.Tensor:
         """Chunk vectors (S, C, D) of subsets of one document's chunks: each attends to its own, at its place among them."""
-        position_CD = sinusoids(*chunk_CD.shape, chunk_CD.device)
+        position_CD = sinusoids(chunk_CD.shape[0], chunk_CD.shape[1], chunk_CD.device)
         place_SC = (kept_SC.long().cumsum(dim=1) - 1).clamp(min=0)
         return self.layers(chunk_CD + position_CD[place_SC], src_key_padding_mask=~kept_SC)
 
