@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from data.labels import is_multi_label, label_array, label_names
 from modeling.hierarchical_roberta.chunking import Chunker, select_chunks
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 
@@ -15,7 +16,8 @@ from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 class ChunkedDocuments(Dataset):
     """Documents of a prepared split, cut into chunks on access.
 
-    An item is `{"input_ids": [chunk, …], "selected": indices, "labels": int, "id": str}`: the document's selected chunks,
+    An item is `{"input_ids": [chunk, …], "selected": indices, "labels": int, "id": str}` (labels: a float32 array (K,) of 0
+    and 1 where a document may have several): the document's selected chunks,
     each an int64 array with special tokens. With `training` and the policy `random` or `lexical`, the sampled chunks
     depend on seed, epoch and document only, so a resumed run samples the same ones.
 
@@ -44,6 +46,7 @@ class ChunkedDocuments(Dataset):
         lexical: LexicalFeatures | None = None,
     ):
         self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
+        self.is_multi_label, self.num_labels = is_multi_label(documents), len(label_names(documents))
         self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap, chunk_prefix)
         self.max_chunks, self.chunk_policy = max_chunks, chunk_policy
         self.training, self.seed, self.epoch, self.lexical = training, seed, 0, lexical
@@ -72,13 +75,21 @@ class ChunkedDocuments(Dataset):
                 chunks = [chunks[i] for i in select_chunks(len(chunks), self.max_chunks, self.chunk_policy)]
             yield chunks
 
+    def encoded(self, label: Any) -> int | np.ndarray:
+        """A document's label as an int, or its labels as float32 (K,) of 0 and 1."""
+        if not self.is_multi_label:
+            return int(label)
+        label_K = np.zeros(self.num_labels, dtype=np.float32)
+        label_K[np.asarray(label, dtype=np.int64)] = 1
+        return label_K
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.item(index, self.documents[index])
 
     def item(self, index: int, document: dict[str, Any]) -> dict[str, Any]:
         """Build a training item from a tokenized document; `index` seeds the chunk sampling."""
         chunks, rng = self.chunks(document), self.random_state(index)
-        item: dict[str, Any] = {"labels": int(document["label"]), "id": str(document["id"])}
+        item: dict[str, Any] = {"labels": self.encoded(document["label"]), "id": str(document["id"])}
         if self.chunk_policy == "lexical" and self.lexical is not None:
             selected, rest_counts = self.lexical.select(chunks, self.max_chunks, rng)
             if not self.training:
@@ -101,7 +112,8 @@ class ChunkVectorDocuments(Dataset):
 
     def __init__(self, chunked: ChunkedDocuments, vectors: Any, hidden_size: int, with_tokens: bool = False):
         self.chunked, self.hidden_size, self.with_tokens = chunked, hidden_size, with_tokens
-        self.labels = np.asarray(chunked.documents["label"], dtype=np.int64).tolist()
+        labels = label_array(chunked.documents)
+        self.labels = list(labels.astype(np.float32)) if chunked.is_multi_label else labels.tolist()
         self.ids = [str(id_) for id_ in chunked.documents["id"]]
         # Zero-copy views of the memory-mapped file: decoding row by row would take a third of an epoch on cached
         # embeddings. Values of each Arrow chunk ("part"), and each document's part, start and end.

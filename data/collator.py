@@ -21,7 +21,7 @@ class DocumentCollator:
         attention_mask  [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]    (N, L)
         chunk_lengths   [[3, 4], [2]]                                 Python ints
 
-    Documents with `chunk_vectors` (C, D) yield `chunk_vectors` (N, D), with or instead of token ids, and those with
+    Labels that are arrays (K,) yield (B, K). Documents with `chunk_vectors` (C, D) yield `chunk_vectors` (N, D), with or instead of token ids, and those with
     `rest_counts` (M,) yield `rest_counts` (B, M). `labels` comes first, since Trainer reads the batch size from the first tensor. `chunk_lengths` stays on the host for planning
     encoder batches. `with_ids` adds `ids`, a list of the documents' ids, which WeightedTrainer removes and logs for
     skipped steps.
@@ -33,7 +33,7 @@ class DocumentCollator:
     def __call__(self, documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         if "labels" in documents[0]:
-            batch["labels"] = torch.tensor([int(document["labels"]) for document in documents])
+            batch["labels"] = torch.from_numpy(np.array([document["labels"] for document in documents]))
         if self.with_ids:
             batch["ids"] = [document["id"] for document in documents]
         if "rest_counts" in documents[0]:

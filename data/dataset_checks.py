@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from transformers import PreTrainedTokenizerBase
 
 from data.documents import shorten, similar_label_groups
+from data.labels import label_rows
 from data.report_page import readable_percent
 from data.text_excerpts import visible_name
 
@@ -41,11 +42,12 @@ class DatasetWarning(NamedTuple):
 
 def measure_documents(
     splits: datasets.DatasetDict, tokenizer: PreTrainedTokenizerBase
-) -> tuple[pd.DataFrame, Counter[str]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, Counter[str]]:
     """Measure every document in one pass over the Arrow columns, a batch in memory at a time.
 
     Returns:
-        A row for each document: split, row (in the split), label (its number), num_tokens, num_bytes, num_unknown.
+        A row for each document: split, row (in the split), num_tokens, num_bytes, num_unknown.
+        The same for each label of a document, with label (its number) and the document's index.
         The texts of unknown tokens and how often they occur, in a sample.
     """
     unknown_id, unknown_texts, num_sampled = tokenizer.unk_token_id, Counter[str](), 0
@@ -63,14 +65,16 @@ def measure_documents(
                 document = {name: batch[name][index] for name in batch.column_names}
                 unknown_texts.update(_unknown_texts(document, unknown_id))
                 num_sampled += 1
-            measured["label"].append(batch["label"].to_numpy())
             measured["num_tokens"].append(num_tokens)
             measured["num_bytes"].append(pc.binary_length(batch["text"]).to_numpy().astype(np.int64))
             measured["num_unknown"].append(num_unknown)
     documents = pd.DataFrame({name: np.concatenate(arrays) for name, arrays in measured.items()})
     documents["split"] = np.repeat(list(splits), [len(part) for part in splits.values()])
     documents["row"] = np.concatenate([np.arange(len(part)) for part in splits.values()])
-    return documents, unknown_texts
+    labels = pd.concat([label_rows(part) for part in splits.values()], keys=list(splits), names=["split"])
+    first = pd.Series(np.cumsum([0, *(len(part) for part in splits.values())])[:-1], index=list(splits))
+    index = labels["row"].to_numpy() + first[labels.index.get_level_values("split")].to_numpy()
+    return documents, documents.iloc[index].assign(label=labels["label"].to_numpy()), unknown_texts
 
 
 def _unknown_texts(document: dict[str, pa.Scalar], unknown_id: int) -> list[str]:
@@ -96,14 +100,15 @@ def unknown_characters(texts: Counter[str], tokenizer: PreTrainedTokenizerBase) 
     return counts
 
 
-def count_documents(documents: pd.DataFrame, num_labels: int, splits: Sequence[str]) -> pd.DataFrame:
+def count_documents(labelled: pd.DataFrame, num_labels: int, splits: Sequence[str]) -> pd.DataFrame:
     """Documents by label (rows) and split (columns)."""
-    counts = documents.groupby(["label", "split"]).size().unstack(fill_value=0)
+    counts = labelled.groupby(["label", "split"]).size().unstack(fill_value=0)
     return counts.reindex(index=range(num_labels), columns=list(splits), fill_value=0)
 
 
 def check_dataset(
     documents: pd.DataFrame,
+    labelled: pd.DataFrame,
     labels: Sequence[str],
     splits: Sequence[str],
     issues: dict[str, Any],
@@ -112,17 +117,17 @@ def check_dataset(
     """Everything that needs attention before training, the gravest first.
 
     Args:
-        documents: from `measure_documents`.
+        documents, labelled: from `measure_documents`.
         issues: the manifest's data issues, by problem.
         cut_share: share of the tokens beyond `max_chunks`.
     """
     names = [visible_name(label) for label in labels]
     messages = [
-        *(("labels", message) for message in _check_counts(count_documents(documents, len(labels), splits), names)),
+        *(("labels", message) for message in _check_counts(count_documents(labelled, len(labels), splits), names)),
         *(("labels", message) for message in _check_label_names(labels)),
         *(("issues", message) for message in _check_leaks(issues)),
-        *(("vocabulary", message) for message in _check_vocabulary(documents, names)),
-        *(("lengths", message) for message in _check_lengths(documents[documents["split"] == "train"], names)),
+        *(("vocabulary", message) for message in _check_vocabulary(documents, labelled, names)),
+        *(("lengths", message) for message in _check_lengths(_in_train(documents), _in_train(labelled), names)),
     ]
     if cut_share >= MAX_CUT:
         message = f"{readable_percent(cut_share)} of the tokens are beyond max_chunks and would not be read."
@@ -157,9 +162,13 @@ def _check_leaks(issues: dict[str, Any]) -> Iterator[str]:
         yield f"Leaks between splits were kept ({leaks:,}): scores will be too high."
 
 
-def _check_vocabulary(documents: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
-    by_label = documents.groupby("label")[["num_tokens", "num_bytes", "num_unknown"]].sum()
-    total = by_label.sum()
+def _in_train(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["split"] == "train"]
+
+
+def _check_vocabulary(documents: pd.DataFrame, labelled: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+    columns = ["num_tokens", "num_bytes", "num_unknown"]
+    by_label, total = labelled.groupby("label")[columns].sum(), documents[columns].sum()
     by_label = by_label[by_label["num_tokens"] > 0]
     unknown = by_label["num_unknown"] / by_label["num_tokens"]
     if (unknown > MAX_UNKNOWN).any():
@@ -175,13 +184,13 @@ def _check_vocabulary(documents: pd.DataFrame, names: Sequence[str]) -> Iterator
         )
 
 
-def _check_lengths(train: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
-    effects = length_effects(train)
-    if len(names) == 2:
+def _check_lengths(train: pd.DataFrame, labelled: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+    effects = length_effects(train, labelled)
+    if len(names) == 2 and len(labelled) == len(train):
         effects = effects[:1]  # the other label's is its mirror image
     listed = []
     for label, longer in effects[:3]:
-        is_label = train["label"] == label
+        is_label = train.index.isin(labelled.index[labelled["label"] == label])
         medians = [train["num_tokens"][rows].median() for rows in (is_label, ~is_label)]
         listed.append(
             f"{names[label]} documents are {'longer' if longer > 0.5 else 'shorter'} than others in "
@@ -193,16 +202,17 @@ def _check_lengths(train: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
         yield f"Length alone tells labels apart, and a classifier may learn it: {', '.join(listed)}."
 
 
-def length_effects(train: pd.DataFrame) -> list[tuple[int, float]]:
-    """Labels whose length stands out, the strongest first: how often a document is longer than one of another label.
+def length_effects(train: pd.DataFrame, labelled: pd.DataFrame) -> list[tuple[int, float]]:
+    """Labels whose length stands out, the strongest first: how often a document is longer than one without the label.
 
     This is the area under the ROC curve of length as a classifier. It has to be beyond `LENGTH_EFFECT` and three
     standard errors of chance.
     """
-    labels = train["label"].to_numpy()
+    labels = labelled["label"].to_numpy()
     num_own = np.bincount(labels)
-    num_other = len(labels) - num_own
-    rank_sums = np.bincount(labels, weights=rankdata(train["num_tokens"]))
+    num_other = len(train) - num_own
+    rank = pd.Series(rankdata(train["num_tokens"]), index=train.index)
+    rank_sums = np.bincount(labels, weights=rank[labelled.index].to_numpy())
     effects = []
     for label in np.flatnonzero(np.minimum(num_own, num_other) >= MIN_TRAIN_DOCUMENTS).tolist():
         own, other = int(num_own[label]), int(num_other[label])

@@ -25,6 +25,7 @@ from data.dataset_checks import (
     unknown_characters,
 )
 from data.documents import DESCRIPTIONS, similar_label_groups
+from data.labels import is_multi_label, label_array, label_counts, label_names, labels_together, shown_labels
 from data.report_page import page_environment
 from data.text_excerpts import Pieces, beginning, character_name, differences, first_and_last_words, visible_name
 from modeling.file_utils import atomic_write
@@ -66,16 +67,17 @@ def write_dataset_report(
         duplicates: the pairs to show, of which the first `MAX_PAIRS` are.
         num_duplicates: number of pairs in all (None: as many as there are in `duplicates`).
     """
-    documents, unknown_texts = measure_documents(splits, tokenizer)
-    labels = splits["train"].features["label"].names
+    documents, labelled, unknown_texts = measure_documents(splits, tokenizer)
+    labels = label_names(splits["train"])
     names, split_names = [visible_name(label) for label in labels], list(splits)
-    counts = count_documents(documents, len(labels), split_names)
+    counts = count_documents(labelled, len(labels), split_names)
+    sizes = {split: len(part) for split, part in splits.items()}
     listed = sorted(counts.sum(axis="columns").nlargest(MAX_LABELS).index)
     geometry = _geometry(manifest, tokenizer)
     issues = manifest["findings"]
     total = coverage(documents["num_tokens"].to_numpy(), **geometry)
     pairs = _pairs(duplicates[:MAX_PAIRS], splits, names)
-    warnings = check_dataset(documents, labels, split_names, issues, total["tokens_cut_share"])
+    warnings = check_dataset(documents, labelled, labels, split_names, issues, total["tokens_cut_share"])
     if num_contradictions := sum(pair["labels_differ"] for pair in pairs):
         message = f"Duplicates with different labels ({num_contradictions} of those shown): one of the labels is wrong."
         warnings.insert(0, DatasetWarning(message, "duplicates"))
@@ -88,16 +90,17 @@ def write_dataset_report(
         "median": float(documents["num_tokens"].median()),
         "total": total,
         "geometry": manifest["geometry_of_coverage"],
-        "counts": [{"label": names[i], "splits": _shares(counts, i)} for i in listed],
-        "split_sizes": counts.sum().to_dict(),
+        "counts": [{"label": names[i], "splits": _shares(counts, sizes, i)} for i in listed],
+        "split_sizes": sizes,
+        "together": _together(splits["train"], names),
         "similar": [
-            [(visible_name(label), int(counts.loc[labels.index(label)].sum())) for label in group]
+            [(visible_name(label), int(counts.to_numpy()[labels.index(label)].sum())) for label in group]
             for group in similar_label_groups(labels)[:MAX_ROWS]
         ],
         "axis": _limit(documents["num_tokens"], **geometry),
-        "lengths": _lengths(documents, split_names, names, listed),
-        "coverage": _coverage(documents, split_names, names, listed, geometry),
-        "vocabulary": _vocabulary(documents, names, listed),
+        "lengths": _lengths(documents, labelled, split_names, names, listed),
+        "coverage": _coverage(documents, labelled, split_names, names, listed, geometry),
+        "vocabulary": _vocabulary(documents, labelled, names, listed),
         "characters": [
             (visible_name(text, 40), character_name(text), count)
             for text, count in unknown_characters(unknown_texts, tokenizer).most_common(MAX_CHARACTERS)
@@ -126,11 +129,28 @@ def _geometry(manifest: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> d
     }
 
 
-def _shares(counts: pd.DataFrame, label: int) -> list[tuple[int, float]]:
+def _shares(counts: pd.DataFrame, sizes: dict[str, int], label: int) -> list[tuple[int, float]]:
     """Documents of a label in each split, and their share of the split."""
     return [
-        (int(count), count / max(size, 1)) for count, size in zip(counts.to_numpy()[label], counts.sum(), strict=True)
+        (int(count), count / max(size, 1)) for count, size in zip(counts.to_numpy()[label], sizes.values(), strict=True)
     ]
+
+
+def _together(train: datasets.Dataset, names: Sequence[str]) -> dict[str, Any] | None:
+    """Labels that occur together, where a document may have several."""
+    if not is_multi_label(train):
+        return None
+    label_BK = label_array(train)
+    counts = label_counts(label_BK, len(names))
+    number = {name: int(counts[i]) for i, name in enumerate(names)}
+    return {
+        "mean": float(label_BK.sum(axis=1).mean()),
+        "num_without": int((label_BK.sum(axis=1) == 0).sum()),
+        "pairs": [
+            {"first": first, "second": second, "both": both, "shares": (both / number[first], both / number[second])}
+            for first, second, both in labels_together(label_BK, names, 20)
+        ],
+    }
 
 
 def _histogram_axis(num_tokens: pd.Series) -> tuple[int, int]:
@@ -159,13 +179,17 @@ def _histogram(num_tokens: np.ndarray, low: int, high: int) -> str:
 
 
 def _lengths(
-    documents: pd.DataFrame, splits: Sequence[str], names: Sequence[str], listed: Sequence[int]
+    documents: pd.DataFrame,
+    labelled: pd.DataFrame,
+    splits: Sequence[str],
+    names: Sequence[str],
+    listed: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Quantiles and a histogram of the tokens of all documents and of each label, in all splits and in each."""
     axis = _histogram_axis(documents["num_tokens"])
     groups = []
     for label in (None, *listed):
-        own = documents if label is None else documents[documents["label"] == label]
+        own = documents if label is None else labelled[labelled["label"] == label]
         parts = {"all splits": own} | {split: own[own["split"] == split] for split in splits}
         rows = [
             {
@@ -184,6 +208,7 @@ def _lengths(
 
 def _coverage(
     documents: pd.DataFrame,
+    labelled: pd.DataFrame,
     splits: Sequence[str],
     names: Sequence[str],
     listed: Sequence[int],
@@ -192,15 +217,17 @@ def _coverage(
     """What `max_chunks` cuts of all documents, of each split and of each label."""
     parts = [("All documents", documents)]
     parts += [(split, documents[documents["split"] == split]) for split in splits]
-    parts += [(names[label], documents[documents["label"] == label]) for label in listed]
+    parts += [(names[label], labelled[labelled["label"] == label]) for label in listed]
     return [{"name": name, **coverage(part["num_tokens"].to_numpy(), **geometry)} for name, part in parts if len(part)]
 
 
-def _vocabulary(documents: pd.DataFrame, names: Sequence[str], listed: Sequence[int]) -> list[dict[str, Any]]:
+def _vocabulary(
+    documents: pd.DataFrame, labelled: pd.DataFrame, names: Sequence[str], listed: Sequence[int]
+) -> list[dict[str, Any]]:
     """Unknown tokens and bytes per token, of all documents and of each label."""
     rows = []
     for label in (None, *listed):
-        part = documents if label is None else documents[documents["label"] == label]
+        part = documents if label is None else labelled[labelled["label"] == label]
         num_tokens, num_bytes, num_unknown = part[["num_tokens", "num_bytes", "num_unknown"]].sum().tolist()
         if num_tokens:
             rows.append(
@@ -249,7 +276,7 @@ def _pairs(
             {
                 "id": visible_name(id_),
                 "split": split or "dropped",
-                "label": names[label_of[id_]] if id_ in label_of else "",
+                "label": shown_labels(label_of[id_], names) if id_ in label_of else "",
                 "text": text,
             }
             for id_, split, text in zip(pair[:2], pair[2:4], texts, strict=True)
@@ -266,9 +293,9 @@ def _pairs(
     return pairs
 
 
-def _labels_of(splits: datasets.DatasetDict, ids: set[str]) -> dict[str, int]:
+def _labels_of(splits: datasets.DatasetDict, ids: set[str]) -> dict[str, int | list[int]]:
     """Labels of the documents with these ids, without loading the others."""
-    labels: dict[str, int] = {}
+    labels: dict[str, int | list[int]] = {}
     for part in splits.values():
         table = part.select_columns(["id", "label"]).with_format("arrow")[:]
         table = table.filter(pc.is_in(table["id"], value_set=pa.array(sorted(ids), table["id"].type)))
@@ -285,13 +312,13 @@ def _extremes(
     result = []
     for title, part in (("Longest", by_length[::-1][:shown]), ("Shortest", by_length[:shown])):
         rows = []
-        for split, row, label, num_tokens in part[["split", "row", "label", "num_tokens"]].itertuples(index=False):
-            columns = splits[split].select_columns(["id", "text"])[row]
+        for split, row, num_tokens in part[["split", "row", "num_tokens"]].itertuples(index=False):
+            columns = splits[split].select_columns(["id", "text", "label"])[row]
             first, last = first_and_last_words(columns["text"])
             rows.append(
                 {
                     "id": visible_name(columns["id"]),
-                    "label": names[label],
+                    "label": shown_labels(columns["label"], names),
                     "split": split,
                     "num_tokens": num_tokens,
                     "first": first,

@@ -20,6 +20,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from data.document_files import Section
+from data.labels import MULTI, SINGLE, marked_labels, renamed, split_labels
 from data.readers import Row, Source, clean_name
 from data.source_files import SPLITS, describe_unread, shorten, to_split
 
@@ -61,6 +62,9 @@ class Columns:
     Args:
         text: one column, or several separated by commas, which are joined in this order.
         keep: further columns to keep with the documents.
+        problem_type: whether a document has one label or several (any number).
+        label_separator: what separates several labels in a text (None: they are a list, or a list in JSON).
+        label_columns: columns of 0 and 1, one for each label, in place of a column with several labels.
     """
 
     text: str = "text"
@@ -70,6 +74,23 @@ class Columns:
     group: str = "group"
     evidence: str = "evidence"
     keep: Sequence[str] = ()
+    problem_type: str = SINGLE
+    label_separator: str | None = None
+    label_columns: Sequence[str] = ()
+
+    def labels_of(self, values: dict[str, Any]) -> list[str] | None:
+        """The labels of a row; None if they are missing.
+
+        Raises:
+            ValueError: a value that is no label, or not the number of labels that a document has.
+        """
+        if self.problem_type == SINGLE:
+            label = to_label(values.get(self.label))
+            return [label] if label else None
+        if self.label_columns:
+            return marked_labels(values, self.label_columns)
+        labels = split_labels(values.get(self.label), self.label_separator)
+        return None if labels is None else list(dict.fromkeys(filter(None, map(to_label, labels))))
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -149,7 +170,9 @@ def to_label(value: Any) -> str:
     if isinstance(value, list | tuple | dict | set | bytes) or (
         isinstance(value, str) and LISTED.fullmatch(value.strip())
     ):
-        raise ValueError(f"expected one label, got {str(value)[:60]}; a document has exactly one")
+        raise ValueError(
+            f"expected one label, got {str(value)[:60]}; for several labels a document set --problem_type {MULTI}"
+        )
     name = to_name(value)
     return name.split(".")[0] if NUMBER.fullmatch(name) and not name.partition(".")[2].strip("0") else name
 
@@ -261,8 +284,8 @@ def read_documents(
 ) -> tuple[datasets.Dataset, DataIssues]:
     """Read all documents of a source into a memory-mapped table.
 
-    The columns are id, text, label, split, group, evidence (JSON, see `_spans`), metadata (JSON, the columns to keep) and
-    sections (JSON: `[[start, name], …]`); all after label are "" if missing. Rows with a problem in `drop` are omitted, those
+    The columns are id, text, label (a list with several), split, group, evidence (JSON, see `_spans`), metadata (JSON, the
+    columns to keep) and sections (JSON: `[[start, name], …]`); all after label are "" if missing. Rows with a problem in `drop` are omitted, those
     with one in `keep` are included; any other problem is an error.
 
     Args:
@@ -280,7 +303,7 @@ def read_documents(
     counts: Counter[str] = Counter()
     merged: Counter[tuple[str, str]] = Counter()
 
-    def documents() -> Iterator[dict[str, str]]:
+    def documents() -> Iterator[dict[str, Any]]:
         files_of_id: dict[str, str] = {}
         rows = tqdm(_rows_with_columns(source, columns), desc="Reading", unit=" documents", disable=None)
         for number, row in enumerate(rows, 1):
@@ -292,30 +315,33 @@ def read_documents(
             except ValueError as error:
                 issues.add("malformed", f"{row.location}: {error}")
                 continue
-            label = document["label"]
-            document["label"] = alike.get(look_alike_key(label), label)
-            if document["label"] != label:
-                merged[label, document["label"]] += 1
+            found = document["label"]
+            own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in found))
+            if own != found:
+                merged.update((label, alike[look_alike_key(label)]) for label in found if label not in own)
             file = _table_of(row)
             if file and files_of_id.get(document["id"], file) != file:  # another table that numbers its rows from 1
                 document["id"] = f"{file}:{document['id']}"
             if document["id"] in files_of_id:
                 problems.append("duplicate_id")
             files_of_id.setdefault(document["id"], file)
-            if known_labels is not None and document["label"] and document["label"] not in known_labels:
+            unknown = [] if known_labels is None else [label for label in own if label not in known_labels]
+            if unknown:
                 problems.append("unknown_label")
             for problem in problems:
-                shown = {"unknown_label": document["label"], "unknown_split": document["split"]}.get(problem)
+                shown = {"unknown_label": ", ".join(unknown), "unknown_split": document["split"]}.get(problem)
                 issues.add(problem, _name_of(row, document) + (f": {shown[:60]!r}" if shown else ""))
             if document["evidence"] is None:
                 issues.add("evidence", _name_of(row, document))
                 issues.decisions["evidence"] = "left out"
                 document["evidence"] = ""
             if all(decisions.get(problem) == "kept" for problem in problems):
-                counts[document["label"]] += 1
-                yield document
+                counts.update(own)
+                yield document | {"label": own[0] if columns.problem_type == SINGLE else own}
 
     features = datasets.Features({name: datasets.Value("large_string") for name in ("id", "text", "label")})
+    if columns.problem_type == MULTI:
+        features["label"] = datasets.List(features["label"])
     features |= {name: datasets.Value("string") for name in ("split", "group", "evidence", "metadata", "sections")}
     table = _write_table(documents(), datasets.Features(features), cache_dir)
     for (label, other), count in merged.items():
@@ -340,7 +366,8 @@ def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) 
     """
     values = row.values
     document: dict[str, Any] = {"id": to_name(values.get(columns.id)) or f"row-{number}"}
-    document["label"] = to_label(values.get(columns.label))
+    labels = columns.labels_of(values)
+    document["label"] = labels or []
     text, sections = joined_text(row, columns)
     if text is not None:
         text, sections = normalize_sections(check_surrogates(text, encoding_errors), sections)
@@ -359,7 +386,7 @@ def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) 
         problems.append("missing_text")
     elif not clean_name(text):
         problems.append("empty")
-    if not document["label"]:
+    if labels is None:
         problems.append("missing_label")
     if document["split"] and document["split"] not in SPLITS:
         problems.append("unknown_split")
@@ -383,10 +410,10 @@ def _resolve_similar_labels(
     ]
     if merge:
         issues.decisions["similar_label"] = "merged"
-        merged = [similar.get(label, label) for label in table["label"]]
+        merged = [renamed(label, similar) for label in table["label"]]
         return table.remove_columns("label").add_column("label", merged, feature=table.features["label"])
     if issues.decisions.get("similar_label") == "dropped":
-        return table.select([index for index, label in enumerate(table["label"]) if label not in similar])
+        return table.select([i for i, label in enumerate(table["label"]) if renamed(label, similar) == label])
     return table
 
 
@@ -412,7 +439,8 @@ def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
         head = list(islice(rows, 100))
         names = dict.fromkeys(name for row in head for name in row.values)
         alike = set(map(look_alike_key, names))
-        options = [("--text_column", name) for name in columns.texts] + [("--label_column", columns.label)]
+        options = [("--text_column", name) for name in columns.texts]
+        options += [("--label_columns", name) for name in columns.label_columns] or [("--label_column", columns.label)]
         for kind in ("id", "split", "group", "evidence"):
             name = getattr(columns, kind)
             # A column Split is not left out in silence.

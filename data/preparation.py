@@ -26,6 +26,7 @@ from data.documents import (
     shorten,
     to_label,
 )
+from data.labels import SINGLE, label_names, label_sets
 from data.legacy_tensors import LEGACY_FILES, read_legacy
 from data.prepared_dataset import (
     MANIFEST,
@@ -113,7 +114,7 @@ def prepare_dataset(
                 rows, columns, labels or stored, drop, keep, merge_labels, cache_dir=str(workspace)
             )
             unread = list(rows.found.unread)
-            labels = labels or stored or sorted_labels(documents["label"])
+            labels = labels or stored or list(columns.label_columns) or sorted_labels(documents["label"])
             if len(labels) < 2:
                 raise ValueError(
                     f"The column {columns.label!r} has a single label ({labels[0]!r}); expected at least two."
@@ -121,12 +122,13 @@ def prepare_dataset(
             split_of = split_documents(
                 documents, issues, split_fractions, seed, validation_from_train, duplicate_threshold
             )
-            splits = tokenize_splits(documents, split_of, loaded, labels, num_proc)
+            splits = tokenize_splits(documents, split_of, loaded, labels, num_proc, columns.problem_type)
             pairs = duplicate_pairs(documents, split_of, issues)
         manifest = {
             "sources": [describe_source(name) for name in sources],
             "unread_files": unread,
-            "labels": splits["train"].features["label"].names,
+            "problem_type": SINGLE if columns is None else columns.problem_type,
+            "labels": label_names(splits["train"]),
             "tokenizer": {"name": tokenizer, "fingerprint": fingerprint},
             "unknown_token_share": unknown_token_share(splits, loaded),
             "seed": seed,
@@ -161,18 +163,19 @@ def prepare_dataset(
     return manifest
 
 
-def sorted_labels(labels: Sequence[str]) -> list[str]:
+def sorted_labels(labels: Sequence[str] | Sequence[list[str]]) -> list[str]:
     """Sort the labels, numeric ones as numbers, and print the order, which kappa and severity depend on."""
 
     def key(name: str) -> tuple[bool, float, str]:
         is_number = NUMBER.fullmatch(name) is not None
         return (not is_number, float(name) if is_number else 0.0, name)
 
-    names = sorted(set(labels), key=key)
-    print(
-        f"Labels, sorted by name: {', '.join(names)}. If they have a different order, set it with --labels: kappa and "
-        "the severity weights depend on it."
-    )
+    names = sorted({name for own in label_sets(labels) for name in own}, key=key)
+    if labels and isinstance(labels[0], str):
+        print(
+            f"Labels, sorted by name: {', '.join(names)}. If they have a different order, set it with --labels: kappa and "
+            "the severity weights depend on it."
+        )
     return names
 
 
@@ -182,6 +185,7 @@ def tokenize_splits(
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str],
     num_proc: int,
+    problem_type: str,
 ) -> datasets.DatasetDict:
     """Tokenize the documents of each split, omitting those with the split ""."""
     splits = {}
@@ -190,7 +194,7 @@ def tokenize_splits(
         rows = [index for index, name in enumerate(split_of) if name == split]
         if rows:
             part = documents.select(rows)
-            splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, optional)
+            splits[split] = tokenize_documents(part, tokenizer, labels, num_proc, split, optional, problem_type)
     return datasets.DatasetDict(splits)
 
 

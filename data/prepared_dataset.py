@@ -1,6 +1,7 @@
 """Prepared datasets on disk: tokenized splits (Arrow, memory-mapped) and a manifest describing them.
 
-`train`, `validation` and optionally `test` have the columns id, text, label (a ClassLabel with ordered label names),
+`train`, `validation` and optionally `test` have the columns id, text, label (a ClassLabel with ordered label names, or a list
+of them where a document may have several),
 input_ids, token_start, token_end, token_break (see modeling/hierarchical_roberta/chunking.py), and where the source has them
 the JSON columns evidence (character spans of the gold evidence), metadata (the columns to keep) and sections (places in the
 text, see `Section`).
@@ -20,6 +21,7 @@ import numpy as np
 import psutil
 from transformers import PreTrainedTokenizerBase
 
+from data.labels import is_multi_label, label_array, label_counts, label_names, labels_together
 from data.legacy_tensors import LEGACY_FILES, read_legacy
 from data.tokenization import tokenizer_fingerprint
 from modeling.file_utils import sync_to_disk
@@ -35,17 +37,27 @@ def describe(
     """Statistics for the manifest: counts by split and label, length quantiles, and coverage under a chunk geometry."""
     statistics = {}
     for split, part in splits.items():
-        names = part.features["label"].names
-        counts = np.bincount(np.asarray(part["label"], dtype=np.int64), minlength=len(names))
+        names = label_names(part)
+        counts = label_counts(label_array(part), len(names))
         lengths = num_tokens_of(part)
         quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])
         statistics[split] = {
             "documents": len(part),
             "labels": dict(zip(names, counts.tolist(), strict=True)),
+            **(describe_several(label_array(part), names) if is_multi_label(part) else {}),
             "tokens": dict(zip(("min", "25%", "median", "75%", "95%", "max"), quantiles.round().tolist(), strict=True)),
             "coverage": coverage(lengths, body_length, chunk_overlap, max_chunks),
         }
     return statistics
+
+
+def describe_several(label_BK: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Labels of a document (number of documents by number of labels), and the pairs that occur together most often."""
+    numbers, counts = np.unique(label_BK.sum(axis=1, dtype=np.int64), return_counts=True)
+    return {
+        "labels_of_a_document": dict(zip(map(str, numbers.tolist()), counts.tolist(), strict=True)),
+        "labels_together": labels_together(label_BK, names),
+    }
 
 
 def num_tokens_of(part: datasets.Dataset) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from data.csv_records import MAX_FIELD, CsvRecords
 from data.document_files import Section, import_extra, read_document_file
+from data.labels import class_labels
 from data.source_files import TABLES, SourceFile, SourceFiles, find_source_files, is_saved, split_of_name
 from data.text_files import WrongEncoding, open_text, suffix_of
 
@@ -126,13 +127,18 @@ class Source:
                 self.found.unread[f"{file.name} (no rows)"] = None
 
     def label_names(self, column: str) -> list[str] | None:
-        """Label order that the source stores (a ClassLabel of `datasets`), or None."""
+        """Label order that the source stores (a ClassLabel of `datasets`, or a list of it), or None."""
+
+        def names_of(features: Mapping[str, Any]) -> list[str] | None:
+            feature = class_labels(features).get(column)
+            return None if feature is None else list(feature.names)
+
         if self.saved or self.on_hub:
             loaded = self._load()
             features = next(iter(loaded.values())).features if isinstance(loaded, dict) else loaded.features
-            return _class_names(features.get(column))
+            return names_of(features)
         parquet = [file.path for file in self.found.files if suffix_of(file.path) == ".parquet"]
-        names = [_class_names(_features_of(_open_parquet(path).schema_arrow).get(column)) for path in parquet]
+        names = [names_of(_features_of(_open_parquet(path).schema_arrow)) for path in parquet]
         return names[0] if names and all(other == names[0] for other in names) else None
 
     def _load(self) -> datasets.Dataset | datasets.DatasetDict:
@@ -340,14 +346,10 @@ def _features_of(schema: pa.Schema) -> dict[str, Any]:
         return {}
 
 
-def _class_names(feature: Any) -> list[str] | None:
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
 def _read_parquet(path: Path, options: ReadOptions) -> Iterator[Row]:
     file = _open_parquet(path)
     check_names(file.schema_arrow.names, path)
-    features = {name: f for name, f in _features_of(file.schema_arrow).items() if isinstance(f, datasets.ClassLabel)}
+    features = class_labels(_features_of(file.schema_arrow))
     number = 0
     for batch in file.iter_batches(batch_size=64):
         columns = {name: _values_of(batch.column(name), name, path) for name in batch.schema.names}
@@ -387,7 +389,11 @@ def _values_of(column: pa.Array, name: str, path: Path) -> list[Any]:
 def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row:
     for name, feature in features.items():
         value = row.values.get(name)
-        row.values[name] = feature.int2str(value) if value is not None and 0 <= value < feature.num_classes else None
+        found = [
+            feature.int2str(i) if i is not None and 0 <= i < feature.num_classes else None
+            for i in (value if isinstance(value, list) else [value])
+        ]
+        row.values[name] = found if isinstance(value, list) else found[0]
     return row
 
 
@@ -439,7 +445,7 @@ def _read_datasets(loaded: datasets.Dataset | datasets.DatasetDict) -> Iterator[
     parts = loaded.items() if isinstance(loaded, dict) else [("", loaded)]
     number = 0
     for split, part in parts:
-        names = {name: f for name, f in part.features.items() if isinstance(f, datasets.ClassLabel)}
+        names = class_labels(part.features)
         for values in part:
             number += 1
             row = _with_label_names(Row(f"row {number}", dict(values)), names)

@@ -8,6 +8,7 @@ import numpy as np
 
 from data.deduplication import join_groups, near_duplicates
 from data.documents import DataIssues, shorten
+from data.labels import label_sets
 from data.source_files import SPLITS
 
 
@@ -34,7 +35,7 @@ def split_documents(
         ValueError: unresolved leaks, a class too small for every split, splits for only some of the documents, or no
             train or validation documents.
     """
-    existing = documents["split"]
+    existing, labels = documents["split"], label_sets(documents["label"])
     duplicates = near_duplicates(documents["text"], duplicate_threshold)
     group_of = join_groups(documents["group"], duplicates)
     if any(existing):
@@ -46,7 +47,7 @@ def split_documents(
             )
         splits = without_leaks(documents["id"], documents["group"], list(existing), duplicates, issues)
         if validation_from_train:
-            splits = with_validation_from_train(splits, documents["label"], group_of, validation_from_train, seed)
+            splits = with_validation_from_train(splits, labels, group_of, validation_from_train, seed)
     elif validation_from_train:
         raise ValueError(
             "--validation_from_train needs a source with a train split; without splits use --split_fractions."
@@ -56,26 +57,44 @@ def split_documents(
             issues.rows["duplicate"] = [f"{documents[i]['id']} ~ {documents[j]['id']}" for i, j in duplicates]
             issues.decisions["duplicate"] = "assigned to the same split"
             issues.pairs = [("duplicate", i, j) for i, j in duplicates]
-        splits = make_splits(documents["label"], group_of, fractions, seed)
+        splits = make_splits(labels, group_of, fractions, seed)
     nonempty = [split for split, fraction in zip(SPLITS, fractions, strict=False) if fraction > 0]
-    _check_splits(documents["label"], splits, in_each=["train"] if any(existing) else nonempty)
+    # With several labels a document, rare ones are common.
+    is_multi = not isinstance(documents.features["label"], datasets.Value)
+    _check_splits(labels, splits, in_each=["train"] if any(existing) or is_multi else nonempty)
     return splits
 
 
-def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Sequence[float], seed: int) -> list[str]:
-    """Greedy stratified split by group: largest groups first, each to the split with the largest label deficit."""
+def make_splits(
+    labels: Sequence[list[str]], group_of: Sequence[int], fractions: Sequence[float], seed: int
+) -> list[str]:
+    """Greedy stratified split by group: largest groups first, each to the split with the largest label deficit.
+
+    Where documents have several labels, of groups of a size those with the rarest label come first, as in iterative
+    stratification (Sechidis et al. 2011); documents without any count as having one of their own.
+    """
     if len(fractions) != 3 or min(fractions[:2]) <= 0 or fractions[2] < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"The split fractions must be three numbers that sum to 1, got {list(fractions)}.")
-    classes, label_ids = np.unique(np.asarray(labels), return_inverse=True)
+    names = {name: k for k, name in enumerate(sorted({name for own in labels for name in own}))}
+    # The last column: no label.
+    rows, columns = np.array([(i, names.get(name, -1)) for i, own in enumerate(labels) for name in own or [""]]).T
+    label_BK = np.zeros((len(labels), len(names) + 1), dtype=np.int64)
+    label_BK[rows, columns] = 1
     members: dict[int, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
         members.setdefault(group_of[index], []).append(index)
-    target = np.outer(fractions, np.bincount(label_ids, minlength=len(classes)))
+    num_K = label_BK.sum(axis=0)
+    target = np.outer(fractions, num_K)
     denominator = np.maximum(target, 1e-9)
     filled = np.zeros_like(target)
     splits = [""] * len(labels)
-    for group in sorted(members.values(), key=len, reverse=True):
-        counts = np.bincount(label_ids[group], minlength=len(classes))
+    has_several = len(rows) > len(labels)
+
+    def order(group: list[int]) -> tuple[int, int]:
+        return -len(group), int(num_K[label_BK[group].any(axis=0)].min()) if has_several else 0
+
+    for group in sorted(members.values(), key=order):
+        counts = label_BK[group].sum(axis=0)
         deficit = ((target - filled) / denominator * (target > 0)) @ counts
         best = int(deficit.argmax())
         filled[best] += counts
@@ -85,7 +104,7 @@ def make_splits(labels: Sequence[str], group_of: Sequence[int], fractions: Seque
 
 
 def with_validation_from_train(
-    splits: Sequence[str], labels: Sequence[str], group_of: Sequence[int], share: float, seed: int
+    splits: Sequence[str], labels: Sequence[list[str]], group_of: Sequence[int], share: float, seed: int
 ) -> list[str]:
     """Splits with a share of the train split as validation, stratified and by group as in `make_splits`."""
     if "validation" in splits:
@@ -133,9 +152,9 @@ def without_leaks(
     return ["" if index in dropped else split for index, split in enumerate(splits)]
 
 
-def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequence[str]) -> None:
+def _check_splits(labels: Sequence[list[str]], splits: Sequence[str], in_each: Sequence[str]) -> None:
     """Raise ValueError if train or validation is empty, or a label is missing in one of the splits `in_each`."""
-    counts = Counter(zip(splits, labels, strict=True))
+    counts = Counter((split, name) for split, own in zip(splits, labels, strict=True) for name in own)
     present = set(splits) - {""}
     for split in ("train", "validation"):
         if split not in present and len(in_each) == 1:
@@ -144,7 +163,7 @@ def _check_splits(labels: Sequence[str], splits: Sequence[str], in_each: Sequenc
                 + ("Take a share of train with --validation_from_train 0.1, " if "train" in present else "Add them, ")
                 + "or use --split_column none to mix all documents and create the splits."
             )
-    for label in sorted(set(labels)):
+    for label in sorted({name for own in labels for name in own}):
         absent = [split for split in in_each if not counts[split, label]]
         if absent:
             total = sum(counts[split, label] for split in present)

@@ -17,6 +17,7 @@ from datasets.utils import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, is_tiktoken_available
 
+from data.labels import SINGLE, label_feature, label_ids
 from modeling.hierarchical_roberta.chunking import special_token_frame, tokenize_batch, unlimited_backend
 
 # What is tokenized and written at once: that many documents, or fewer if they are longer than this.
@@ -121,19 +122,20 @@ def tokenize_documents(
     num_proc: int,
     name: str,
     optional: Sequence[str] = (),
+    problem_type: str = SINGLE,
 ) -> datasets.Dataset:
     """Tokenize a split of documents on disk, into a file beside theirs. What is in memory does not grow with the split.
 
-    Labels become a ClassLabel in the order of `labels`; the columns `optional` are kept, too. A single process has a thread
+    Labels become a ClassLabel in the order of `labels`, or lists of it; the columns `optional` are kept, too. A single process has a thread
     for each core, but only one of them at a time makes arrays of tokens: from about eight cores on, more are faster.
     """
     kept = ["id", "text", *optional]
     features = datasets.Features(
         {column: documents.features[column] for column in kept}
-        | {"label": datasets.ClassLabel(names=list(labels))}
+        | {"label": label_feature(labels, problem_type)}
         | TOKEN_FEATURES
     )
-    schema, ids = features.arrow_schema, {label: i for i, label in enumerate(labels)}
+    schema = features.arrow_schema
     path = str(Path(documents.cache_files[0]["filename"]).with_name(f"tokenized-{name}.arrow"))
     with (
         _pool(tokenizer, min(num_proc, len(documents))) as pool,
@@ -142,8 +144,7 @@ def tokenize_documents(
         tqdm(total=len(documents), desc=f"Tokenizing {name}", unit=" documents", disable=None) as progress,
     ):
         for table, tokens in _tokenize_in_order(pool, _batches(documents), 2 * max(num_proc, joblib.cpu_count())):
-            label = pa.array([ids[label] for label in table["label"].to_pylist()])
-            columns = {column: table[column] for column in kept} | {"label": label} | tokens
+            columns = {column: table[column] for column in kept} | {"label": label_ids(table["label"], labels)} | tokens
             writer.write_table(pa.table(columns).cast(schema))
             progress.update(len(table))
     return datasets.Dataset.from_file(path)

@@ -12,6 +12,7 @@ CHUNK_POLICIES = ("head", "head_tail", "uniform", "random", "lexical")
 TOKEN_POOLINGS = ("mean", "cls", "last")
 POOLINGS = ("attention", "mean", "max")
 LEXICAL_WEIGHTINGS = ("log", "tfidf")
+PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification")
 NOT_NEGATIVE = (("chunk_transformer_layers", 0), ("lexical_features", 0))
 
 
@@ -47,7 +48,12 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         temperature: divisor of the logits before the softmax, fitted on the validation documents (None: not fitted).
         class_biases: biases of the classes, in the order of the labels, that are added to the log scores to decide for a
             label, fitted on the validation documents (None: the label with the highest score).
-        decision_metric: what `class_biases` were fitted for, e.g. `f1_macro` or `recall_Mature=0.95`.
+        decision_metric: what `class_biases` or `thresholds` were fitted for, e.g. `f1_macro` or `recall_Mature=0.95`.
+        problem_type: `multi_label_classification` if a document may have several labels, otherwise one.
+        label_calibration: with several labels, slope and intercept of each label's calibrated logit (see `SeveralLabels`),
+            fitted on the validation documents (None: not fitted).
+        thresholds: with several labels, the score from which a document has each label, fitted on the validation documents
+            (None: 0.5).
 
     Raises:
         ValueError: an invalid geometry, name or value.
@@ -84,6 +90,8 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         temperature: float | None = None,
         class_biases: list[float] | None = None,
         decision_metric: str | None = None,
+        label_calibration: list[list[float]] | None = None,
+        thresholds: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(encoder_config, PreTrainedConfig):
@@ -107,6 +115,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.temperature = temperature
         self.class_biases, self.decision_metric = class_biases, decision_metric
+        self.label_calibration, self.thresholds = label_calibration, thresholds
         super().__init__(**kwargs)  # last: it passes the attention implementation on to the encoder's config
         # The class that `transformers.pipeline("text-classification")` loads for this model.
         impl = "pipeline.HierarchicalClassificationPipeline"
@@ -137,12 +146,20 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             )
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
-        if self.class_biases is not None and len(self.class_biases) != self.num_labels:
-            raise ValueError(
-                f"`class_biases` must have a number for each of the {self.num_labels} labels, got {self.class_biases}."
-            )
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"`problem_type` must be one of {PROBLEM_TYPES[1:]}, got {self.problem_type!r}.")
+        for name in ("class_biases", "label_calibration", "thresholds"):
+            if (values := getattr(self, name)) is not None and len(values) != self.num_labels:
+                raise ValueError(
+                    f"`{name}` must have an entry for each of the {self.num_labels} labels, got {str(values)[:200]}."
+                )
         if not 0 <= self.classifier_dropout < 1:
             raise ValueError(f"`classifier_dropout` must be in [0, 1), got {self.classifier_dropout}.")
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a document may have several labels."""
+        return self.problem_type == PROBLEM_TYPES[-1]
 
     @property
     def hidden_size(self) -> int:

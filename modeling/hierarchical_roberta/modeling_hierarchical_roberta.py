@@ -52,7 +52,7 @@ class HierarchicalOutput(ModelOutput):
     """Output of the model.
 
     Attributes:
-        loss: (), unweighted cross entropy; only if `labels` were passed.
+        loss: (), unweighted cross entropy, with several labels a document binary cross entropy; only if `labels` were passed.
         logits: (B, K).
         chunk_weights: (N,), pooling weights of the chunks, summing to 1 for each document.
         chunk_vectors: (N, D), from `encode_chunks`.
@@ -368,7 +368,8 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
             num_chunks: (B,) chunks of each document, summing to N.
             chunk_vectors: (N, D) cached output of `encode_chunks`; skips the encoder. Lexical features still need
                 `input_ids`.
-            labels: (B,) class ids; -100 excludes a document from the loss.
+            labels: (B,) class ids; -100 excludes a document from the loss. With several labels a document, (B, K): 1 for
+                each that it has, 0 for the others; -100 excludes a label.
             chunk_lengths: tokens of each chunk, per document, as Python ints. Redundant, but avoids a device sync.
             rest_counts: (B, M) counts of the lexical features in the rest of each document, which is not encoded (the
                 policy `lexical`; None: nothing else is counted).
@@ -388,8 +389,18 @@ class HierarchicalRobertaForSequenceClassification(PreTrainedModel):
         logits_BK, chunk_weights_N = self.classify(
             chunk_ND, counts, self.lexical_counts(input_ids, counts, rest_counts)
         )
-        loss = None if labels is None else nn.functional.cross_entropy(logits_BK, labels)
+        loss = None if labels is None else self.loss(logits_BK, labels)
         return HierarchicalOutput(loss, logits_BK, chunk_weights_N, chunk_ND)
+
+    def loss(self, logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Unweighted loss, (); see `forward` for the labels."""
+        if not self.config.is_multi_label:
+            return nn.functional.cross_entropy(logits_BK, labels)
+        known_BK = labels != -100
+        loss_BK = nn.functional.binary_cross_entropy_with_logits(
+            logits_BK, labels.to(logits_BK.dtype), known_BK.to(logits_BK.dtype), reduction="sum"
+        )
+        return loss_BK / known_BK.sum().clamp(min=1)
 
     def classify(
         self,

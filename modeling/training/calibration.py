@@ -6,7 +6,7 @@ B documents, K labels.
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 
 
 def smoothed_targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def smoothed_targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
     return target_BK
 
 
-def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np.ndarray | None = None) -> np.ndarray:
+def fit_logit_weights(parts_PBK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None) -> np.ndarray:
     """Fit weights (P,) ≥ 0 of P logits of the same documents, to maximize the likelihood of the labels under the softmax of
     their weighted sum: stacking with non-negative weights (Breiman 1996; Ting & Witten 1999).
 
@@ -27,39 +27,60 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels_B: np.ndarray, weights_K: np
     all weights are 1.
 
     Args:
+        labels: ids (B,), or with several labels a document 0 and 1 (B, K), of which the likelihood is under sigmoids.
         weights_K: class weights of the likelihood (None: equal).
     """
     parts_PBK = np.asarray(parts_PBK, dtype=np.float64)
-    target_BK = smoothed_targets(labels_B, parts_PBK.shape[2])
-    weight_B = np.ones(len(labels_B)) if weights_K is None else np.asarray(weights_K, dtype=np.float64)[labels_B]
-    weight_B /= weight_B.sum()
+    is_multi = labels.ndim == 2
+    target_BK = platt_targets(labels) if is_multi else smoothed_targets(labels, parts_PBK.shape[2])
+    weight = _weights_of(labels, weights_K)
 
     def loss(weights_P: np.ndarray) -> tuple[float, np.ndarray]:
         logits_BK = np.tensordot(weights_P, parts_PBK, axes=1)
-        value = -float(weight_B @ (target_BK * log_softmax(logits_BK, axis=1)).sum(axis=1))
-        slope_BK = weight_B[:, None] * (softmax(logits_BK, axis=1) - target_BK)
-        return value, (parts_PBK * slope_BK).sum(axis=(1, 2))
+        scores_BK = expit(logits_BK) if is_multi else softmax(logits_BK, axis=1)
+        slope_BK = (weight if is_multi else weight[:, None]) * (scores_BK - target_BK)
+        return float((weight * _log_loss(logits_BK, target_BK, is_multi)).sum()), (parts_PBK * slope_BK).sum(
+            axis=(1, 2)
+        )
 
     start_P = np.full(len(parts_PBK), 1 / len(parts_PBK))
     weights_P = minimize(loss, start_P, jac=True, bounds=[(0.0, None)] * len(parts_PBK), method="L-BFGS-B").x
     return weights_P if weights_P.max() > 1e-3 else np.ones(len(parts_PBK))
 
 
+def _weights_of(labels: np.ndarray, weights_K: np.ndarray | None) -> np.ndarray:
+    """Weight of each document (B,), or of each document's label (B, K): only those that it has are weighted. They sum to 1."""
+    weight = np.ones(labels.shape)
+    if weights_K is not None:
+        weights_K = np.asarray(weights_K, dtype=np.float64)
+        weight = np.where(labels == 1, weights_K, 1.0) if labels.ndim == 2 else weights_K[labels]
+    return weight / weight.sum()
+
+
+def _log_loss(logits_BK: np.ndarray, target_BK: np.ndarray, is_multi: bool) -> np.ndarray:
+    """Cross entropy of targets, (B,), or for several labels (B, K)."""
+    if is_multi:
+        return -(target_BK * log_expit(logits_BK) + (1 - target_BK) * log_expit(-logits_BK))
+    return -(target_BK * log_softmax(logits_BK, axis=1)).sum(axis=1)
+
+
 def gains_beyond_error(
-    logits_BK: np.ndarray, others_BK: np.ndarray, labels_B: np.ndarray, weights_K: np.ndarray | None = None
+    logits_BK: np.ndarray, others_BK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None
 ) -> bool:
     """Whether the log loss of logits is lower than that of others by more than the standard error of the difference, as in
     the one-standard-error rule (Breiman et al. 1984).
 
     Args:
+        labels: as for `fit_logit_weights`.
         weights_K: class weights of the loss (None: equal).
     """
-    rows = np.arange(len(labels_B))
-    weight_B = np.ones(len(labels_B)) if weights_K is None else np.asarray(weights_K, dtype=np.float64)[labels_B]
-    weight_B /= weight_B.sum()
-    gain_B = log_softmax(logits_BK, axis=1)[rows, labels_B] - log_softmax(others_BK, axis=1)[rows, labels_B]
-    gain = weight_B @ gain_B
-    return bool(gain > np.sqrt((weight_B**2 * (gain_B - gain) ** 2).sum()))
+    is_multi, weight = labels.ndim == 2, _weights_of(labels, weights_K)
+    target_BK = labels if is_multi else np.eye(logits_BK.shape[1])[labels]
+    gain = _log_loss(others_BK, target_BK, is_multi) - _log_loss(logits_BK, target_BK, is_multi)
+    mean = (weight * gain).sum()
+    if is_multi:  # the labels of a document are not independent
+        return bool(mean > np.sqrt(((weight * (gain - mean)).sum(axis=1) ** 2).sum()))
+    return bool(mean > np.sqrt((weight**2 * (gain - mean) ** 2).sum()))
 
 
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
@@ -72,6 +93,34 @@ def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
         return -float((target_BK * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
+
+
+def platt_targets(labels_BK: np.ndarray) -> np.ndarray:
+    """Targets (B, K) of 0 and 1 (Platt 1999): of a label with P documents and N others (P + 1) / (P + 2) and 1 / (N + 2)."""
+    is_BK = np.asarray(labels_BK) == 1
+    num_K = is_BK.sum(axis=0)
+    return np.where(is_BK, (num_K + 1) / (num_K + 2), 1 / (len(is_BK) - num_K + 2))
+
+
+def fit_label_calibration(logits_BK: np.ndarray, labels_BK: np.ndarray) -> np.ndarray:
+    """Fit the slope (from 0.05 to 20) and intercept of each label, (K, 2), that maximize the likelihood of 0 and 1 under
+    `sigmoid(slope × logit + intercept)`, with `platt_targets`."""
+    logits_BK, target_BK = np.asarray(logits_BK, dtype=np.float64), platt_targets(labels_BK)
+    size = logits_BK.shape[1]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        slope_K, intercept_K = parameters[:size], parameters[size:]
+        scaled_BK = slope_K * logits_BK + intercept_K
+        value = _log_loss(scaled_BK, target_BK, True).sum()
+        difference_BK = expit(scaled_BK) - target_BK
+        return float(value), np.concatenate([(difference_BK * logits_BK).sum(axis=0), difference_BK.sum(axis=0)])
+
+    # Labels do not depend on each other, but some hundreds of them are fitted faster together.
+    start = np.concatenate([np.ones(size), np.zeros(size)])
+    bounds = [(0.05, 20.0)] * size + [(None, None)] * size
+    options = {"maxiter": 500, "ftol": 1e-12}
+    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
+    return found.reshape(2, size).T
 
 
 def expected_calibration_error(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> float:

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import nn
+
+MAX_POSITIVE_WEIGHT = 100.0
 
 
 def balanced_class_weights(
@@ -39,22 +42,43 @@ def balanced_class_weights(
     return (counts.sum() / (len(counts) * counts)).to(torch.float32)
 
 
-def weighted_loss_sum(
-    logits_BK: torch.Tensor, labels_B: torch.Tensor, class_weights_K: torch.Tensor | None, label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Sum of weight × loss over the documents, (): the numerator of `cross_entropy(weight=class_weights_K)`.
+def balanced_positive_weights(counts_K: Sequence[int] | np.ndarray, num_documents: int) -> torch.Tensor:
+    """Weights of a label's documents, for several labels a document: those without it ÷ those with it, at most
+    `MAX_POSITIVE_WEIGHT`.
 
-    Divide by `weight_sum` over all documents of the step. Labels of -100 are ignored.
+    >>> balanced_positive_weights([50, 10, 0], 100)
+    tensor([  1.,   9., 100.])
     """
-    return nn.functional.cross_entropy(
-        logits_BK.float(), labels_B, class_weights_K, label_smoothing=label_smoothing, reduction="sum"
+    counts = torch.as_tensor(np.asarray(counts_K), dtype=torch.float64)
+    return ((num_documents - counts) / counts.clamp(min=1)).clamp(max=MAX_POSITIVE_WEIGHT).float()
+
+
+def weighted_loss_sum(
+    logits_BK: torch.Tensor, labels: torch.Tensor, class_weights_K: torch.Tensor | None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Sum of weight × loss over the documents, (): the numerator of `cross_entropy(weight=class_weights_K)` for class ids
+    (B,), and of `binary_cross_entropy_with_logits(pos_weight=class_weights_K)` for labels (B, K) of 0 and 1.
+
+    Divide by `weight_sum` over all documents of the step. Labels of -100 are ignored. With smoothing ε, targets of 0 and 1
+    are ε / 2 and 1 − ε / 2.
+    """
+    logits_BK = logits_BK.float()
+    if labels.dim() == 1:
+        return nn.functional.cross_entropy(
+            logits_BK, labels, class_weights_K, label_smoothing=label_smoothing, reduction="sum"
+        )
+    known_BK = (labels != -100).float()
+    target_BK = (labels * known_BK) * (1 - label_smoothing) + label_smoothing / 2
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits_BK, target_BK, known_BK, pos_weight=class_weights_K, reduction="sum"
     )
 
 
-def weight_sum(labels_B: torch.Tensor, class_weights_K: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the documents' class weights, (): the denominator of the weighted loss. Labels of -100 are ignored."""
+def weight_sum(labels: torch.Tensor, class_weights_K: torch.Tensor | None) -> torch.Tensor:
+    """The denominator of the weighted loss, (): the sum of the documents' class weights, or for labels (B, K) their number.
+    Labels of -100 are ignored."""
     # Multiplies rather than indexes with a mask, which would synchronize with the device.
-    counts_B = labels_B != -100
-    if class_weights_K is None:
-        return counts_B.sum(dtype=torch.float32)
-    return (class_weights_K.to(labels_B.device)[labels_B.clamp(min=0)] * counts_B).sum()
+    counts = labels != -100
+    if class_weights_K is None or labels.dim() == 2:
+        return counts.sum(dtype=torch.float32)
+    return (class_weights_K.to(labels.device)[labels.clamp(min=0)] * counts).sum()

@@ -10,8 +10,21 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    cohen_kappa_score,
+    f1_score,
+    hamming_loss,
+    label_ranking_average_precision_score,
+    precision_recall_fscore_support,
+)
 from transformers import EvalPrediction
+
+from ..hierarchical_roberta.decision import SeveralLabels
+
+# With more labels than this, their own metrics are not logged during training.
+MOST_LOGGED_LABELS = 50
 
 
 class ClassificationMetrics(evaluate.Metric):
@@ -72,10 +85,63 @@ def classification_metrics(
     return {name: float(value) for name, value in values.items()}
 
 
-def check_metric_name(name: str | None, label_names: Sequence[str]) -> None:
+def multi_label_metrics(
+    predicted_BK: np.ndarray, labels_BK: np.ndarray, scores_BK: np.ndarray, label_names: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of several labels a document, with scikit-learn: F1 (micro, macro, weighted, samples), subset accuracy, Hamming
+    loss, label ranking average precision, mean average precision, and precision, recall, F1, average precision and support
+    of each label.
+
+    A label that no document has scores 0, but is left out of the mean average precision. A document without labels for
+    which none are predicted counts 1 in `f1_samples`.
+
+    Args:
+        predicted_BK, labels_BK: 0 and 1.
+        scores_BK: anything that ranks the documents of a label, and the labels of a document.
+    """
+    labels_BK = np.asarray(labels_BK).astype(np.int64)
+    predicted_BK, scores_BK = np.asarray(predicted_BK).astype(np.int64), np.asarray(scores_BK, dtype=np.float64)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels_BK, predicted_BK, average=None, zero_division=0
+    )
+    has_both_K = (support > 0) & (support < len(labels_BK))
+    average_precision = np.where(support == len(labels_BK), 1.0, 0.0)
+    if has_both_K.any():
+        average_precision[has_both_K] = average_precision_score(
+            labels_BK[:, has_both_K], scores_BK[:, has_both_K], average=None
+        )
+    averages = {
+        name: f1_score(labels_BK, predicted_BK, average=name, zero_division=0)
+        for name in ("micro", "macro", "weighted")
+    }
+    samples = (
+        2 * (labels_BK & predicted_BK).sum(axis=1) / np.maximum(labels_BK.sum(axis=1) + predicted_BK.sum(axis=1), 1)
+    )
+    samples[(labels_BK.sum(axis=1) == 0) & (predicted_BK.sum(axis=1) == 0)] = 1.0
+    values = {f"f1_{name}": value for name, value in averages.items()}
+    values |= {
+        "f1_samples": samples.mean(),
+        "subset_accuracy": accuracy_score(labels_BK, predicted_BK),
+        "hamming_loss": hamming_loss(labels_BK, predicted_BK),
+        "label_ranking_average_precision": label_ranking_average_precision_score(labels_BK, scores_BK),
+        "average_precision_macro": average_precision[support > 0].mean() if support.any() else 0.0,
+        "precision_macro": precision.mean(),
+        "recall_macro": recall.mean(),
+    }
+    for i, name in enumerate(label_names):
+        values |= {f"precision_{name}": precision[i], f"recall_{name}": recall[i], f"f1_{name}": f1[i]}
+        values |= {f"average_precision_{name}": average_precision[i], f"support_{name}": support[i]}
+    return {name: float(value) for name, value in values.items()}
+
+
+def check_metric_name(name: str | None, label_names: Sequence[str], is_multi_label: bool = False) -> None:
     """Raise ValueError if `metric_for_best_model` is neither a metric of this project nor the loss."""
-    weights = [1.0] * len(label_names)
-    names = ["loss", *classification_metrics([0], [0], label_names, weights)]
+    if is_multi_label:
+        few = label_names if len(label_names) <= MOST_LOGGED_LABELS else []
+        none_BK = np.zeros((1, len(few)), dtype=np.int64) if few else np.zeros((1, 2), dtype=np.int64)
+        names = ["loss", *multi_label_metrics(none_BK, none_BK, none_BK, few)]
+    else:
+        names = ["loss", *classification_metrics([0], [0], label_names, [1.0] * len(label_names))]
     if (name or "loss").removeprefix("eval_") not in names:
         raise ValueError(f"`metric_for_best_model` must be one of {', '.join(names)}, got {name!r}.")
 
@@ -88,9 +154,18 @@ def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: 
 
 
 def compute_metrics_fn(
-    label_names: Sequence[str], severity_weights: Sequence[float]
+    label_names: Sequence[str], severity_weights: Sequence[float], is_multi_label: bool = False
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Build the `compute_metrics` function for `Trainer`."""
+    """Build the `compute_metrics` function for `Trainer`. With several labels a document, its decisions are at a score of 0.5
+    before calibration."""
+    if is_multi_label:
+        few, decision = label_names if len(label_names) <= MOST_LOGGED_LABELS else [], SeveralLabels()
+
+        def compute_multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
+            logits_BK = np.asarray(prediction.predictions)
+            return multi_label_metrics(decision.decide(logits_BK), prediction.label_ids, logits_BK, few)
+
+        return compute_multi_label_metrics
     metric = ClassificationMetrics(label_names, severity_weights)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:

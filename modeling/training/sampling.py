@@ -101,4 +101,7 @@ class PaddedDataset(Dataset):
         return len(self.documents)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.documents[0], "labels": -100, "id": ""} if index == PADDING_INDEX else self.documents[index]
+        if index != PADDING_INDEX:
+            return self.documents[index]
+        document = self.documents[0]
+        return {**document, "labels": np.full_like(document["labels"], -100), "id": ""}

@@ -43,7 +43,8 @@ class TrainingStats(TrainerCallback, ExportableState):
         self._counts["data_seconds"] += data_seconds / self.accelerator.num_processes
         self._counts["steps"] += 1 / self.accelerator.num_processes
         for batch in batches:
-            self._counts["documents"] = self._counts["documents"] + (batch["labels"] != -100).sum()
+            is_real_B = (batch["labels"] != -100).reshape(len(batch["labels"]), -1).any(dim=1)
+            self._counts["documents"] = self._counts["documents"] + is_real_B.sum()
             self._counts["chunks"] += len(batch["input_ids"] if "input_ids" in batch else batch["chunk_vectors"])
 
     def complete_step(self, loss: float) -> None:

@@ -17,21 +17,29 @@ def write_predictions(
     documents: datasets.Dataset,
     labels: list[str],
     scores: np.ndarray,
-    predicted_B: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
 ) -> None:
     """CSV with one row per document: id, label, predicted, one score column per class, and the kept columns.
 
     Args:
-        predicted_B: class ids (None: those of the highest scores).
+        predicted: class ids (B,) (None: those of the highest scores), or whether a document has a label (B, K): then label
+            and predicted are lists in JSON.
     """
-    predicted_B = scores.argmax(axis=1) if predicted_B is None else predicted_B
+    predicted = scores.argmax(axis=1) if predicted is None else predicted
+
+    def shown(ids: Any) -> str:
+        if predicted.ndim == 1:
+            return labels[ids]
+        return json.dumps([labels[k] for k in ids], ensure_ascii=False)
+
+    predicted_ids = predicted if predicted.ndim == 1 else [np.flatnonzero(row) for row in predicted]
     kept = metadata_columns(documents)
     with atomic_write(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "label", "predicted", *labels, *kept])
-        rows = zip(documents["id"], documents["label"], predicted_B, scores, *kept.values(), strict=True)
-        for id_, label, predicted, row, *values in rows:
-            writer.writerow([id_, labels[label], labels[predicted], *(f"{score:.6f}" for score in row), *values])
+        rows = zip(documents["id"], documents["label"], predicted_ids, scores, *kept.values(), strict=True)
+        for id_, label, found, row, *values in rows:
+            writer.writerow([id_, shown(label), shown(found), *(f"{score:.6f}" for score in row), *values])
 
 
 def metadata_columns(documents: datasets.Dataset) -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from data.documents import KEEPABLE, PROBLEMS, Columns, check_decisions
+from data.labels import MULTI, PROBLEM_TYPES, SINGLE
 from data.readers import ReadOptions
 from data.text_files import check_encoding
 from scripts.common.cli import comma_list
@@ -62,6 +63,13 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
             help=f"name of the {kind} column (default: {getattr(Columns, kind)})",
         )
     add_reading_options(parser)
+    add(
+        "--problem_type",
+        choices=PROBLEM_TYPES,
+        help="whether a document has one label (the default) or several: any number of those in the label column",
+    )
+    add("--label_separator", help="what separates several labels in a cell, e.g. ';' (default: a JSON list)")
+    add("--label_columns", default="", help="columns of 0 and 1, one for each label, in place of the label column")
     add("--labels", help="labels in order, mildest first if they are ordered, e.g. General,Teen,Mature")
     add(
         "--split_fractions",
@@ -112,6 +120,24 @@ def preparation_options(arguments: argparse.Namespace) -> dict[str, Any]:
             f"--split_fractions must be three shares such as 0.8,0.1,0.1, got {arguments.split_fractions}."
         ) from None
     names_of_columns = {kind: getattr(arguments, f"{kind}_column") for kind in COLUMN_KINDS}
-    options["columns"] = Columns(**names_of_columns, keep=comma_list(arguments.keep_columns))
+    options["columns"] = Columns(
+        **names_of_columns, **several_labels(arguments), keep=comma_list(arguments.keep_columns)
+    )
     options["read_options"] = reading_options(arguments)
     return options
+
+
+def several_labels(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Columns` about several labels a document. Raises ValueError for options that contradict each other."""
+    given = [name for name in ("label_separator", "label_columns") if getattr(arguments, name)]
+    if len(given) == 2:
+        raise ValueError(
+            "--label_separator and --label_columns: several labels are in one column or in several, set one."
+        )
+    if given and arguments.problem_type == SINGLE:
+        raise ValueError(f"--{given[0]} is for several labels a document: set --problem_type {MULTI} or leave one out.")
+    return {
+        "problem_type": MULTI if given else arguments.problem_type or SINGLE,
+        "label_separator": arguments.label_separator,
+        "label_columns": comma_list(arguments.label_columns),
+    }

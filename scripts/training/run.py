@@ -108,7 +108,9 @@ def add_callbacks(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     board = TensorBoard(trainer, config) if trainer.pop_callback(TensorBoardCallback) else None
-    matrices, evaluation_log = ConfusionMatrixCallback(trainer, labels), EvaluationLogCallback(history, labels)
+    # Several labels a document have no confusion matrix.
+    matrices = None if trainer.model.config.is_multi_label else ConfusionMatrixCallback(trainer, labels)
+    evaluation_log = EvaluationLogCallback(history, labels)
     for callback in (
         ProgressLogCallback(),
         early_stopping,

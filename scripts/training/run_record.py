@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 
+from data.labels import MULTI, SINGLE, is_multi_label, label_array, label_counts, label_names
 from modeling.training.training_args import HierarchicalTrainingArguments, arguments_record
 
 
@@ -23,11 +23,11 @@ def run_record(
     class_weights: torch.Tensor | None,
 ) -> dict[str, Any]:
     """All arguments, derived values and the environment."""
-    labels = splits["train"].features["label"].names
+    labels = label_names(splits["train"])
     packages = ("torch", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn", "tensorboard")
     weights = [1.0] * len(labels) if class_weights is None else class_weights.tolist()
     counts = {
-        split: dict(zip(labels, np.bincount(part["label"], minlength=len(labels)).tolist(), strict=True))
+        split: dict(zip(labels, label_counts(label_array(part), len(labels)).tolist(), strict=True))
         for split, part in splits.items()
     }
     options = arguments_record(*arguments)
@@ -43,6 +43,8 @@ def run_record(
         "precision": args.precision,
         "precision_reason": args.precision_reason,
         "labels": labels,
+        "problem_type": MULTI if is_multi_label(splits["train"]) else SINGLE,
+        "num_documents": {split: len(part) for split, part in splits.items()},
         "label_counts": counts,
         "class_weight_values": dict(zip(labels, weights, strict=True)),
         "data_fingerprint": manifest["data_fingerprint"],

@@ -22,6 +22,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
+from data.documents import shorten
+from data.labels import MULTI, SINGLE, is_multi_label, label_array, label_counts, label_names
 from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
@@ -35,7 +37,7 @@ from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.training.decision_metric import check_decision_metric
 from modeling.training.lora import add_adapters
-from modeling.training.losses import balanced_class_weights
+from modeling.training.losses import balanced_class_weights, balanced_positive_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
 from modeling.training.metrics import check_metric_name, compute_metrics_fn
 from modeling.training.monitor import extreme_weights_message, frozen_model_message
@@ -43,6 +45,7 @@ from modeling.training.optimizer import optimizer_class_and_kwargs
 from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
 from modeling.training.step_conversion import is_being_converted
+from modeling.training.thresholds import parse_threshold_metric
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import (
     HierarchicalTrainingArguments,
@@ -106,7 +109,7 @@ class TrainingSetup:
             "data_collator": self.collator,
             "train_dataset": self.documents["train"],
             "eval_dataset": self.documents["validation"],
-            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights),
+            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights, self.model.config.is_multi_label),
         }
 
 
@@ -128,12 +131,12 @@ def build_setup(
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
     if not with_test:
         splits.pop("test", None)
-    labels = splits["train"].features["label"].names
+    labels, is_multi = label_names(splits["train"]), is_multi_label(splits["train"])
     class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
-    check_metric_name(args.metric_for_best_model, labels)
-    check_decision_metric(args.decision_metric, labels, np.asarray(splits["validation"]["label"]))
-    model = build_model(model_args, labels, args, tokenizer)
+    check_metric_name(args.metric_for_best_model, labels, is_multi)
+    check_decision(args.decision_metric, labels, label_array(splits["validation"]))
+    model = build_model(model_args, labels, args, tokenizer, MULTI if is_multi else SINGLE)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
@@ -154,6 +157,14 @@ def build_setup(
         documents=dict(chunked),
         lexical_weighting=model_args.lexical_weighting,
     )
+
+
+def check_decision(text: str | None, labels: list[str], validation_labels: np.ndarray) -> None:
+    """Raise ValueError if `decision_metric` is invalid for the labels, or cannot be measured on validation."""
+    if validation_labels.ndim == 2:
+        parse_threshold_metric(text or "f1_macro", labels)
+    else:
+        check_decision_metric(text, labels, validation_labels)
 
 
 def build_trainer(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> WeightedTrainer:
@@ -224,9 +235,10 @@ def cache_embeddings(
 
 
 def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
-    """Class weights (K,): balanced over the training labels, as given, or None."""
+    """Class weights (K,), with several labels a document those of the documents that have a label: balanced over the training
+    labels, as given, or None."""
     weights = parse_class_weights(choice, labels)
-    counts = np.bincount(np.asarray(train["label"], dtype=np.int64), minlength=len(labels)).tolist()
+    counts = label_counts(label_array(train), len(labels)).tolist()
     if missing := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
         raise ValueError(
             f"No training document is labelled {', '.join(missing)}, so the class cannot be learned. Add documents, or "
@@ -235,11 +247,16 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
     if weights == "none":
         return None
     count_of = dict(zip(labels, counts, strict=True))
-    tensor = balanced_class_weights(count_of) if weights == "balanced" else torch.tensor(weights)
+    if weights != "balanced":
+        tensor = torch.tensor(weights)
+    elif is_multi_label(train):
+        tensor = balanced_positive_weights(counts, len(train))
+    else:
+        tensor = balanced_class_weights(count_of)
     weight_of = dict(zip(labels, tensor.tolist(), strict=True))
-    listed = ", ".join(f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in weight_of.items())
-    logger.info(f"Class weights: {listed}.", extra={"detail": True})
-    if message := extreme_weights_message(weight_of, count_of):
+    listed = [f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in weight_of.items()]
+    logger.info(f"Class weights: {shorten(listed, 20)}.", extra={"detail": True})
+    if not is_multi_label(train) and (message := extreme_weights_message(weight_of, count_of)):
         logger.warning(message)
     return tensor
 
@@ -249,6 +266,7 @@ def build_model(
     labels: list[str],
     args: HierarchicalTrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
+    problem_type: str = SINGLE,
 ) -> HierarchicalRobertaForSequenceClassification:
     """Encoder and new head, with the chunk geometry in the config."""
     geometry = ("chunk_length", "chunk_overlap", "max_chunks", "chunk_policy")
@@ -259,6 +277,7 @@ def build_model(
             attention_dropout=model_args.attention_dropout,
             attn_implementation=model_args.attn_implementation,
             revision=model_args.encoder_revision,
+            problem_type=problem_type,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
             **{name: getattr(model_args, name) for name in (*geometry, *CHUNK_OPTIONS, *MODEL_OPTIONS)},
@@ -323,7 +342,7 @@ def check_checkpoint(folder: Path, config: HierarchicalRobertaConfig, data_finge
     """
     saved = HierarchicalRobertaConfig.from_json_file(folder / "config.json")
     for current, stored, names in (
-        (config, saved, ("id2label", "lora_rank", *CHUNK_OPTIONS, *MODEL_OPTIONS)),
+        (config, saved, ("id2label", "is_multi_label", "lora_rank", *CHUNK_OPTIONS, *MODEL_OPTIONS)),
         (config.encoder_config, saved.encoder_config, ENCODER_SHAPES),
     ):
         values = {name: (getattr(stored, name, None), getattr(current, name, None)) for name in names}
