@@ -39,9 +39,8 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels: np.ndarray, weights_K: np.n
         logits_BK = np.tensordot(weights_P, parts_PBK, axes=1)
         scores_BK = expit(logits_BK) if is_multi else softmax(logits_BK, axis=1)
         slope_BK = (weight if is_multi else weight[:, None]) * (scores_BK - target_BK)
-        return float((weight * _log_loss(logits_BK, target_BK, is_multi)).sum()), (parts_PBK * slope_BK).sum(
-            axis=(1, 2)
-        )
+        value = float((weight * _log_loss(logits_BK, target_BK, is_multi)).sum())
+        return value, (parts_PBK * slope_BK).sum(axis=(1, 2))
 
     start_P = np.full(len(parts_PBK), 1 / len(parts_PBK))
     weights_P = minimize(loss, start_P, jac=True, bounds=[(0.0, None)] * len(parts_PBK), method="L-BFGS-B").x
@@ -62,6 +61,13 @@ def _log_loss(logits_BK: np.ndarray, target_BK: np.ndarray, is_multi: bool) -> n
     if is_multi:
         return -(target_BK * log_expit(logits_BK) + (1 - target_BK) * log_expit(-logits_BK))
     return -(target_BK * log_softmax(logits_BK, axis=1)).sum(axis=1)
+
+
+def weighted_log_loss(logits_BK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None) -> float:
+    """Mean log loss, weighted as in `fit_logit_weights`."""
+    is_multi = labels.ndim == 2
+    target_BK = labels if is_multi else np.eye(logits_BK.shape[1])[labels]
+    return float((_weights_of(labels, weights_K) * _log_loss(logits_BK, target_BK, is_multi)).sum())
 
 
 def gains_beyond_error(

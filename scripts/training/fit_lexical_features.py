@@ -3,6 +3,7 @@
 B documents, F tokens and pairs of tokens that occur, M features, V vocabulary, K labels.
 """
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import normalize
 
 from data.chunk_dataset import ChunkedDocuments
+from data.labels import label_array, label_counts
 from modeling.hierarchical_roberta.chunking import special_token_frame
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
+from modeling.training.calibration import weighted_log_loss
 
 logger = logging.getLogger("train_hf")
 
@@ -29,7 +31,7 @@ NUM_FOLDS = 3
 # Minimum document frequency of a feature (or a twentieth of the documents, if there are few).
 MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
 # Beyond these, features are fitted to a sample of the documents, and compared on a smaller one.
-MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED = 20_000, 20_000_000, 2_000
+MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED, MAX_COMPARED_LABELS = 20_000, 20_000_000, 2_000, 20
 
 
 def fit_lexical_features(
@@ -93,8 +95,8 @@ def _fit(
     class_weights_K: torch.Tensor | None,
     weighting: str,
 ) -> LexicalFeatures:
-    labels_B = np.asarray(train.documents["label"], dtype=np.int64)
-    rows = sampled_rows(train, labels_B, num_labels)
+    labels = label_array(train.documents)
+    rows = sampled_rows(train, labels, num_labels)
     weight_K = np.ones(num_labels) if class_weights_K is None else class_weights_K.cpu().numpy().astype(np.float64)
     candidates = [
         (name, penalty)
@@ -103,17 +105,17 @@ def _fit(
         for penalty in penalties
     ]
     features_F, count_BF = count_features(train, rows, vocab_size, any(name != "log" for name, _ in candidates))
-    labels_B = labels_B[rows[: count_BF.shape[0]]]
+    labels = labels[rows[: count_BF.shape[0]]]
     if len(candidates) > 1:
-        compared = min(len(labels_B), MAX_COMPARED)
+        compared = min(len(labels), MAX_COMPARED)
         candidates = [
             best_candidate(
-                candidates, features_F, count_BF[:compared], labels_B[:compared], weight_K, num_features, vocab_size
+                candidates, features_F, count_BF[:compared], labels[:compared], weight_K, num_features, vocab_size
             )
         ]
     [(name, penalty)] = candidates
-    values = choose_features(name, features_F, count_BF, labels_B, num_labels, num_features, vocab_size)
-    weight_Km, bias_K = fit_regression(values(count_BF), labels_B, weight_K, penalty)
+    values = choose_features(name, features_F, count_BF, labels, num_labels, num_features, vocab_size)
+    weight_Km, bias_K = fit_regression(values(count_BF), labels, weight_K, penalty)
     idf_m = torch.from_numpy(values.scale_m) if name == "tfidf" else None
     if idf_m is None:
         weight_Km = weight_Km * values.scale_m
@@ -141,7 +143,7 @@ def choose_features(
     weighting: str,
     features_F: np.ndarray,
     count_BF: sparse.csr_matrix,
-    labels_B: np.ndarray,
+    labels: np.ndarray,
     num_labels: int,
     num_features: int,
     vocab_size: int,
@@ -151,10 +153,10 @@ def choose_features(
     Raises:
         ValueError: no token tells the classes apart.
     """
-    num_documents = len(labels_B)
+    num_documents = len(labels)
     log_BF = count_BF.log1p()
     frequency_F = np.bincount(log_BF.indices, minlength=len(features_F))
-    share_F = share_explained(log_BF, labels_B, num_labels)
+    share_F = share_explained(log_BF, labels, num_labels)
     share_F[frequency_F < min(MIN_DOCUMENTS[weighting], max(2, num_documents // 20))] = 0
     if weighting == "log":
         share_F[features_F >= vocab_size] = 0
@@ -173,14 +175,18 @@ def choose_features(
     return FeatureValues(weighting, chosen, share_F[chosen] / share_F.max() / deviation_m)
 
 
-def share_explained(value_BF: sparse.csr_matrix, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
-    """Share of each column's variance that the classes explain, (F,)."""
-    is_of_KB = sparse.csr_matrix(np.eye(num_labels)[:, labels_B])
-    count_K = np.maximum(np.bincount(labels_B, minlength=num_labels), 1)
+def share_explained(value_BF: sparse.csr_matrix, labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Share of each column's variance that the classes explain, (F,); with several labels a document, (B, K), the label that
+    explains most."""
+    if labels.ndim == 2:
+        shares = (share_explained(value_BF, label_B.astype(np.int64), 2) for label_B in labels.T)
+        return functools.reduce(np.maximum, shares)
+    is_of_KB = sparse.csr_matrix(np.eye(num_labels)[:, labels])
+    count_K = np.maximum(np.bincount(labels, minlength=num_labels), 1)
     sum_KF = (is_of_KB @ value_BF).toarray()
     squares_F = np.asarray(value_BF.multiply(value_BF).sum(axis=0)).ravel()
     explained_F = (sum_KF**2 / count_K[:, None]).sum(axis=0)
-    between_F = explained_F - sum_KF.sum(axis=0) ** 2 / len(labels_B)
+    between_F = explained_F - sum_KF.sum(axis=0) ** 2 / len(labels)
     total_F = between_F + squares_F - explained_F
     varies_F = total_F > 1e-9 * squares_F  # the rest is rounding
     return np.where(varies_F, between_F / np.where(varies_F, total_F, 1.0), 0.0)
@@ -190,55 +196,72 @@ def best_candidate(
     candidates: Sequence[tuple[str, float]],
     features_F: np.ndarray,
     count_BF: sparse.csr_matrix,
-    labels_B: np.ndarray,
+    labels: np.ndarray,
     weight_K: np.ndarray,
     num_features: int,
     vocab_size: int,
 ) -> tuple[str, float]:
-    """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare."""
+    """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare. Of
+    several labels a document, the most frequent ones are compared."""
+    is_multi, num_K = labels.ndim == 2, label_counts(labels, len(weight_K))
+    if is_multi:
+        compared = np.flatnonzero(num_K >= 2 * NUM_FOLDS)
+        compared = compared[np.argsort(-num_K[compared], kind="stable")[:MAX_COMPARED_LABELS]]
+        labels, weight_K, num_K = labels[:, compared], weight_K[compared], num_K[compared]
     num_labels = len(weight_K)
-    if np.bincount(labels_B, minlength=num_labels).min() < 2 * NUM_FOLDS:
+    if min(num_K, default=0) < 2 * NUM_FOLDS:
         return candidates[0]
     losses = dict.fromkeys(candidates, 0.0)
-    for fitted, held_out in StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=0).split(labels_B, labels_B):
+    kind = KFold if is_multi else StratifiedKFold
+    for fitted, held_out in kind(NUM_FOLDS, shuffle=True, random_state=0).split(labels, labels):
         for name in dict(candidates):
             try:
                 values = choose_features(
-                    name, features_F, count_BF[fitted], labels_B[fitted], num_labels, num_features, vocab_size
+                    name, features_F, count_BF[fitted], labels[fitted], num_labels, num_features, vocab_size
                 )
             except ValueError:
                 losses |= {(name, penalty): np.inf for penalty in CANDIDATES[name]}
                 continue
             value_Bm, test_Bm = values(count_BF[fitted]), values(count_BF[held_out])
             for penalty in CANDIDATES[name]:
-                weight_Km, bias_K = fit_regression(value_Bm, labels_B[fitted], weight_K, penalty)
+                weight_Km, bias_K = fit_regression(value_Bm, labels[fitted], weight_K, penalty)
                 logits_BK = test_Bm @ weight_Km.T + bias_K
-                scores_BK = np.exp(logits_BK - logits_BK.max(axis=1, keepdims=True))
-                losses[name, penalty] += log_loss(
-                    labels_B[held_out],
-                    scores_BK / scores_BK.sum(axis=1, keepdims=True),
-                    sample_weight=weight_K[labels_B[held_out]],
-                    labels=np.arange(num_labels),
-                )
+                losses[name, penalty] += weighted_log_loss(logits_BK, labels[held_out], weight_K)
     return min(candidates, key=lambda candidate: losses[candidate])
 
 
 def fit_regression(
-    value_Bm: Any, labels_B: np.ndarray, weight_K: np.ndarray, penalty: float
+    value_Bm: Any, labels: np.ndarray, weight_K: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (K, m) and bias (K,) of a class-weighted logistic regression."""
-    regression = LogisticRegression(C=penalty, max_iter=2000).fit(value_Bm, labels_B, weight_K[labels_B])
+    """Weights (K, m) and bias (K,) of a class-weighted logistic regression; with several labels a document, of one a label."""
+    if labels.ndim == 2:
+        parts = [
+            _fit_label(value_Bm, label_B, weight, penalty) for label_B, weight in zip(labels.T, weight_K, strict=True)
+        ]
+        return np.stack([weight_m for weight_m, _ in parts]), np.array([bias for _, bias in parts])
+    regression = LogisticRegression(C=penalty, max_iter=2000).fit(value_Bm, labels, weight_K[labels])
     weight_Km, bias_K = regression.coef_, regression.intercept_
     if len(weight_K) == 2:
         weight_Km, bias_K = (np.concatenate([-part / 2, part / 2]) for part in (weight_Km, bias_K))
     return weight_Km, bias_K
 
 
-def sampled_rows(train: ChunkedDocuments, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+def _fit_label(value_Bm: Any, label_B: np.ndarray, weight: float, penalty: float) -> tuple[np.ndarray, float]:
+    """Weights (m,) and bias of one label of several, whose documents have a weight; only a bias if all or none have it."""
+    num = int(label_B.sum())
+    if num in (0, len(label_B)):
+        return np.zeros(value_Bm.shape[1]), float(np.log((num + 0.5) / (len(label_B) - num + 0.5)))
+    regression = LogisticRegression(C=penalty, max_iter=2000)
+    regression.fit(value_Bm, label_B, np.where(label_B == 1, weight, 1.0))
+    return regression.coef_[0], float(regression.intercept_[0])
+
+
+def sampled_rows(train: ChunkedDocuments, labels: np.ndarray, num_labels: int) -> np.ndarray:
     """Rows of the documents that features are fitted to: all in a random order, up to the limits, and at least one of each
     class."""
-    order = np.random.default_rng(train.seed).permutation(len(labels_B))
-    firsts = [order[np.flatnonzero(labels_B[order] == label)[0]] for label in range(num_labels)]
+    order = np.random.default_rng(train.seed).permutation(len(labels))
+    of_label = (labels[order][:, k] == 1 if labels.ndim == 2 else labels[order] == k for k in range(num_labels))
+    firsts = [order[np.flatnonzero(is_of_B)[0]] for is_of_B in of_label]
     return np.array(list(dict.fromkeys([*firsts, *order[:MAX_DOCUMENTS].tolist()])))
 
 
