@@ -5,6 +5,9 @@ framed: acted on a stage, dreamed, read in a book, imagined, shown on a screen. 
 happens. Half of a story's scenes are framed whatever its label, and the frames' content is milder around severe scenes: the
 words of severe scenes occur in every class about as often, and only reading tells which of them happened. The position of the deciding
 scene is uniform over the text, and is recorded.
+
+`descriptor_corpus` writes stories with content descriptors in the same way: a story has those whose scenes happen in it, any
+number of them.
 """
 
 from dataclasses import dataclass
@@ -96,6 +99,50 @@ CONTENT: dict[str, list[str]] = {
     ],
 }
 
+# What happens in a scene, by content descriptor.
+DESCRIPTORS: dict[str, list[str]] = {
+    "violence": [
+        "{x} swung at {y}, and they rolled in the dust with bleeding lips.",
+        "{x} hit {y} with a chair leg and gave out a black eye.",
+        "{x} stabbed {y} in the arm, and there was blood on the floor.",
+        "{x} fired the rifle at {y}, who fell with a wound in the leg.",
+        "{x} threw {y} down the stairs and broke two ribs.",
+        "{x} and two others beat {y} with sticks until the bones cracked.",
+        "{x} held {y} by the throat and squeezed.",
+        "{x} punched {y} in the stomach and kicked him as he lay there.",
+    ],
+    "substances": [
+        "{x} drained the bottle of gin and was sick behind the shed.",
+        "{x} and {y} got drunk on plum brandy and could not stand.",
+        "{x} injected heroin, and {y} took what was left in the needle.",
+        "{x} swallowed a handful of pills and washed them down with wine.",
+        "{x} rolled a joint, and {y} smoked it down to the fingers.",
+        "{x} sold {y} a bag of cocaine, and they sniffed a line each.",
+        "{x} lit one cigarette from the other and offered {y} a flask of rum.",
+        "{x} brewed a spirit from potatoes, and {y} drank till the room turned.",
+    ],
+    "language": [
+        "{x} called {y} a damned liar and a filthy swine.",
+        "{x} swore at {y} in words that made the carter blush.",
+        "{x} shouted curse after curse, and {y} told him to go to hell.",
+        "{x} wrote a bloody insult on the door of {y}, in capitals.",
+        "{x} yelled obscene rhymes, and {y} answered with worse oaths.",
+        "{x} hissed that {y} was a bastard and the son of one.",
+        "{x} swore like a bargeman, damn this and damn that, at {y}.",
+        "{x} screamed vulgar names at {y} across the yard.",
+    ],
+    "horror": [
+        "{x} saw the dead grandmother of {y} rise from the grave and beckon.",
+        "{x} heard a thing without a face scratch at the lid, and {y} shrieked.",
+        "{x} felt cold fingers in the dark, and {y} was no longer there.",
+        "{x} found the mirror empty, and behind {y} the shadow was grinning.",
+        "{x} opened the cellar, and what had been {y} crawled up on all fours.",
+        "{x} counted the ghosts at the table, and {y} was one of them.",
+        "{x} watched the doll of {y} turn its head and whisper a name.",
+        "{x} ran from the howling, and {y} saw the eyes of the demon glow.",
+    ],
+}
+
 # How a scene that happens begins and ends.
 REAL: list[tuple[str, str]] = [
     ("{time} it came to a head at the {place}.", "Everyone knew of it by nightfall."),
@@ -148,7 +195,23 @@ def write_story(
 ) -> tuple[str, list[dict[str, Any]]]:
     """A story of about `num_chunks` chunks, and the characters `[start, end)` of the scene that decides its label (none
     for General)."""
-    names = [str(name) for name in rng.permutation(NAMES)[:6]]
+    names = draw_names(rng)
+    scenes = plan_scenes(label, num_chunks, rng)
+    text, happened = assemble_story(scenes, names, num_chunks, words_in_chunk, rng)
+    if label == "General":
+        return text, []
+    return text, [{"start": start, "end": end} for scene, start, end in happened if scene.content == label]
+
+
+def draw_names(rng: np.random.Generator) -> list[str]:
+    """The six people of a story."""
+    return [str(name) for name in rng.permutation(NAMES)[:6]]
+
+
+def assemble_story(
+    scenes: list[Scene], names: list[str], num_chunks: int, words_in_chunk: int, rng: np.random.Generator
+) -> tuple[str, list[tuple[Scene, int, int]]]:
+    """The text of a story, and each scene that happens with its characters `[start, end)`."""
 
     def fill(template: str, x: int = 2, y: int = 3) -> str:
         a, b = rng.permutation(names[:2])
@@ -165,11 +228,10 @@ def write_story(
         )
 
     paragraphs: list[tuple[str, Scene | None]] = []
-    scenes = plan_scenes(label, num_chunks, rng)
     for scene in scenes:
         before, after = (FRAMED if scene.framed else REAL)[rng.integers(8)]
         x, y = rng.permutation([2, 3, 4, 5])[:2]
-        content = str(rng.choice(CONTENT[scene.content]))
+        content = str(rng.choice((CONTENT | DESCRIPTORS)[scene.content]))
         paragraphs.append((" ".join(fill(part, x, y) for part in (before, content, after)), scene))
     num_words = sum(len(text.split()) for text, _ in paragraphs)
     quiet: list[tuple[str, Scene | None]] = []
@@ -185,14 +247,14 @@ def write_story(
     rng.shuffle(paragraphs)  # those that share a gap
     for gap, item in sorted(zip(gaps.tolist(), paragraphs, strict=True), key=lambda pair: -pair[0]):
         shuffled.insert(gap, item)
-    text, evidence = "", []
+    text, happened = "", []
     for paragraph, part in shuffled:
         start = len(text)
         text += paragraph
-        if label != "General" and part is not None and part.content == label and not part.framed:
-            evidence.append({"start": start, "end": len(text)})
+        if part is not None and not part.framed:
+            happened.append((part, start, len(text)))
         text += "\n\n"
-    return text.rstrip("\n"), evidence
+    return text.rstrip("\n"), happened
 
 
 def demo_corpus(num_documents: int = 2400, seed: int = 7, words_in_chunk: int = 30) -> list[dict[str, Any]]:
@@ -208,4 +270,36 @@ def demo_corpus(num_documents: int = 2400, seed: int = 7, words_in_chunk: int = 
         num_chunks = int(np.clip(round(rng.lognormal(1.9, 0.6)), 1, 25))
         text, evidence = write_story(str(label), num_chunks, words_in_chunk, rng)
         documents.append({"id": f"story-{number:04d}", "text": text, "label": str(label), "evidence": evidence})
+    return documents
+
+
+def descriptor_corpus(num_documents: int = 2400, seed: int = 7, words_in_chunk: int = 30) -> list[dict[str, Any]]:
+    """Stories with content descriptors: `{"id", "text", "label": [descriptor, …], "evidence": [{"start", "end", "label"}]}`.
+
+    A third of the stories have none. Half of the scenes are framed, and of the framed ones most are of descriptors that the
+    story does not have.
+
+    Args:
+        words_in_chunk: as for `demo_corpus`.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = list(DESCRIPTORS)
+    documents = []
+    for number in range(num_documents):
+        own = [str(name) for name in rng.permutation(kinds)[: rng.choice(4, p=[0.33, 0.32, 0.25, 0.10])]]
+        num_scenes = max(len(own), 1 + int(rng.integers(2)))
+        num_chunks = int(np.clip(round(rng.lognormal(1.9, 0.6)), 3 * num_scenes, 25))
+        others = [name for name in kinds if name not in own] or kinds
+        scenes = [Scene(name, framed=False) for name in own]
+        scenes += [Scene("General", framed=False)] * (num_scenes - len(own))
+        scenes += [
+            Scene(str(rng.choice(kinds if rng.random() < 0.2 else others)), framed=True) for _ in range(num_scenes)
+        ]
+        text, happened = assemble_story(scenes, draw_names(rng), num_chunks, words_in_chunk, rng)
+        evidence = [
+            {"start": start, "end": end, "label": scene.content}
+            for scene, start, end in happened
+            if scene.content in DESCRIPTORS
+        ]
+        documents.append({"id": f"story-{number:04d}", "text": text, "label": sorted(own), "evidence": evidence})
     return documents

@@ -82,7 +82,7 @@ def label_names(part: datasets.Dataset) -> list[str]:
 
 
 def is_multi_label(part: datasets.Dataset) -> bool:
-    return not isinstance(part.features["label"], datasets.ClassLabel)
+    return isinstance(part.features["label"], datasets.List)
 
 
 def label_feature(names: Sequence[str], problem_type: str) -> Any:

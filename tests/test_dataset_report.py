@@ -375,8 +375,10 @@ def test_length_by_chance_is_no_effect():
     rng = np.random.default_rng(0)
     for num_documents in (40, 200, 2000):
         labels, lengths = rng.integers(2, size=num_documents), rng.lognormal(6, 1, num_documents)
-        assert length_effects(pd.DataFrame({"label": labels, "num_tokens": lengths})) == []
-        effects = length_effects(pd.DataFrame({"label": labels, "num_tokens": lengths * (1 + 50 * labels)}))
+        documents = pd.DataFrame({"label": labels, "num_tokens": lengths})
+        assert length_effects(documents, documents) == []
+        documents["num_tokens"] *= 1 + 50 * labels
+        effects = length_effects(documents, documents)
         assert {label: longer > 0.5 for label, longer in effects} == {0: False, 1: True}
 
 
