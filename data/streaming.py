@@ -8,7 +8,8 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from data.chunk_dataset import ChunkedDocuments
-from data.documents import Columns, check_surrogates, joined_text, normalize_sections, to_label, to_name
+from data.documents import Columns, check_surrogates, joined_text, normalize_sections, to_name
+from data.labels import MULTI, SINGLE
 from data.readers import ReadOptions, Row, Source
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 
@@ -91,7 +92,8 @@ def source_stream(
         ValueError: during iteration, for a row without text or with a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
-    columns, found = Columns(), Source([source], ReadOptions(encoding_errors=encoding_errors))
+    columns = Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
+    found = Source([source], ReadOptions(encoding_errors=encoding_errors))
 
     def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)
@@ -102,17 +104,19 @@ def source_stream(
         try:
             if row.error:
                 raise ValueError(row.error)
-            label, (text, _) = to_label(row.values.get(columns.label)), joined_text(row, columns)
+            own, (text, _) = columns.labels_of(row.values), joined_text(row, columns)
             if text is None:
                 raise ValueError("no text")
-            if label not in ids:
-                raise ValueError(f"label {label!r}, expected one of {', '.join(ids)}")
+            if own is None or not ids.keys() >= set(own):
+                unknown = [label for label in own or [""] if label not in ids]
+                raise ValueError(f"label {unknown[0]!r}, expected one of {', '.join(ids)}")
             text, _ = normalize_sections(check_surrogates(text, encoding_errors), [])
         except ValueError as error:
             raise ValueError(f"{source}: {row.location}: {error}.") from error
         tokens = tokenize_batch([text], chunked.tokenizer)
         [input_ids], [breaks] = tokens["input_ids"], tokens["token_break"]
-        item = {"label": ids[label], "id": to_name(row.values.get(columns.id)) or f"row-{number}"}
+        label = [ids[name] for name in own] if chunked.is_multi_label else ids[own[0]]
+        item = {"label": label, "id": to_name(row.values.get(columns.id)) or f"row-{number}"}
         return chunked.item(number, {**item, "input_ids": input_ids, "token_break": breaks})
 
     return StreamedDocuments(rows, cut, **options)

@@ -101,7 +101,8 @@ class TrainingMonitor(TrainerCallback, ExportableState):
             return
         self.evaluations.append((totals["loss"] / totals["steps"], metrics["eval_loss"]))
         train, evaluated = (list(values) for values in zip(*self.evaluations, strict=True))
-        chance = math.log(self.trainer.model.config.num_labels)
+        config = self.trainer.model.config
+        chance = math.log(2 if config.is_multi_label else config.num_labels)
         count = len(train)
         if count >= 4 and all(train[-k] < train[-k - 1] and evaluated[-k] > evaluated[-k - 1] for k in (1, 2, 3)):
             self.warn(

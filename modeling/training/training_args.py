@@ -169,7 +169,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
     # Loss
     class_weights: str = field(
         default="balanced",
-        metadata={"help": "balanced (total / (K × count) of the training labels), none, or General=0.7,Teen=1.5,…"},
+        metadata={
+            "help": "balanced (total / (K × count) of the training labels), none, or General=0.7,Teen=1.5,… With several "
+            "labels a document, weights of the documents that have a label; balanced: those without it ÷ those with it."
+        },
     )
     # Optimizer
     head_lr_multiplier: float = field(
@@ -250,7 +253,8 @@ class HierarchicalTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "f1_macro, severity_f1, or a recall to reach, e.g. recall_Mature=0.95: class biases added to the log "
-            "scores are chosen for it on validation. Default: the label with the highest score."
+            "scores are chosen for it on validation. Default: the label with the highest score. With several labels a "
+            "document: f1_macro (the default), f1_micro, recall=0.9 or recall_LABEL=0.9, for which thresholds are chosen."
         },
     )
     # Hub
@@ -326,7 +330,7 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # Trainer would minimize recall_loss, the recall of a label named "loss".
-            self.greater_is_better: bool | None = self.metric_for_best_model.removeprefix("eval_") != "loss"
+            self.greater_is_better: bool | None = not self.metric_for_best_model.endswith("loss")
         # Without an accelerator Trainer allows bf16 only with use_cpu.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:

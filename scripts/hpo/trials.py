@@ -99,7 +99,8 @@ class Search:
         set_seed(self.args.seed)
         setup = self.setup
         options = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
-        model = build_model(replace(self.model_args, **options), setup.labels, self.args, setup.tokenizer)
+        model_args = replace(self.model_args, **options)
+        model = build_model(model_args, setup.labels, self.args, setup.tokenizer, setup.problem_type)
         model.live_chunks = self.live_chunks
         configure_malloc(model, self.args.device)
         if self.args.freeze_encoder:

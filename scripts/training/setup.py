@@ -82,6 +82,7 @@ class TrainingSetup:
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
         lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
+        problem_type: whether a document has one label or several, see data/labels.py.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -97,6 +98,7 @@ class TrainingSetup:
     collator: DocumentCollator
     documents: dict[str, Any]
     lexical_weighting: str = "auto"
+    problem_type: str = SINGLE
 
     def trainer_arguments(self, args: HierarchicalTrainingArguments) -> dict[str, Any]:
         """The keyword arguments of `WeightedTrainer`, except for the model."""
@@ -109,7 +111,7 @@ class TrainingSetup:
             "data_collator": self.collator,
             "train_dataset": self.documents["train"],
             "eval_dataset": self.documents["validation"],
-            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights, self.model.config.is_multi_label),
+            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights, self.problem_type == MULTI),
         }
 
 
@@ -136,7 +138,8 @@ def build_setup(
     severity_weights = parse_severity_weights(args.severity_weights, len(labels))
     check_metric_name(args.metric_for_best_model, labels, is_multi)
     check_decision(args.decision_metric, labels, label_array(splits["validation"]))
-    model = build_model(model_args, labels, args, tokenizer, MULTI if is_multi else SINGLE)
+    problem_type = MULTI if is_multi else SINGLE
+    model = build_model(model_args, labels, args, tokenizer, problem_type)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
@@ -156,6 +159,7 @@ def build_setup(
         collator,
         documents=dict(chunked),
         lexical_weighting=model_args.lexical_weighting,
+        problem_type=problem_type,
     )
 
 

@@ -1,0 +1,388 @@
+"""Several labels a document: from sources to a trained model."""
+
+import copy
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn import metrics as sklearn_metrics
+
+from data.demo_corpus import DESCRIPTORS, descriptor_corpus
+from data.documents import Columns, read_documents
+from data.labels import MULTI, label_array, label_names
+from data.preparation import prepare_dataset
+from data.prepared_dataset import load_prepared
+from data.readers import Source
+from data.splits import make_splits
+from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
+from modeling.hierarchical_roberta.decision import SeveralLabels, decision_of
+from modeling.training.calibration import fit_label_calibration, fit_logit_weights
+from modeling.training.losses import balanced_positive_weights, weight_sum, weighted_loss_sum
+from modeling.training.metrics import multi_label_metrics
+from modeling.training.thresholds import best_threshold, fit_thresholds, parse_threshold_metric
+from tests.conftest import assert_refused, run_command, tiny_rows, train
+from tests.tiny_training import SplitLengths, trainer_for
+
+NAMES = ["drugs", "language", "violence"]
+
+
+def rows_with_labels(count: int = 60) -> list[dict]:
+    """Rows of `tiny_rows`, each with a sentence for each label that it has; every fourth has none."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number, row in enumerate(tiny_rows(count)):
+        own = [] if number % 4 == 0 else sorted(rng.permutation(NAMES)[: 1 + number % 3].tolist())
+        text = row["text"] + "".join(f" There was {name}, and {name} again." for name in own)
+        rows.append({"id": row["id"], "text": text, "label": own})
+    return rows
+
+
+def write_table(path, rows, **columns):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["id", "text", *columns])
+        writer.writeheader()
+        for row in rows:
+            made = {name: make(row["label"]) for name, make in columns.items()}
+            writer.writerow({"id": row["id"], "text": row["text"]} | made)
+    return path
+
+
+@pytest.fixture(scope="module")
+def multi_folder(tmp_path_factory, roberta_folder):
+    folder = tmp_path_factory.mktemp("multi")
+    source = folder / "stories.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows_with_labels()), encoding="utf-8")
+    columns = Columns(problem_type=MULTI)
+    prepare_dataset(str(source), str(roberta_folder), folder / "data", columns=columns, keep=["duplicate"])
+    return folder / "data"
+
+
+# ---- data ----
+
+
+def test_every_form_of_the_labels_gives_the_same_documents(tmp_path):
+    rows = rows_with_labels(12)
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "text": datasets.Value("string"),
+            "label": datasets.List(datasets.ClassLabel(names=NAMES)),
+        }
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "ids.parquet")
+    marks = {name: lambda own, name=name: int(name in own) for name in NAMES}
+    several = {"problem_type": MULTI}
+    sources = [
+        (tmp_path / "lists.jsonl", Columns(**several)),
+        (tmp_path / "ids.parquet", Columns(**several)),
+        (write_table(tmp_path / "json.csv", rows, label=json.dumps), Columns(**several)),
+        (
+            write_table(tmp_path / "text.csv", rows, tags="; ".join),
+            Columns(label="tags", label_separator=";", **several),
+        ),
+        (write_table(tmp_path / "marks.csv", rows, **marks), Columns(label_columns=NAMES, **several)),
+    ]
+    for path, columns in sources:
+        documents, _ = read_documents(Source([str(path)]), columns)
+        assert [sorted(own) for own in documents["label"]] == [row["label"] for row in rows], path.name
+        assert list(documents["id"]) == [row["id"] for row in rows]
+
+
+def test_no_label_is_an_answer_and_a_missing_cell_is_not(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "One.", "label": []}\n{"text": "Two.", "label": null}\n')
+    with pytest.raises(ValueError, match=r"1 with no label \[missing_label\]: row 2"):
+        read_documents(Source([str(tmp_path / "a.jsonl")]), Columns(problem_type=MULTI))
+    documents, _ = read_documents(
+        Source([str(tmp_path / "a.jsonl")]), Columns(problem_type=MULTI), drop=["missing_label"]
+    )
+    assert list(documents["label"]) == [[]]
+
+
+def test_label_hygiene_is_that_of_one_label(tmp_path):
+    rows = [["Drugs", "drugs "], ["Drugs", "1.0"], ["drugs"], ["1"]]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"Text {i}.", "label": own}) + "\n" for i, own in enumerate(rows))
+    )
+    source, columns = Source([str(tmp_path / "a.jsonl")]), Columns(problem_type=MULTI)
+    with pytest.raises(ValueError, match="looks like a more frequent one"):
+        read_documents(source, columns)
+    merged, _ = read_documents(source, columns, merge_labels=True)
+    [names] = {tuple(own) for own in list(merged["label"])[:1]}
+    assert list(merged["label"]) == [list(names), [*names, "1"], list(names), ["1"]]
+    named, _ = read_documents(source, columns, labels=["DRUGS", "1"], merge_labels=True)
+    assert list(named["label"]) == [["DRUGS"], ["DRUGS", "1"], ["DRUGS"], ["1"]]
+    with pytest.raises(ValueError, match=r"not in --labels \[unknown_label\].*'drugs'"):
+        read_documents(source, columns, labels=["Drugs", "1"])
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path, roberta_folder):
+    rows = rows_with_labels(8)
+    table = write_table(tmp_path / "a.csv", rows, label=";".join, mark=lambda own: "x")
+    given = {"source": table, "tokenizer": roberta_folder, "output_dir": tmp_path / "data"}
+    for extra, words in (
+        ({"problem_type": MULTI}, "set --label_separator"),
+        ({"label_columns": "mark"}, "expected 0 or 1 in the column 'mark', got 'x'"),
+        ({"label_columns": "none"}, "no column for --label_columns none"),
+        ({"label_columns": "mark", "label_separator": ";"}, "set one"),
+        ({"label_separator": ";", "problem_type": "single_label_classification"}, f"set --problem_type {MULTI}"),
+    ):
+        assert_refused(run_command("scripts.prepare_dataset", **given, **extra), words)
+    lists = write_table(tmp_path / "b.csv", rows, label=json.dumps)
+    assert_refused(run_command("scripts.prepare_dataset", **given | {"source": lists}), f"--problem_type {MULTI}")
+
+
+def test_splits_keep_the_shares_of_rare_labels_and_groups_together():
+    rng = np.random.default_rng(0)
+    shares = {f"label {k}": 0.5 / (k + 1) for k in range(10)}
+    labels = [[name for name, share in shares.items() if rng.random() < share] for _ in range(2000)]
+    groups = [int(group) for group in rng.integers(1500, size=2000)]
+    splits = make_splits(labels, groups, (0.8, 0.1, 0.1), seed=1)
+    for name in [*shares, None]:
+        has = [name in own if name else not own for own in labels]
+        number = sum(has)
+        for split, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+            found = sum(split == here for here, is_in in zip(splits, has, strict=True) if is_in)
+            assert found == pytest.approx(share * number, abs=max(2.5, 0.02 * number)), (name, split)
+    assert all(len({splits[i] for i in np.flatnonzero(np.array(groups) == group)}) <= 1 for group in range(1500))
+
+
+def test_the_prepared_dataset_has_ids_counts_and_what_occurs_together(multi_folder):
+    splits, manifest = load_prepared(str(multi_folder))
+    assert manifest["problem_type"] == MULTI
+    assert label_names(splits["train"]) == NAMES
+    rows = {row["id"]: row["label"] for row in rows_with_labels()}
+    for part in splits.values():
+        found = label_array(part)
+        for id_, marks in zip(part["id"], found, strict=True):
+            assert [NAMES[k] for k in np.flatnonzero(marks)] == rows[id_]
+    about, train_labels = manifest["splits"]["train"], label_array(splits["train"])
+    assert about["labels"] == dict(zip(NAMES, train_labels.sum(axis=0).tolist(), strict=True))
+    assert about["labels_of_a_document"]["0"] == int((train_labels.sum(axis=1) == 0).sum())
+    together = {(first, second): both for first, second, both in about["labels_together"]}
+    assert together["drugs", "violence"] == int((train_labels[:, 0] & train_labels[:, 2]).sum())
+    page = (multi_folder / "dataset_report.html").read_text(encoding="utf-8")
+    assert "Labels together" in page
+    assert f"<td>{together['drugs', 'violence']}</td>" in page
+
+
+# ---- loss, decisions, metrics ----
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 0.5, 7.0])])
+def test_the_parts_add_up_to_torchs_loss(weights, label_smoothing):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(16, 3), torch.randint(2, (16, 3)).float()
+    parts = [weighted_loss_sum(logits[i : i + 1], labels[i : i + 1], weights, label_smoothing) for i in range(16)]
+    smooth = labels * (1 - label_smoothing) + label_smoothing / 2
+    whole = torch.nn.functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights)
+    torch.testing.assert_close(sum(parts) / weight_sum(labels, weights), whole)
+    labels[3, 1] = labels[5] = -100
+    known = labels != -100
+    one_by_one = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, smooth, pos_weight=weights, reduction="none"
+    )
+    found = weighted_loss_sum(logits, labels, weights, label_smoothing) / weight_sum(labels, weights)
+    torch.testing.assert_close(found, one_by_one[known].mean())
+
+
+def test_positive_weights_are_negatives_by_positives():
+    assert balanced_positive_weights([20, 1, 0], 500).tolist() == [24.0, 100.0, 100.0]
+
+
+class MultiLabelDocuments(SplitLengths):
+    """Random documents with up to three labels; one of a document's is unknown now and then."""
+
+    def __init__(self, count: int = 50):
+        super().__init__(count)
+        rng = np.random.default_rng(2)
+        for item in self.items:
+            item["labels"] = rng.choice([0, 1, -100], 3, p=[0.6, 0.35, 0.05]).astype(np.float32)
+
+
+@pytest.fixture
+def multi_model(roberta_model):
+    roberta_model.config.problem_type = MULTI
+    return roberta_model
+
+
+@pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
+def test_16x1_and_4x4_and_1x16_are_the_same(multi_model, tmp_path, label_smoothing_factor):
+    trained = []
+    for batch, accumulation in ((16, 1), (4, 4), (1, 16)):
+        trainer = trainer_for(
+            copy.deepcopy(multi_model),
+            tmp_path,
+            MultiLabelDocuments(),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            label_smoothing_factor=label_smoothing_factor,
+            logging_steps=1,
+        )
+        trainer.compute_metrics = None
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        trained.append((trainer.model.state_dict(), losses))
+    (reference, losses), *others = trained
+    assert len(losses) == 4
+    for weights, other in others:
+        assert other == pytest.approx(losses, abs=1e-5)
+        for name, value in reference.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=0)
+
+
+def test_the_models_own_loss_leaves_unknown_labels_out(multi_model):
+    documents = MultiLabelDocuments(6)
+    trainer_batch = {
+        "input_ids": torch.randint(5, 99, (6, 8)),
+        "num_chunks": torch.ones(6, dtype=torch.long),
+        "labels": torch.from_numpy(np.stack([item["labels"] for item in documents.items])),
+    }
+    output = multi_model.eval()(**trainer_batch)
+    known = trainer_batch["labels"] != -100
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        output.logits[known], trainer_batch["labels"][known]
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_metrics_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.random((40, 3)) < 0.3, rng.random((40, 3))
+    labels[:5] = False
+    predicted = scores > 0.6
+    found = multi_label_metrics(predicted, labels, scores, NAMES)
+    for average in ("micro", "macro", "weighted"):
+        expected = sklearn_metrics.f1_score(labels, predicted, average=average, zero_division=0)
+        assert found[f"f1_{average}"] == pytest.approx(expected)
+    # Of documents without labels and predictions, scikit-learn takes the value of zero_division.
+    assert found["f1_samples"] == pytest.approx(
+        sklearn_metrics.f1_score(labels, predicted, average="samples", zero_division=1)
+    )
+    assert found["average_precision_macro"] == pytest.approx(sklearn_metrics.average_precision_score(labels, scores))
+    assert found["label_ranking_average_precision"] == pytest.approx(
+        sklearn_metrics.label_ranking_average_precision_score(labels, scores)
+    )
+    assert found["hamming_loss"] == pytest.approx((labels != predicted).mean())
+    assert found["subset_accuracy"] == pytest.approx((labels == predicted).all(axis=1).mean())
+    for k, name in enumerate(NAMES):
+        assert found[f"recall_{name}"] == pytest.approx(sklearn_metrics.recall_score(labels[:, k], predicted[:, k]))
+        expected = sklearn_metrics.average_precision_score(labels[:, k], scores[:, k])
+        assert found[f"average_precision_{name}"] == pytest.approx(expected)
+        assert found[f"support_{name}"] == labels[:, k].sum()
+
+
+def test_thresholds_are_best_by_f1_or_reach_a_recall():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 3)) < [0.4, 0.1, 0.005]
+    scores = np.clip(0.3 * labels + 0.5 * rng.random((200, 3)), 0, 1)
+    thresholds = fit_thresholds(scores, labels, *parse_threshold_metric("f1_macro", NAMES))
+    for k in (0, 1):
+        best = max(sklearn_metrics.f1_score(labels[:, k], scores[:, k] >= t) for t in np.unique(scores[:, k]))
+        assert sklearn_metrics.f1_score(labels[:, k], scores[:, k] >= thresholds[k]) == best
+    # Too few documents to choose by: as over all labels together.
+    assert labels[:, 2].sum() < 3
+    assert thresholds[2] == best_threshold(scores.ravel(), labels.ravel())
+    assert len(set(fit_thresholds(scores, labels, *parse_threshold_metric("f1_micro", NAMES)))) == 1
+    reached = fit_thresholds(scores, labels, *parse_threshold_metric("recall=0.95", NAMES))
+    recalls = [sklearn_metrics.recall_score(labels[:, k], scores[:, k] >= reached[k]) for k in (0, 1)]
+    assert min(recalls) >= 0.95
+    only = fit_thresholds(scores, labels, *parse_threshold_metric("recall_drugs=1.0", NAMES))
+    assert only[0] < thresholds[0]
+    assert only[1:].tolist() == thresholds[1:].tolist()
+    for wrong in ("accuracy", "recall=2", "recall_none=0.5", "recall_drugs"):
+        with pytest.raises(ValueError, match="Invalid `decision_metric`"):
+            parse_threshold_metric(wrong, NAMES)
+
+
+def test_calibration_finds_the_slope_and_intercept_of_each_label():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 2))
+    truth = np.array([[2.0, -1.0], [0.5, 0.7]])
+    labels = rng.random(logits.shape) < SeveralLabels(truth.tolist()).scores(logits)
+    np.testing.assert_allclose(fit_label_calibration(logits, labels), truth, atol=0.1)
+    # Of a few documents that are all decided rightly, nothing is certain; nor of a label that none has.
+    few = fit_label_calibration(np.array([[9.0, 1.0], [8.0, 0.0], [-9.0, 2.0]]), np.array([[1, 0], [1, 0], [0, 0]]))
+    assert 0.6 < SeveralLabels(few.tolist()).scores(np.array([[9.0, 1.0]]))[0, 0] < 0.9
+    assert np.isfinite(few).all()
+
+
+def test_encoder_and_words_are_weighed_by_the_likelihood_under_sigmoids():
+    rng = np.random.default_rng(0)
+    good, noise = rng.normal(size=(2, 3000, 3))
+    labels = (rng.random(good.shape) < SeveralLabels().scores(2 * good)).astype(int)
+    assert fit_logit_weights(np.stack([good, noise]), labels) == pytest.approx([2.0, 0.0], abs=0.1)
+
+
+def test_a_config_tells_what_a_document_gets():
+    config = HierarchicalRobertaConfig(
+        num_labels=3,
+        problem_type=MULTI,
+        label_calibration=[[1.0, 0.0], [2.0, 0.0], [1.0, 5.0]],
+        thresholds=[0.5, 0.2, 0.9],
+    )
+    decision = decision_of(config)
+    assert decision.labels_of(np.array([-0.1, -0.5, 0.0])) == [2, 1]
+    assert decision.labels_of(np.array([-9.0, -9.0, -9.0])) == []
+    with pytest.raises(ValueError, match="`thresholds` must have an entry for each of the 3 labels"):
+        HierarchicalRobertaConfig(num_labels=3, problem_type=MULTI, thresholds=[0.5])
+    with pytest.raises(ValueError, match="problem_type"):
+        HierarchicalRobertaConfig(problem_type="several")
+
+
+# ---- runs ----
+
+
+def test_a_run_learns_labels_keeps_thresholds_and_does_not_depend_on_processes(multi_folder, roberta_folder, tmp_path):
+    given = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2, "per_device_eval_batch_size": 4}
+    ways = {"one": (1, 8, 1), "two": (2, 2, 2)}
+    for name, (processes, batch, accumulation) in ways.items():
+        done = train(
+            multi_folder,
+            roberta_folder,
+            tmp_path / name,
+            processes=processes,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            lexical_features=50,
+            decision_metric="recall=0.9",
+            **given,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ways)
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=0)
+    config = HierarchicalRobertaConfig.from_pretrained(tmp_path / "one")
+    assert config.is_multi_label
+    assert (len(config.thresholds), config.decision_metric, config.temperature) == (3, "recall=0.9", None)
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert min(metrics["validation"][f"recall_{name}"] for name in NAMES) >= 0.9
+    with open(tmp_path / "one" / "predictions_validation.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        over = {name for name, t in zip(NAMES, config.thresholds, strict=True) if float(row[name]) >= t - 1e-6}
+        assert set(json.loads(row["predicted"])) == over
+    labels = [[name in json.loads(row["label"]) for name in NAMES] for row in rows]
+    predicted = [[name in json.loads(row["predicted"]) for name in NAMES] for row in rows]
+    expected = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    assert metrics["validation"]["f1_macro"] == pytest.approx(expected)
+
+
+def test_stories_have_the_descriptors_whose_scenes_happen_in_them():
+    documents = descriptor_corpus(60)
+    assert {name for document in documents for name in document["label"]} == set(DESCRIPTORS)
+    assert any(not document["label"] for document in documents)
+    for document in documents:
+        assert sorted({span["label"] for span in document["evidence"]}) == document["label"]
+        for span in document["evidence"]:
+            scene = document["text"][span["start"] : span["end"]]
+            parts = [
+                [part for part in text.replace("{y}", "{x}").split("{x}") if part]
+                for text in DESCRIPTORS[span["label"]]
+            ]
+            assert any(all(part in scene for part in own) for own in parts)
