@@ -279,7 +279,7 @@ def preparation_summary(manifest: dict[str, Any]) -> str:
             f"{len(issue['rows'])} with {DESCRIPTIONS[problem]}: {issue['decision']}: {shorten(issue['rows'])}"
         )
     for split, statistics in manifest["splits"].items():
-        counts = ", ".join(f"{label} {count}" for label, count in statistics["labels"].items())
+        counts = shorten([f"{label} {count}" for label, count in statistics["labels"].items()], 20)
         tokens, coverage = statistics["tokens"], statistics["coverage"]
         lines.append(
             f"{split}: {statistics['documents']} documents ({counts}); tokens: median {tokens['median']:.0f}, max "

@@ -71,7 +71,8 @@ def make_splits(
     """Greedy stratified split by group: largest groups first, each to the split with the largest label deficit.
 
     Where documents have several labels, of groups of a size those with the rarest label come first, as in iterative
-    stratification (Sechidis et al. 2011); documents without any count as having one of their own.
+    stratification (Sechidis et al. 2011), and a label's first document is in train; documents without any count as having
+    one of their own.
     """
     if len(fractions) != 3 or min(fractions[:2]) <= 0 or fractions[2] < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"The split fractions must be three numbers that sum to 1, got {list(fractions)}.")
@@ -87,7 +88,7 @@ def make_splits(
     target = np.outer(fractions, num_K)
     denominator = np.maximum(target, 1e-9)
     filled = np.zeros_like(target)
-    splits = [""] * len(labels)
+    num_documents, splits = np.zeros(3), [""] * len(labels)
     has_several = len(rows) > len(labels)
 
     def order(group: list[int]) -> tuple[int, int]:
@@ -96,8 +97,13 @@ def make_splits(
     for group in sorted(members.values(), key=order):
         counts = label_BK[group].sum(axis=0)
         deficit = ((target - filled) / denominator * (target > 0)) @ counts
+        if has_several:  # rare labels would fill the small splits beyond their shares
+            deficit[num_documents >= np.array(fractions) * len(labels)] -= 1e9
         best = int(deficit.argmax())
+        if has_several and (filled[0][counts > 0] == 0).any():
+            best = 0  # what is not in train cannot be learned
         filled[best] += counts
+        num_documents[best] += len(group)
         for index in group:
             splits[index] = SPLITS[best]
     return splits

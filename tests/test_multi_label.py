@@ -151,6 +151,19 @@ def test_splits_keep_the_shares_of_rare_labels_and_groups_together():
     assert all(len({splits[i] for i in np.flatnonzero(np.array(groups) == group)}) <= 1 for group in range(1500))
 
 
+def test_rare_labels_are_in_train_and_do_not_swell_the_small_splits():
+    rng = np.random.default_rng(0)
+    labels = [
+        [f"label {k}" for k in np.flatnonzero(rng.random(600) < 3 / (k + 1 + np.arange(600)) ** 0.5 / 9)]
+        for k in range(1500)
+    ]
+    splits = make_splits(labels, list(range(1500)), (0.8, 0.1, 0.1), seed=1)
+    assert {name for own, split in zip(labels, splits, strict=True) if split == "train" for name in own} == {
+        name for own in labels for name in own
+    }
+    assert [splits.count(split) for split in ("train", "validation", "test")] == pytest.approx([1200, 150, 150], abs=3)
+
+
 def test_the_prepared_dataset_has_ids_counts_and_what_occurs_together(multi_folder):
     splits, manifest = load_prepared(str(multi_folder))
     assert manifest["problem_type"] == MULTI
