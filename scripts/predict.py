@@ -5,19 +5,22 @@
     accelerate launch --quiet --multi_gpu --num_processes 2 -m scripts.predict --model outputs/run \\
         --source big.parquet --output out.jsonl
 
-With --output, documents are distributed over the processes, and an interrupted run resumes where it stopped.
+With --output, documents are distributed over the processes, and an interrupted run resumes where it stopped. --model may also
+be a folder of scripts.export_onnx, which is faster on a CPU.
 """
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from scripts.common.cli import UserParser, run_and_exit
 from scripts.common.preparation_options import add_reading_options, reading_options
+from scripts.onnx import is_export
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="output_dir of a run, or a model id on the Hub")
+    parser.add_argument("--model", required=True, help="output_dir of a run, a model id on the Hub, or an ONNX export")
     parser.add_argument(
         "--source",
         action="append",
@@ -31,9 +34,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--evidence", type=int, default=3, help="maximum number of chunks returned as evidence")
     parser.add_argument(
         "--precision",
-        choices=("fp32", "bf16", "fp16"),
+        choices=("fp32", "bf16", "fp16", "int8"),
         default="fp32",
-        help="bf16 and fp16 are faster on a GPU; scores are less exact",
+        help="bf16 and fp16 are faster on a GPU; scores are less exact. int8, for a CPU, is a --model of its own: "
+        "scripts.export_onnx --quantize int8",
     )
     parser.add_argument(
         "--fail_on_error",
@@ -50,7 +54,24 @@ def parse_arguments() -> argparse.Namespace:
     reading_options(arguments)  # refuses wrong values
     if arguments.source is None and arguments.output is not None:
         raise ValueError("--output requires --source: a run on standard input cannot be resumed.")
+    check_export(arguments)
     return arguments
+
+
+def check_export(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where model, precision and installed packages do not fit together."""
+    model, precision = arguments.model, arguments.precision
+    if not is_export(model):
+        if precision == "int8":
+            raise ValueError(
+                f"--precision int8 needs an export: run python -m scripts.export_onnx --model {model} --quantize int8 "
+                "--output_dir DIR, then pass --model DIR without --precision."
+            )
+        return
+    if precision != "fp32":
+        raise ValueError(f"{model} is an ONNX export, whose precision is fixed: remove --precision {precision}.")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError(f"{model} is an ONNX export, which needs onnxruntime: pip install -e '.[onnx]'.")
 
 
 def main() -> int:

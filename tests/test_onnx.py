@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import logging
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,9 +21,11 @@ from transformers import AutoTokenizer, pipeline
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from scripts import export_onnx as command
 from scripts.common.cli import run_main
+from scripts.common.prediction import ResumableOutput
 from scripts.hub.upload import stage, stage_onnx
-from tests.conftest import LABELS, shared_folder, tiny_rows
-from tests.processes import ROOT
+from scripts.predict import main as predict_main
+from tests.conftest import LABELS, options, run_command, shared_folder, tiny_rows
+from tests.processes import ROOT, start_ranks
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install -e '.[onnx]'")
 pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -e '.[onnx]'")
@@ -263,6 +267,90 @@ def test_missing_packages_are_named_with_their_extra(tmp_path, monkeypatch, capl
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     assert call_command(lambda: run_main(command.main), model=tmp_path, output_dir=tmp_path / "out") == 1
     assert "needs onnxscript: pip install -e '.[onnx]'" in caplog.text
+
+
+# ---- scripts.predict ----
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """Documents to keep columns of, and two that cannot be classified."""
+    rows = [{**row, "url": f"http://{row['id']}"} for row in tiny_rows()]
+    rows[3:5] = [{"id": "none", "text": None}, {"id": "list", "text": [5]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_predict_takes_an_export_as_it_takes_the_model(plain, source):
+    done = [
+        run_command("scripts.predict", model=plain / name, source=source, keep_columns="url", evidence=9)
+        for name in ("run", "onnx")
+    ]
+    assert [each.returncode for each in done] == [0, 0], done[1].stderr
+    expected, found = (lines_of(each.stdout) for each in done)
+    assert [list(row) for row in found] == [list(row) for row in expected]
+    for row, wanted in zip(found, expected, strict=True):
+        assert [row.get(name) for name in ("id", "error", "label", "metadata")] == [
+            wanted.get(name) for name in ("id", "error", "label", "metadata")
+        ]
+        assert row.get("scores", {}) == pytest.approx(wanted.get("scores", {}), abs=1e-4)
+    counts = [re.search(r"Classified .*? tokens", each.stderr)[0] for each in done]
+    assert counts[0] == counts[1]
+
+
+def test_predict_with_an_export_is_resumed(plain, source, tmp_path, monkeypatch, capsys, call_command):
+    given = {"model": plain / "onnx", "source": source, "output": tmp_path / "out.jsonl"}
+    with monkeypatch.context() as patched:
+        patched.setattr(ResumableOutput, "merge", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call_command(predict_main, **given)
+    part = tmp_path / ".out.jsonl.parts" / "0.jsonl"
+    expected = part.read_text()
+    part.write_text("".join(expected.splitlines(keepends=True)[:10]) + '{"id": "torn')
+    with pytest.raises(ValueError, match=r"another .*model"):
+        call_command(predict_main, **{**given, "model": shutil.copytree(plain / "onnx", tmp_path / "other")})
+    capsys.readouterr()
+    call_command(predict_main, **given)
+    assert (tmp_path / "out.jsonl").read_text() == expected
+    assert f"Classified {len(lines_of(expected)) - 10} documents" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_processes_share_the_documents_with_an_export(plain, source, tmp_path):
+    done = run_command("scripts.predict", model=plain / "onnx", source=source)
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "scripts.predict", *options(model=plain / "onnx", source=source, output=output)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    ranks = start_ranks([command] * 2, environment, cwd=ROOT, stderr=subprocess.PIPE)
+    ends = [(rank.communicate(timeout=300)[1], rank.returncode) for rank in ranks]
+    assert [status for _, status in ends] == [0, 0], ends
+    alone, shared = lines_of(done.stdout), lines_of(output.read_text())
+    assert [row["id"] for row in shared] == [row["id"] for row in alone]
+    for row, wanted in zip(shared, alone, strict=True):
+        assert row.get("scores", {}) == pytest.approx(wanted.get("scores", {}), abs=1e-5)
+    assert f"Classified {len(alone) - 2} documents" in ends[0][0]
+
+
+def test_what_predict_cannot_do_with_an_export_is_said(plain, source, tmp_path, monkeypatch, call_command):
+    def refused(model: Path, **given) -> str:
+        with pytest.raises(ValueError) as error:
+            call_command(predict_main, model=model, source=source, **given)
+        return str(error.value)
+
+    assert "remove --precision bf16" in refused(plain / "onnx", precision="bf16")
+    assert f"scripts.export_onnx --model {plain / 'run'} --quantize int8" in refused(plain / "run", precision="int8")
+    half = shutil.copytree(plain / "onnx", tmp_path / "half")
+    for name, content in (("encoder.onnx", b"torn"), ("config.json", None)):
+        (half / name).unlink() if content is None else (half / name).write_bytes(content)
+        assert "written by python -m scripts.export_onnx" in refused(half)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    assert "pip install -e '.[onnx]'" in refused(plain / "onnx")
 
 
 def test_what_is_pushed_of_an_export_is_the_export(plain, tmp_path):

@@ -1,6 +1,7 @@
 """Raw text to a rating, with and without this project; and the predict command on top of it."""
 
 import csv
+import gc
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 
 import datasets
@@ -497,6 +499,64 @@ def predict(trained, source, *extra):
     return done.stdout
 
 
+def throughput(said: str) -> tuple[int, int]:
+    """Documents and tokens in the only line about the throughput, whose rates are in proportion."""
+    number = r"([\d,.]+)"
+    line = rf"Classified {number} documents with {number} tokens in .*: {number} documents/s, {number} tokens/s\."
+    [numbers] = re.findall(line, said)
+    documents, tokens, *rates = (float(each.replace(",", "")) for each in numbers)
+    assert rates[1] / rates[0] == pytest.approx(tokens / documents, rel=0.1)
+    return int(documents), int(tokens)
+
+
+def tokens_read(pipe, texts: list[str]) -> int:
+    """The tokens that the pipeline's encoder is given."""
+    counts = []
+    hook = pipe.model.encoder.register_forward_pre_hook(
+        lambda _, positional, given: counts.append(int(given["attention_mask"].sum())), with_kwargs=True
+    )
+    pipe(texts)
+    hook.remove()
+    return sum(counts)
+
+
+def test_the_throughput_is_of_what_was_classified_and_encoded(trained, rate, tmp_path):
+    rows = tiny_rows()[:12]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "none", "text": None}]))
+    for extra in ((), ("--output", str(tmp_path / "out.jsonl"))):
+        done = run_command("scripts.predict", *extra, model=trained, source=source)
+        assert throughput(done.stderr) == (12, tokens_read(rate, [row["text"] for row in rows]))
+        assert "documents/s" not in done.stdout
+
+
+def peak_of(function) -> int:
+    """Bytes of Python and numpy at the most while it runs."""
+    gc.collect()
+    tracemalloc.start()
+    function()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_grow_with_the_number_of_documents(trained, tmp_path, call_command):
+    text = " ".join(row["text"] for row in tiny_rows())[:500]
+
+    def predict_many(number: int) -> None:
+        source, output = (tmp_path / f"{name} {number}.jsonl" for name in ("rows", "out"))
+        line = json.dumps({"text": text}) + "\n"
+        with open(source, "w", encoding="utf-8") as file:
+            file.writelines(line for _ in range(number))
+        call_command(predict_main, model=trained, source=source, output=output, evidence=0)
+        assert output.read_bytes().count(b"\n") == number
+
+    predict_many(1)  # what is imported and cached once
+    # The first 100 rows are kept; 64 documents are in a batch, and 32 are tokenized ahead.
+    few, many = (peak_of(lambda number=number: predict_many(number)) for number in (200, 800))
+    assert many < 1.4 * few
+
+
 def test_a_row_that_cannot_be_classified_becomes_a_line_with_its_error(trained, tmp_path):
     source = tmp_path / "rows.jsonl"
     rows = [{"id": "a"}, {"id": "b", "text": None}, {"id": "c", "text": "A calm day."}, {"id": "d", "text": " "},
@@ -587,7 +647,9 @@ def test_predict_resumes_after_a_kill_and_two_processes_share_the_documents(trai
     source = write_csv(
         tmp_path / "many.csv", [{**row, "id": f"{n}-{row['id']}"} for n in range(6) for row in tiny_rows()]
     )
-    expected = [json.loads(line) for line in predict(trained, source).splitlines()]
+    together = run_command("scripts.predict", model=trained, source=source)
+    assert together.returncode == 0, together.stderr
+    expected = [json.loads(line) for line in together.stdout.splitlines()]
     output = tmp_path / "rated.jsonl"
     command = [sys.executable, "-m", "scripts.predict", *options(model=trained, source=source)]
     killed = start([*command, "--output", output], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -597,18 +659,21 @@ def test_predict_resumes_after_a_kill_and_two_processes_share_the_documents(trai
     killed.kill()
     killed.wait()
     assert not output.exists()
+    num_done = part.read_bytes().count(b"\n")
     with open(part, "ab") as file:
         file.write(b'{"id": "torn')
     done = run_command("scripts.predict", model=trained, source=source, output=output, evidence=1)
     assert_refused(done, "evidence")
     done = run_command("scripts.predict", model=trained, source=source, output=output)
     assert done.returncode == 0, done.stderr
+    assert throughput(done.stderr)[0] == len(expected) - num_done
     shared = [*command, "--output", tmp_path / "shared.jsonl"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     ranks = start_ranks([shared] * 2, environment, cwd=ROOT, stderr=subprocess.PIPE)
-    for rank in ranks:
-        _, said = rank.communicate(timeout=300)
-        assert rank.returncode == 0, said
+    ends = [(rank.communicate(timeout=300)[1], rank.returncode) for rank in ranks]
+    assert [status for _, status in ends] == [0, 0], ends
+    assert throughput(ends[0][0]) == throughput(together.stderr)
+    assert "documents/s" not in ends[1][0]
     for rated in (lines_of(output), lines_of(tmp_path / "shared.jsonl")):
         assert [row["id"] for row in rated] == [row["id"] for row in expected]
         for row, wanted in zip(rated, expected, strict=True):

@@ -7,8 +7,9 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
 from itertools import chain, islice
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from data.documents import Columns, check_surrogates, joined_text, metadata_of, require_columns, section_at, to_name
@@ -25,10 +27,11 @@ from data.readers import ReadOptions, Row, Source
 from data.source_files import describe_unread
 from modeling.file_utils import atomic_write, write_text
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
-from modeling.training.runtime import set_num_threads
+from modeling.training.runtime import format_duration, set_num_threads
 from scripts.common.cli import comma_list
 from scripts.common.loading import load_classifier
 from scripts.common.preparation_options import reading_options
+from scripts.onnx import is_export
 
 
 def documents_of(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -75,8 +78,54 @@ def _read_standard_input(options: ReadOptions) -> str:
         ) from error
 
 
+def load(arguments: argparse.Namespace, device: torch.device) -> Callable[..., Any]:
+    """The pipeline of `--model`, or of an export the classifier that is called in the same way.
+
+    Raises:
+        ValueError: the model or export cannot be loaded.
+    """
+    num_threads = set_num_threads(arguments.cpu_threads) if device.type == "cpu" else 0
+    if not is_export(arguments.model):
+        model, tokenizer = load_classifier(arguments.model)
+        given: dict[str, Any] = {"device": device, "precision": arguments.precision, "task": "text-classification"}
+        return HierarchicalClassificationPipeline(model=model, tokenizer=tokenizer, **given)
+    try:
+        from scripts.onnx.predict_onnx import OnnxClassifier  # onnxruntime comes with an extra
+
+        return OnnxClassifier(arguments.model, num_threads)
+    except Exception as error:
+        raise ValueError(
+            f"No export could be loaded from {arguments.model} ({(str(error).splitlines() or [''])[0]}). Expected a folder "
+            "written by python -m scripts.export_onnx."
+        ) from error
+
+
+class Throughput:
+    """What a classifier does from now on: documents, tokens that its encoder reads (special ones included), and seconds."""
+
+    def __init__(self, classifier: Any):
+        self.documents, self.tokens, self.start = 0, 0, time.perf_counter()
+        self.preprocess, classifier.preprocess = classifier.preprocess, self.count
+
+    def count(self, text: str) -> dict[str, Any]:
+        document = self.preprocess(text)
+        self.documents += 1
+        self.tokens += sum(map(len, document["input_ids"]))
+        return document
+
+    def summary(self) -> str:
+        """One line about all processes, each of which has to call this; the seconds are those of the slowest."""
+        own = (self.documents, self.tokens, time.perf_counter() - self.start)
+        documents, tokens, seconds = zip(*gather_object([own]), strict=True)
+        rates = [sum(counts) / max(seconds) for counts in (documents, tokens)]
+        return (
+            f"Classified {sum(documents):,} documents with {sum(tokens):,} tokens in {format_duration(max(seconds))}: "
+            f"{rates[0]:,.1f} documents/s, {rates[1]:,.0f} tokens/s."
+        )
+
+
 def classified(
-    pipeline: HierarchicalClassificationPipeline, documents: Iterator[dict[str, Any]], **options: Any
+    classifier: Callable[..., Any], documents: Iterator[dict[str, Any]], evidence: int
 ) -> Iterator[dict[str, Any]]:
     """Results in the order of the documents, each with its id; of one with an error, the error. Documents are streamed."""
     pending: deque[dict[str, Any]] = deque()
@@ -91,12 +140,12 @@ def classified(
         while pending and "error" in pending[0]:
             yield pending.popleft()
 
-    for result in pipeline(texts(), **options):
+    for result in classifier(texts(), evidence=evidence):
         yield from errors()
         document = pending.popleft()
         del result["score"]
-        for evidence in result["evidence"] if document["sections"] else ():
-            evidence["section"] = section_at(document["sections"], evidence["start"])
+        for found in result["evidence"] if document["sections"] else ():
+            found["section"] = section_at(document["sections"], found["start"])
         kept = {"metadata": document["metadata"]} if document["metadata"] else {}
         yield {"id": document["id"], **result, **kept}
     yield from errors()
@@ -192,15 +241,12 @@ def predict(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output {output} already exists: choose another file or pass --overwrite.")
     # On CPU, `cpu=True` is required to join the other processes.
     # The timeout lets a rank that has finished wait for the slowest.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+    is_on_cpu = is_export(arguments.model) or not torch.accelerator.is_available()
+    state = PartialState(cpu=is_on_cpu, timeout=timedelta(days=30))
     if output is None and state.num_processes > 1:
         raise ValueError("Several processes cannot share standard output: pass --output FILE.")
-    if state.device.type == "cpu":
-        set_num_threads(arguments.cpu_threads)
-    model, tokenizer = load_classifier(arguments.model)
-    pipeline = HierarchicalClassificationPipeline(
-        model=model, tokenizer=tokenizer, device=state.device, task="text-classification"
-    )
+    classifier = load(arguments, state.device)
+    throughput = Throughput(classifier)
     parts = ResumableOutput(output, arguments, state) if output is not None else None
     done = parts.done() if parts else 0
     shard = islice(documents_of(arguments), state.process_index + done * state.num_processes, None, state.num_processes)
@@ -208,7 +254,7 @@ def predict(arguments: argparse.Namespace) -> int:
     out = open(parts.own, "a", encoding="utf-8") if parts else sys.stdout  # noqa: SIM115 (closed below)
     num_errors = 0
     try:
-        for result in classified(pipeline, shard, evidence=arguments.evidence, precision=arguments.precision):
+        for result in classified(classifier, shard, arguments.evidence):
             out.write(json.dumps(result, ensure_ascii=False) + "\n")
             out.flush()
             progress.update()
@@ -217,8 +263,11 @@ def predict(arguments: argparse.Namespace) -> int:
         progress.close()
         if parts:
             out.close()
+    summary = throughput.summary()
     if parts:
         num_errors = parts.merge()
     if num_errors and state.is_main_process:
         print(f"{num_errors} documents could not be classified: their lines have an `error`.", file=sys.stderr)
+    if state.is_main_process:
+        print(summary, file=sys.stderr)
     return 1 if num_errors and arguments.fail_on_error else 0
