@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from modeling.training.checkpointing import commit_checkpoint, find_checkpoint, list_checkpoints
 from scripts.hub.pusher import HubPusher
 from scripts.hub.upload import stage
-from tests.conftest import assert_refused, launched, options, tiny_rows, train, training_command
+from tests.conftest import assert_refused, launched, options, run_command, tiny_rows, train, training_command
 from tests.hub_repos import Repo
 from tests.hub_server import HubServer
 from tests.processes import ROOT, run, start
@@ -267,6 +267,30 @@ def test_a_space_is_pushed_beside_the_model(server, on_hub, run_copy):
     # A run whose code cannot say what each chunk contributes.
     (run_copy / "pipeline.py").write_text("# earlier")
     assert_refused(run(command, cwd=ROOT, env=on_hub()), "has the code of an earlier version", "for --space")
+
+
+def test_an_export_is_pushed_beside_the_model_and_predicts_from_there(server, on_hub, run_copy, tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="needs the extra onnx: pip install -e '.[onnx]'")
+    export = tmp_path / "exported"
+    done = run_command("scripts.export_onnx", model=run_copy, output_dir=export)
+    assert done.returncode == 0, done.stderr
+    (export / "stories.csv").write_text("private")
+    command = [sys.executable, "-m", "scripts.push_to_hub", *options(output_dir=run_copy, hub_model_id="org/model")]
+    done = run([*command, "--onnx", export], cwd=ROOT, env=on_hub())
+    assert done.returncode == 0, done.stderr
+    holds_the_end_of(last(server), run_copy, checkpoint=False)  # its card is the run's
+    pulled = tmp_path / "pulled"
+    code = "import sys; from huggingface_hub import snapshot_download as get; get('org/model', local_dir=sys.argv[1])"
+    done = run([sys.executable, "-c", code, pulled], cwd=ROOT, env=on_hub("elsewhere"))
+    assert done.returncode == 0, done.stderr
+    names = {path.relative_to(export) for path in export.rglob("*") if path.is_file()} - {Path("stories.csv")}
+    assert {path.relative_to(pulled / "onnx") for path in (pulled / "onnx").rglob("*") if path.is_file()} == names
+    (tmp_path / "story.txt").write_text(tiny_rows()[0]["text"])
+    predict = [sys.executable, pulled / "onnx" / "predict_onnx.py", tmp_path / "story.txt"]
+    done = subprocess.run(predict, capture_output=True, text=True, check=True)
+    expected = run_command("scripts.predict", model=run_copy, source=tmp_path / "story.txt")
+    assert json.loads(done.stdout)["scores"] == pytest.approx(json.loads(expected.stdout)["scores"], abs=1e-4)
 
 
 def test_hub_that_hangs_is_not_waited_for_without_bound(server, push, tmp_path):
