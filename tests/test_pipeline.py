@@ -307,7 +307,7 @@ def test_arguments_of_a_tokenizer_are_accepted_with_one_warning(rate, caplog):
 def test_evidence_that_is_not_asked_for_is_not_computed(rate, monkeypatch):
     expected = rate(TEXTS[1])[0]
     assert rate(TEXTS[1], evidence=True)[0] == expected
-    monkeypatch.delattr(sys.modules[type(rate).__module__], "leave_one_out_attributions")
+    monkeypatch.delattr(sys.modules[type(rate).__module__], "attributions_of_labels")
     for none in (False, 0):
         assert rate(TEXTS[1], evidence=none) == [{**expected, "evidence": []}]
 

@@ -1,9 +1,10 @@
-"""Leave-one-out attribution of a document's class to its chunks, from existing chunk vectors.
+"""Leave-one-out attribution of a document's labels to its chunks, from existing chunk vectors.
 
-C chunks of a document, S subsets of them, D hidden, M lexical features, K labels.
+C chunks of a document, S subsets of them, D hidden, M lexical features, K labels, E explained labels.
 Pushed to the hub with the model; imports only its siblings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from .precision import full_precision
 ROWS_AT_ONCE, WEIGHTS_AT_ONCE = 8_192, 1_000_000
 
 
-def log_odds(logits_SK: torch.Tensor, label: int) -> torch.Tensor:
-    """log p − log(1 − p) of a class, (S,)."""
+def log_odds(logits_SK: torch.Tensor, label: int, is_multi_label: bool = False) -> torch.Tensor:
+    """log p − log(1 − p) of a label, (S,): of several labels a document, its logit."""
+    if is_multi_label:
+        return logits_SK[:, label]
     others = [k for k in range(logits_SK.shape[1]) if k != label]
     return logits_SK[:, label] - logits_SK[:, others].logsumexp(dim=1)
 
@@ -52,14 +55,23 @@ def logits_of_subsets(
 def leave_one_out_attributions(
     model: Any, chunk_CD: torch.Tensor, label: int, count_CM: torch.Tensor | None = None, rest_M: Any = None
 ) -> torch.Tensor:
-    """Drop in the log-odds of a class when a chunk is left out and the others are pooled again, (C,).
+    """Drop in the log-odds of a label when a chunk is left out and the others are pooled again, (C,).
 
     Exact, unlike attention weights, which do not measure a chunk's effect on the output (Jain & Wallace 2019). The only
     chunk of a document is attributed all of its log-odds.
     """
-    num_chunks, counts = len(chunk_CD), (count_CM, rest_M)
-    full = log_odds(logits_of_subsets(model, chunk_CD, torch.ones(1, num_chunks, dtype=torch.bool), *counts), label)
+    return attributions_of_labels(model, chunk_CD, [label], count_CM, rest_M)[0]
+
+
+def attributions_of_labels(
+    model: Any, chunk_CD: torch.Tensor, labels: Sequence[int], count_CM: torch.Tensor | None = None, rest_M: Any = None
+) -> torch.Tensor:
+    """`leave_one_out_attributions` of several labels, (E, C), at the cost of one: the logits of each subset are computed
+    once."""
+    num_chunks, is_multi = len(chunk_CD), model.config.is_multi_label
+    full_1K = logits_of_subsets(model, chunk_CD, torch.ones(1, num_chunks, dtype=torch.bool), count_CM, rest_M)
     if num_chunks == 1:
-        return full
+        return torch.stack([log_odds(full_1K, label, is_multi) for label in labels])
     others_CC = ~torch.eye(num_chunks, dtype=torch.bool)
-    return full - log_odds(logits_of_subsets(model, chunk_CD, others_CC, *counts), label)
+    without_CK = logits_of_subsets(model, chunk_CD, others_CC, count_CM, rest_M)
+    return torch.stack([log_odds(full_1K, label, is_multi) - log_odds(without_CK, label, is_multi) for label in labels])

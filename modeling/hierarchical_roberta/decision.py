@@ -34,6 +34,13 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -logits))
 
 
+def softmax(logits_BK: np.ndarray) -> np.ndarray:
+    """exp(logits) over their sum, (B, K), without overflow."""
+    logits_BK = np.asarray(logits_BK, dtype=np.float64)
+    odds_BK = np.exp(logits_BK - logits_BK.max(axis=-1, keepdims=True))
+    return odds_BK / odds_BK.sum(axis=-1, keepdims=True)
+
+
 @dataclass
 class OneLabel:
     """The softmax of logits / temperature; the label with the highest log score plus class bias."""
@@ -41,15 +48,14 @@ class OneLabel:
     temperature: float | None = None
     class_biases: Sequence[float] | None = None
     function = "softmax"
+    is_multi_label = False
 
     def calibrated(self, logits_BK: np.ndarray) -> np.ndarray:
         return np.asarray(logits_BK, dtype=np.float64) / (self.temperature or 1.0)
 
     def scores(self, logits_BK: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (B, K)."""
-        logits_BK = self.calibrated(logits_BK)
-        odds_BK = np.exp(logits_BK - logits_BK.max(axis=-1, keepdims=True))
-        return odds_BK / odds_BK.sum(axis=-1, keepdims=True)
+        return softmax(self.calibrated(logits_BK))
 
     def decide(self, logits_BK: np.ndarray) -> np.ndarray:
         """Class ids (B,)."""
@@ -57,7 +63,11 @@ class OneLabel:
 
     def labels_of(self, logits_K: np.ndarray) -> list[int]:
         """Ids of a document's labels: one."""
-        return [int(self.decide(logits_K))]
+        return [self.first_label(logits_K)]
+
+    def first_label(self, logits_K: np.ndarray) -> int:
+        """The id that is a result's `label`: what is decided."""
+        return int(self.decide(logits_K))
 
     def log_odds(self, logits_SK: np.ndarray, label: int) -> np.ndarray:
         """log p − log(1 − p) of a label, before calibration, (S,)."""
@@ -79,6 +89,7 @@ class SeveralLabels:
     label_calibration: Sequence[Sequence[float]] | None = None
     thresholds: Sequence[float] | None = None
     function = "sigmoid"
+    is_multi_label = True
 
     def calibrated(self, logits_BK: np.ndarray) -> np.ndarray:
         logits_BK = np.asarray(logits_BK, dtype=np.float64)
@@ -100,6 +111,10 @@ class SeveralLabels:
         score_K = self.scores(logits_K)
         found = np.flatnonzero(self.decide(logits_K))
         return found[np.argsort(-score_K[found], kind="stable")].tolist()
+
+    def first_label(self, logits_K: np.ndarray) -> int:
+        """The id that is a result's `label`: the highest score, whether or not it reaches its threshold."""
+        return int(self.scores(logits_K).argmax())
 
     def log_odds(self, logits_SK: np.ndarray, label: int) -> np.ndarray:
         """log p − log(1 − p) of a label, before calibration, (S,)."""

@@ -39,6 +39,7 @@ from .pooling import ChunkPooling, ChunkTransformer, host_counts, pool_tokens, t
 from .precision import full_precision
 from .prefetch import prefetched  # noqa: F401 (pushed)
 from .recomputation import recomputed
+from .results import result_of  # noqa: F401 (pushed)
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Pipeline: raw text of any length → label, calibrated scores, and evidence spans.
+"""Pipeline: raw text of any length → label or labels, calibrated scores, and evidence spans.
 
     classify = pipeline("text-classification", model="ORG/NAME", trust_remote_code=True)
     classify("Once upon a time …")[0]["label"]
@@ -18,13 +18,14 @@ import torch
 from transformers import TextClassificationPipeline
 from transformers.utils import logging
 
-from .chunk_attribution import leave_one_out_attributions
-from .chunking import Chunker, chunks_of_text, evidence_spans, select_chunks
-from .decision import decide
+from .chunk_attribution import attributions_of_labels
+from .chunking import Chunker, chunks_of_text, select_chunks
+from .decision import decision_of
 from .encoder_batches import DOCUMENTS_AT_ONCE, batches_by_tokens
 from .pooling import to_device  # noqa: F401 (pushed, see modeling_hierarchical_roberta.py)
 from .precision import full_precision
 from .prefetch import prefetched
+from .results import explained_labels, result_of, scores_of
 
 logger = logging.get_logger(__name__)
 
@@ -67,18 +68,25 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
     `evidence` lists the encoded chunks with the highest leave-one-out attribution to the label (the drop in its log-odds
     without the chunk), highest first, with character offsets into the input text.
 
+    If a document may have several labels, its dict also has `labels`: the names of those whose score reaches its threshold,
+    highest score first; it may be empty. `label` is that with the highest score, whether or not it reaches its threshold.
+    Each entry of `evidence` then names its `label`: there are up to `evidence` chunks for each of the labels, in their
+    order; for a document without any, for `label`.
+
     The next documents are tokenized in a thread while the device encodes the current ones.
 
     Args:
         top_k: number of labels to return for each document (None: all): the label decided for, then the others by score.
-        function_to_apply: how scores are computed from logits: softmax of logits / temperature, the calibrated
-            probabilities (`softmax`, the default), sigmoid of logits / temperature (`sigmoid`), or the logits that the
-            model returns (`none`). Label and evidence do not depend on it.
+        function_to_apply: how scores are computed from logits: softmax or sigmoid of the calibrated logits (`softmax`,
+            `sigmoid`), or the logits that the model returns (`none`). The default gives calibrated probabilities: softmax,
+            and sigmoid for several labels. Labels and evidence do not depend on it.
         batch_size: maximum number of documents in a batch. Batches are also limited by tokens, and the encoder's follow the
             model's `token_budget`: the default is fast.
-        evidence: maximum number of evidence chunks (True: 3, the default). With False or 0, attributions are not computed.
+        evidence: maximum number of evidence chunks of a label (True: 3, the default). With False or 0, attributions are not
+            computed.
         chunks: whether the dict of a document also has `chunks`: `[{"start", "end", "score"}]` of all encoded chunks, in
-            document order, with their leave-one-out attributions.
+            document order, with their leave-one-out attributions. For several labels, each also has
+            `scores`: {label: attribution} of the labels that have evidence, and `score` is that of the first of them.
         precision: precision of the encoder: fp32 (the default, with the same scores on all devices), bf16 or fp16
             (faster on GPUs). The `dtype` of `transformers.pipeline` sets it too, if it is torch.bfloat16 or torch.float16.
         truncation, max_length, padding: no effect, like other arguments of a tokenizer: documents are read in chunks of the
@@ -245,53 +253,31 @@ class HierarchicalClassificationPipeline(TextClassificationPipeline):
         self,
         document: dict[str, Any],
         top_k: Any = "",
-        function_to_apply: str = "softmax",
+        function_to_apply: str | None = None,
         evidence: int = EVIDENCE,
         chunks: bool = False,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """Label, scores and evidence of a document; with `top_k`, a list with further labels after it."""
+        """Labels, scores and evidence of a document; with `top_k`, a list with further labels after it."""
         config = self.model.config
         # In numpy, as not every device supports float64.
         logits = document["logits_K"].float().cpu().numpy().astype(np.float64)
-        scaled = logits / (config.temperature or 1.0)
-        label = int(decide(scaled, config.class_biases))
-        if function_to_apply == "none":
-            scores = logits.tolist()
-        elif function_to_apply == "sigmoid":
-            scores = (1 / (1 + np.exp(-scaled))).tolist()
-        else:
-            odds = np.exp(scaled - scaled.max())
-            scores = (odds / odds.sum()).tolist()
+        decision = decision_of(config)
+        scores = scores_of(decision, logits, function_to_apply or decision.function)
         names = [config.id2label[k] for k in range(len(scores))]
-        result = {
-            "label": names[label],
-            "score": scores[label],
-            "scores": dict(zip(names, scores, strict=True)),
-            "num_chunks": document["num_chunks"],
-            "num_encoded_chunks": len(document["chunk_CD"]),
-            "truncated": document["truncated"],
-            "evidence": [],
-        }
+        attributions = []
         if evidence or chunks:
-            attribution = self._attributions(document, label)
-            result["evidence"] = evidence_spans(document["text"], document["spans"], attribution, evidence)
-        if chunks:
-            result["chunks"] = [
-                {"start": start, "end": end, "score": score}
-                for (start, end), score in zip(document["spans"], attribution, strict=True)
-            ]
+            attributions = self._attributions(document, explained_labels(decision, logits))
+        result = result_of(document, decision, names, logits, scores, attributions, evidence, chunks)
         if top_k == "":
             return result
-        others = sorted(set(range(len(names))) - {label}, key=lambda k: -scores[k])
+        others = sorted(set(range(len(names))) - {decision.first_label(logits)}, key=lambda k: -scores[k])
         return [result, *({"label": names[k], "score": scores[k]} for k in others)][:top_k]
 
-    def _attributions(self, document: dict[str, Any], label: int) -> list[float]:
+    def _attributions(self, document: dict[str, Any], labels: list[int]) -> list[list[float]]:
         count_CM = None
         if self.model.lexical is not None:
             count_CM = self.model.lexical.count_chunks(document["input_ids"], self.model.config.num_prefix_tokens)
-        return leave_one_out_attributions(
-            self.model, document["chunk_CD"], label, count_CM, document["rest_M"]
-        ).tolist()
+        return attributions_of_labels(self.model, document["chunk_CD"], labels, count_CM, document["rest_M"]).tolist()
 
 
 __all__ = ["HierarchicalClassificationPipeline"]

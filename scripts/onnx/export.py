@@ -24,11 +24,13 @@ logger = logging.getLogger("export_onnx")
 # Largest difference of a score from the pipeline's, before quantization.
 TOLERANCE = 1e-4
 # What predict_onnx.py imports of the model's package.
-MODULES = ("chunking", "decision", "encoder_batches", "prefetch")
+MODULES = ("chunking", "decision", "encoder_batches", "prefetch", "results")
 REQUIREMENTS = "numpy>=1.26\ntokenizers>=0.22\nonnxruntime>=1.22\n"
 FIELDS = (
     *("chunk_length", "chunk_overlap", "chunk_prefix", "max_chunks", "chunk_policy", "equal_lengths"),
-    *("encoder_weight", "lexical_weight", "temperature", "class_biases"),
+    *("encoder_weight", "lexical_weight"),
+    # What `decision_of` reads.
+    *("problem_type", "temperature", "class_biases", "label_calibration", "thresholds"),
 )
 
 

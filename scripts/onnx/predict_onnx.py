@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,14 @@ import tokenizers
 from modeling.hierarchical_roberta.chunking import (
     Chunker,
     chunks_of_text,
-    evidence_spans,
     select_chunks,
     select_telling_chunks,
     unlimited_backend,
 )
-from modeling.hierarchical_roberta.decision import decide
+from modeling.hierarchical_roberta.decision import decision_of
 from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens, plan_encoder_batches
 from modeling.hierarchical_roberta.prefetch import prefetched
+from modeling.hierarchical_roberta.results import explained_labels, result_of
 
 # As of the pipeline on a CPU.
 TOKEN_BUDGET, BATCH_COST = 4096, 64
@@ -108,7 +109,8 @@ class LexicalFeatures:
 
 class OnnxClassifier:
     """Classify documents of any length, with the results of the model's pipeline: `{"label", "score", "scores", "num_chunks",
-    "num_encoded_chunks", "truncated", "evidence": [{"start", "end", "score", "text"}]}`.
+    "num_encoded_chunks", "truncated", "evidence": [{"start", "end", "score", "text"}]}`; if a document may have several labels,
+    also `labels`, and of each entry of `evidence` the `label`.
 
     Args:
         folder: an exported model (default: the folder of this file).
@@ -143,7 +145,7 @@ class OnnxClassifier:
         """Return a list of one result for a text, a list for a list or tuple, and a generator for any other iterable.
 
         Args:
-            evidence: maximum number of evidence chunks.
+            evidence: maximum number of evidence chunks of a label.
 
         Raises:
             ValueError: an input is not text, or contains an unpaired surrogate.
@@ -211,35 +213,19 @@ class OnnxClassifier:
         return self.config["encoder_weight"] * logits_SK + self.config["lexical_weight"] * np.concatenate(lexical)
 
     def postprocess(self, document: dict[str, Any], chunk_CD: np.ndarray, evidence: int) -> dict[str, Any]:
-        """Label, calibrated scores and evidence of a document."""
-        labels, num_chunks = self.config["labels"], len(chunk_CD)
+        """Labels, calibrated scores and evidence of a document."""
+        num_chunks, decision = len(chunk_CD), decision_of(SimpleNamespace(**self.config))
         # All chunks, then all but each.
         kept_SC = np.concatenate([np.ones((1, num_chunks), bool), ~np.eye(num_chunks, dtype=bool)])
         logits_SK = self.logits_of_subsets(document, chunk_CD, kept_SC if num_chunks > 1 else kept_SC[:1])
         logits_SK = logits_SK.astype(np.float64)
-        logits_K = logits_SK[0] / (self.config["temperature"] or 1.0)
-        odds_K = np.exp(logits_K - logits_K.max())
-        scores = (odds_K / odds_K.sum()).tolist()
-        label = int(decide(logits_K, self.config["class_biases"]))
-        whole, *without = log_odds(logits_SK, label).tolist()
-        # The only chunk of a document is attributed all of its log-odds.
-        attribution = [whole - each for each in without] or [whole]
-        return {
-            "label": labels[label],
-            "score": scores[label],
-            "scores": dict(zip(labels, scores, strict=True)),
-            "num_chunks": document["num_chunks"],
-            "num_encoded_chunks": num_chunks,
-            "truncated": document["truncated"],
-            "evidence": evidence_spans(document["text"], document["spans"], attribution, evidence),
-        }
-
-
-def log_odds(logits_SK: np.ndarray, label: int) -> np.ndarray:
-    """log p − log(1 − p) of a class, (S,)."""
-    others_SK = np.delete(logits_SK, label, axis=1)
-    highest_S = others_SK.max(axis=1)
-    return logits_SK[:, label] - highest_S - np.log(np.exp(others_SK - highest_S[:, None]).sum(axis=1))
+        attributions = []
+        for label in explained_labels(decision, logits_SK[0]):
+            whole, *without = decision.log_odds(logits_SK, label).tolist()
+            # The only chunk of a document is attributed all of its log-odds.
+            attributions.append([whole - each for each in without] or [whole])
+        scores = decision.scores(logits_SK[0]).tolist()
+        return result_of(document, decision, self.config["labels"], logits_SK[0], scores, attributions, evidence)
 
 
 def documents_of(files: list[Path]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,265 @@
+"""Several labels a document, as they are served: the pipeline, its handler, scripts.predict, ONNX, the page and its endpoint."""
+
+import json
+import os
+import shutil
+import sys
+
+import datasets
+import evaluate
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoTokenizer, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling.hierarchical_roberta.chunk_attribution import attributions_of_labels, leave_one_out_attributions
+from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
+from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
+from scripts.common.loading import load_classifier
+from tests.conftest import run_command, shared_folder, tiny_rows
+from tests.processes import run
+
+NAMES = ["drugs", "violence", "<i>horror</i>", "grief"]
+SLOPES, INTERCEPTS = [0.5, 1.5, 1.0, 2.0], [0.3, -0.2, 0.0, 0.1]
+TEXTS = [
+    "",
+    "A short one.",
+    *(row["text"] for row in tiny_rows()[:18]),
+    " ".join(row["text"] for row in tiny_rows()[:6]),
+]
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, roberta_folder):
+    """A model of four labels, whose texts have none to all of them."""
+
+    def build(folder):
+        torch.manual_seed(3)
+        model = HierarchicalRobertaForSequenceClassification.from_encoder(
+            str(roberta_folder),
+            chunk_length=16,
+            max_chunks=8,
+            problem_type="multi_label_classification",
+            id2label=dict(enumerate(NAMES)),
+            label2id={name: k for k, name in enumerate(NAMES)},
+            label_calibration=[list(pair) for pair in zip(SLOPES, INTERCEPTS, strict=True)],
+        )
+        with torch.no_grad():
+            for part in (model.encoder, model.pooling, model.classifier):
+                for weight in part.parameters():
+                    weight.mul_(4 if weight.dim() > 1 else 1)
+        model.vector_mean.normal_()
+        model.vector_scale.uniform_(0.5, 2)
+        tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+        classify = HierarchicalClassificationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+        score_BK = np.sort([list(result["scores"].values()) for result in classify(TEXTS, evidence=0)], axis=0)
+        # Between the scores of two texts, at another rank for each label.
+        ranks = [len(TEXTS) * part // 10 for part in (6, 6, 6, 7)]
+        model.config.thresholds = [float(score_BK[r - 1 : r + 1, k].mean()) for k, r in enumerate(ranks)]
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return shared_folder(tmp_path_factory, "multi-label", build)
+
+
+@pytest.fixture(scope="module")
+def classify(saved):
+    return pipeline("text-classification", model=str(saved), trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def results(classify):
+    return classify(TEXTS, chunks=True)
+
+
+def test_labels_are_those_whose_score_reaches_its_threshold(saved, classify, results):
+    config = json.loads((saved / "config.json").read_text())
+    for text, result in zip(TEXTS, results, strict=True):
+        [outputs] = classify._forward([classify.preprocess(text)])
+        scores = sigmoid(np.array(SLOPES) * outputs["logits_K"].numpy() + INTERCEPTS)
+        assert list(result["scores"]) == NAMES
+        assert list(result["scores"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
+        reached = [name for k, name in enumerate(NAMES) if scores[k] >= config["thresholds"][k]]
+        assert result["labels"] == sorted(reached, key=lambda name: -result["scores"][name])
+        assert result["label"] == max(NAMES, key=result["scores"].__getitem__)
+        assert result["score"] == result["scores"][result["label"]]
+        assert list(result)[:4] == ["label", "score", "labels", "scores"]
+    assert {len(result["labels"]) for result in results} >= {0, 1, 2, 3}
+    # The highest score need not reach its threshold, where another does.
+    assert any(result["labels"] and result["label"] not in result["labels"] for result in results)
+
+
+def test_a_score_that_equals_its_threshold_reaches_it(classify, results, monkeypatch):
+    monkeypatch.setattr(classify.model.config, "thresholds", list(results[3]["scores"].values()))
+    assert sorted(classify(TEXTS)[3]["labels"]) == sorted(NAMES)
+    monkeypatch.setattr(classify.model.config, "thresholds", None)
+    assert classify(TEXTS[3])[0]["labels"] == [
+        name
+        for name in sorted(NAMES, key=lambda name: -results[3]["scores"][name])
+        if results[3]["scores"][name] >= 0.5
+    ]
+
+
+def test_evidence_of_each_label_is_what_its_logit_loses_without_the_chunk(classify, results):
+    lost_of = {}
+    for text, result in zip(TEXTS, results, strict=True):
+        explained = result["labels"] or [result["label"]]
+        assert list(dict.fromkeys(found["label"] for found in result["evidence"])) == explained[: len(text) and None]
+        assert [list(chunk["scores"]) for chunk in result["chunks"]] == [explained] * result["num_encoded_chunks"]
+        for name in explained:
+            found = [entry for entry in result["evidence"] if entry["label"] == name]
+            assert len(found) <= 3
+            scores = [entry["score"] for entry in found]
+            assert scores == sorted(scores, reverse=True)
+            best = sorted((chunk["scores"][name] for chunk in result["chunks"]), reverse=True)
+            assert scores == best[: len(scores)]
+            assert all(entry["text"] == text[entry["start"] : entry["end"]] for entry in found)
+            lost_of[name, text] = [chunk["scores"][name] for chunk in result["chunks"]]
+        assert all(chunk["score"] == chunk["scores"][explained[0]] for chunk in result["chunks"])
+    [[name, text], lost_C] = max(lost_of.items(), key=lambda item: len(item[1]))
+    document, k = classify.preprocess(text), NAMES.index(name)
+    [whole] = classify._forward([document])
+    for i, lost in enumerate(lost_C):
+        rest = {**document, "input_ids": [ids for j, ids in enumerate(document["input_ids"]) if j != i]}
+        [without] = classify._forward([rest])
+        assert lost == pytest.approx((whole["logits_K"][k] - without["logits_K"][k]).item(), abs=1e-4)
+    assert len(lost_C) == 8
+
+
+def test_labels_share_the_logits_of_subsets(saved, monkeypatch):
+    model, _ = load_classifier(str(saved))
+    chunk_CD, calls = torch.randn(5, 32), []
+    one_by_one = [leave_one_out_attributions(model, chunk_CD, k) for k in range(4)]
+    classify_subsets = model.classify_subsets
+    monkeypatch.setattr(model, "classify_subsets", lambda *given: calls.append(1) or classify_subsets(*given))
+    torch.testing.assert_close(attributions_of_labels(model, chunk_CD, range(4)), torch.stack(one_by_one))
+    assert len(calls) == 2  # all chunks, and all but each
+    assert attributions_of_labels(model, chunk_CD[:1], [1, 2]).shape == (2, 1)
+
+
+def test_options_of_the_pipeline(classify, results):
+    text, expected = TEXTS[-1], results[-1]
+    first, *others = classify(text, top_k=None)
+    assert list(first) == [name for name in expected if name != "chunks"]
+    assert first["labels"] == expected["labels"]
+    assert [found["label"] for found in (first, *others)] == sorted(NAMES, key=lambda name: -expected["scores"][name])
+    assert [found["score"] for found in (first, *others)] == sorted(first["scores"].values(), reverse=True)
+    assert classify(text, top_k=1)[0]["label"] == expected["label"]
+    assert classify(text, evidence=0)[0]["evidence"] == []
+    [one] = classify(text, evidence=1)
+    assert [found["label"] for found in one["evidence"]] == (expected["labels"] or [expected["label"]])
+    logits = classify._forward([classify.preprocess(text)])[0]["logits_K"].numpy()
+    calibrated = np.array(SLOPES) * logits + INTERCEPTS
+    for function, scores in (
+        ("sigmoid", sigmoid(calibrated)),
+        ("softmax", np.exp(calibrated) / np.exp(calibrated).sum()),
+        ("none", logits),
+    ):
+        [result] = classify(text, function_to_apply=function)
+        assert list(result["scores"].values()) == pytest.approx(scores.tolist(), abs=1e-5)
+        assert (result["label"], result["labels"]) == (expected["label"], expected["labels"])
+        for found, wanted in zip(result["evidence"], expected["evidence"], strict=True):
+            assert found == {**wanted, "score": pytest.approx(wanted["score"], abs=1e-4)}
+
+
+def test_evaluator_and_datasets_take_the_pipeline(classify, results, monkeypatch):
+    monkeypatch.setattr(transformers, "TFPreTrainedModel", transformers.PreTrainedModel, raising=False)
+    label_ids = {name: k for k, name in enumerate(NAMES)}
+    data = datasets.Dataset.from_dict({"text": TEXTS, "label": [label_ids[result["label"]] for result in results]})
+
+    class Accuracy(evaluate.EvaluationModule):
+        def _info(self):
+            features = datasets.Features(
+                {"predictions": datasets.Value("int32"), "references": datasets.Value("int32")}
+            )
+            return evaluate.MetricInfo(description="", citation="", features=features)
+
+        def _compute(self, predictions, references):
+            return {"accuracy": float(np.mean(np.equal(predictions, references)))}
+
+    found = evaluate.evaluator("text-classification").compute(
+        classify, data, metric=Accuracy(), label_mapping=label_ids
+    )
+    assert found["accuracy"] == 1
+    wanted = [result["labels"] for result in results]
+    assert [result["labels"] for result in classify(KeyDataset(data, "text"))] == wanted
+    mapped = data.map(lambda rows: {"found": [result["labels"] for result in classify(rows["text"])]}, batched=True)
+    assert mapped["found"] == wanted
+
+
+# As an endpoint does: its own process, with the model's folder first in sys.path.
+ENDPOINT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from handler import EndpointHandler
+answer = EndpointHandler(sys.argv[1])(json.loads(sys.argv[2]))
+assert "modeling" not in sys.modules
+print(json.dumps(answer, allow_nan=False))
+"""
+
+
+def test_endpoint_answers_without_this_project(saved, classify, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "elsewhere" / "model")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    request = json.dumps({"inputs": TEXTS, "parameters": {"chunks": True}})
+    command = [sys.executable, "-c", ENDPOINT, str(folder), request]
+    done = run(command, cwd=tmp_path, env=environment, cold=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == classify(TEXTS, chunks=True)
+
+
+def test_predict_prints_the_labels(saved, results, tmp_path):
+    rows = [{"id": f"d{i}", "text": text} for i, text in enumerate(TEXTS)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run_command("scripts.predict", model=saved, source=tmp_path / "texts.jsonl")
+    assert done.returncode == 0, done.stderr
+    first, *lines = map(json.loads, done.stdout.splitlines())
+    assert "error" in first  # the empty text
+    assert [line["labels"] for line in lines] == [result["labels"] for result in results[1:]]
+    assert [[found["label"] for found in line["evidence"]] for line in lines] == [
+        [found["label"] for found in result["evidence"]] for result in results[1:]
+    ]
+
+
+# ---- Prediction without torch ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(saved, tmp_path_factory):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install -e '.[onnx]'")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -e '.[onnx]'")
+    from scripts.onnx.export import export_onnx
+
+    return shared_folder(tmp_path_factory, "onnx multi-label", lambda folder: export_onnx(str(saved), folder))
+
+
+def test_an_export_gives_the_results_of_the_pipeline(saved, exported, results):
+    from tests.test_onnx import run_alone
+
+    saved_config, config = (json.loads((folder / "config.json").read_text()) for folder in (saved, exported))
+    for name in ("problem_type", "label_calibration", "thresholds"):
+        assert config[name] == saved_config[name] is not None
+    code = (
+        "import json\nfrom predict_onnx import OnnxClassifier\n"
+        "print(json.dumps(OnnxClassifier()(json.loads(sys.argv[2]), evidence=9)))"
+    )
+    found = json.loads(run_alone(exported, code, json.dumps(TEXTS)))
+    expected = pipeline("text-classification", model=str(saved), trust_remote_code=True)(TEXTS, evidence=9)
+
+    def evidence_of(result: dict) -> dict[tuple, float]:
+        # Of chunks that make no difference, rounding decides which are shown.
+        keys = ("label", "start", "end", "text")
+        return {tuple(e[key] for key in keys): e["score"] for e in result["evidence"] if abs(e["score"]) > 1e-4}
+
+    for ours, wanted in zip(found, expected, strict=True):
+        assert list(ours) == list(wanted)
+        assert ours["scores"] == pytest.approx(wanted["scores"], abs=1e-4)
+        for name in ("label", "labels", "num_chunks", "num_encoded_chunks", "truncated"):
+            assert ours[name] == wanted[name]
+        assert evidence_of(ours) == pytest.approx(evidence_of(wanted), abs=2e-4)
