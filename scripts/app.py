@@ -31,7 +31,8 @@ from data.demo_corpus import write_story
 from data.document_files import DOCUMENT_SUFFIXES, Section, read_document_file
 
 MODEL = ""  # in a Space: the model's id, which the variable MODEL_ID of the Space overrides
-MAX_UPLOAD_MB, MAX_CHARACTERS, REVIEW_BELOW = 20, 1_000_000, 0.7
+MAX_UPLOAD_MB, MAX_CHARACTERS, REVIEW_BELOW, REVIEW_MARGIN = 20, 1_000_000, 0.7, 0.2
+ENDPOINT_KEYS = ("label", "labels", "scores", "num_chunks", "truncated", "evidence")
 UNPACKED = 10  # an EPUB, DOCX or ODT may unpack to so many times the upload limit
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 STORIES = {"Mature": (12, 0), "Teen": (8, 4), "General": (20, 2)}  # examples: number of chunks, seed
@@ -51,7 +52,15 @@ CSS = """
 .page ul, .page ol { list-style: none; padding: 0; margin: .5rem 0; } .page li { margin: 0; padding: 0; }
 .scores { display: grid; grid-template-columns: minmax(0, max-content) 1fr max-content; gap: .4rem 1rem; align-items: center; }
 .scores li { display: contents; } .scores span { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.scores .meter { height: .8rem; background: var(--middle); border-radius: 4px; overflow: hidden; } .scores i { display: block; height: 100%; background: var(--bar); }
+.scores .meter { position: relative; height: .8rem; background: var(--middle); border-radius: 4px; overflow: hidden; } .scores i { display: block; height: 100%; background: var(--bar); }
+.meter b { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: var(--ink); } .scores small { color: var(--soft); white-space: nowrap; }
+@media (max-width: 40rem) { .marked { display: block; } .marked li { display: grid; grid-template-columns: minmax(0, 1fr) max-content; gap: .1rem 1rem; padding-bottom: .5rem !important; }
+  .marked .meter { grid-area: 2 / 1 / 3 / 3; } }
+.scores { max-height: 28rem; overflow-y: auto; } .page .listed { font-size: 1.3rem; }
+.choice { border: 0; margin: .5rem 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem; min-width: 0; } .choice legend { padding: 0; margin: 0 0 .3rem; color: var(--soft); }
+.choice label { position: relative; border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .8rem; cursor: pointer; overflow-wrap: anywhere; }
+.choice input { position: absolute; opacity: 0; pointer-events: none; } .choice label:has(:checked) { background: var(--link); border-color: var(--link); color: var(--card); }
+.choice label:has(:focus-visible) { outline: 3px solid var(--link); outline-offset: 2px; } .of { display: none; }
 .strip { display: flex; flex-wrap: wrap; gap: 4px; max-height: 13rem; overflow-y: auto; padding: 3px !important; }
 .page .strip a { display: block; width: 2.7rem; padding: .15rem 0; border: 1px solid var(--line); border-radius: 4px; text-align: center;
   text-decoration: none; color: var(--ink); line-height: 1.2; font-size: .85rem; } .strip small { display: block; font-size: .7rem; }
@@ -61,12 +70,13 @@ CSS = """
 .scale { display: inline-block; width: 7rem; height: .8rem; border-radius: 3px; vertical-align: middle; margin: 0 .5rem;
   background: linear-gradient(in oklab 90deg, var(--against), var(--middle), var(--for)); }
 .box { max-height: 75vh; overflow-y: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0 1rem 1rem; }
-.box > div { padding-top: .8rem; scroll-margin: .5rem; content-visibility: auto; contain-intrinsic-size: auto 9rem; }
+.box > div { --now: var(--of-0, 0%); padding-top: .8rem; scroll-margin: .5rem; content-visibility: auto; contain-intrinsic-size: auto 9rem; }
 .box > :target { outline: 2px solid var(--link); outline-offset: -1px; border-radius: 6px; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; padding: .4rem .7rem; border-radius: 6px;
-  background: color-mix(in oklab, var(--hue, var(--card)) calc(var(--strength, 0%) * .5), var(--card)); }
+  background: color-mix(in oklab, var(--for) calc(max(0%, var(--now, 0%)) * .5), color-mix(in oklab, var(--against) calc(max(0%, -1 * var(--now, 0%)) * .5), var(--card))); }
 .unread .text { color: var(--soft); background: repeating-linear-gradient(45deg, var(--line) 0 3px, var(--card) 3px 8px); background-size: 8px 100%; background-repeat: no-repeat; padding-left: 1.2rem; }
-.page mark { background: none; font-weight: 600; text-decoration: underline 2px; text-underline-offset: 3px; }
+.page mark { background: none; font-weight: var(--weight, 600); text-decoration: var(--under, underline 2px); text-underline-offset: 3px; }
+.several mark { --weight: inherit; --under: none; }
 """
 
 
@@ -131,51 +141,138 @@ def counting_chunks(model: Any, report: Callable[[tuple[int, int]], Any]) -> Ite
 
 
 def render_result(
-    result: dict[str, Any], text: str, sections: list[Section], name: str, config: Any, review_below: float
+    result: dict[str, Any],
+    text: str,
+    sections: list[Section],
+    name: str,
+    config: Any,
+    review_below: float,
+    review_margin: float = REVIEW_MARGIN,
 ) -> str:
-    label, chunks = html.escape(result["label"]), result["chunks"]
-    strongest = max(abs(chunk["score"]) for chunk in chunks) or 1.0
-    colors = [
-        f'class="{"supports" if chunk["score"] > 0 else "opposes"}" style="--strength: '
-        f'{100 * abs(chunk["score"]) / strongest:.0f}%"'
-        for chunk in chunks
+    thresholds = thresholds_of(result, config)
+    result = with_labels(result)
+    chunks, explained = result["chunks"], list(result["chunks"][0]["scores"])
+    names = [html.escape(label) for label in explained]
+    links = [
+        ", ".join(
+            f'<a href="#chunk-{number}">chunk {number}</a>'
+            for found in result["evidence"]
+            for number, chunk in enumerate(chunks, 1)
+            if found["label"] == label and chunk["start"] <= found["start"] < found["end"] <= chunk["end"]
+        )
+        for label in explained
     ]
-    evidence = ", ".join(
-        f'<a href="#chunk-{number}">chunk {number}</a>'
-        for found in result["evidence"]
-        for number, chunk in enumerate(chunks, 1)
-        if chunk["start"] <= found["start"] < found["end"] <= chunk["end"]
-    )
-    scores = "".join(
-        f"<li><span>{html.escape(name)}</span><span class='meter'><i style='width: {100 * score:.1f}%'></i></span>"
-        f"<span>{100 * score:.1f} %</span></li>"
-        for name, score in result["scores"].items()
-    )
-    strip = "".join(
-        f'<li><a href="#chunk-{i}" {color} aria-label="Chunk {i}, {chunk["score"]:+.2f}">{i}<small>{_signed(chunk["score"])}</small></a></li>'
-        for i, (chunk, color) in enumerate(zip(chunks, colors, strict=True), 1)
-    )
+    pieces = "".join(render_text(result, text, sections))
     return f"""<div class="page"><section aria-label="Result">
-<p class="label" role="status"><strong>{label}</strong></p>
+<p class="label{" listed" * (len(result["labels"]) > 3)}" role="status"><strong>{html.escape(", ".join(result["labels"])) or "None of the labels"}</strong></p>
 <p class="soft">{html.escape(name)}: {len(text):,} characters, {result["num_chunks"]:,} chunks</p>
-{render_advice(result, config, review_below)}
-<ul class="scores" aria-label="{"Calibrated scores" if config.temperature else "Scores"}">{scores}</ul>
+{render_advice(result, config, thresholds, review_below, review_margin)}
+{render_scores(result, config, thresholds)}
 <h2>Chunks</h2>
-<p class="soft">What each chunk contributes to {label}: how much lower its log-odds are without the chunk. Choose one to see its text.</p>
+{render_choice(names)}
+<p class="soft">{"" if result["labels"] else f"No score reaches its threshold; that of {names[0]} is the highest. "}What each chunk contributes to {of_chosen(names)}: how much lower its log-odds are without the chunk. Choose one to see its text.</p>
 <p class="soft" aria-hidden="true">against<span class="scale"></span>for</p>
-<ol class="strip{" many" * (len(chunks) > 60)}">{strip}</ol>
+{of_chosen([render_strip(chunks, label) for label in explained], "div")}
 <h2>Text</h2>
-<p class="soft">Evidence, strongest first: {evidence}</p>
-<div class="box" tabindex="0" role="region" aria-label="Text">{"".join(render_text(result, text, sections, colors))}</div>
+<p class="soft">Evidence, strongest first: {of_chosen(links)}</p>
+<div class="box{" several" * (len(explained) > 1)}" tabindex="0" role="region" aria-label="Text">{pieces}</div>
 </section></div>"""
+
+
+def thresholds_of(result: dict[str, Any], config: Any) -> dict[str, float]:
+    """The score from which a document has each label; none if it has one label."""
+    if "labels" not in result:
+        return {}
+    return dict(zip(result["scores"], config.thresholds or [0.5] * len(result["scores"]), strict=True))
+
+
+def with_labels(result: dict[str, Any]) -> dict[str, Any]:
+    """The result of one label in the form of several."""
+    label = result["label"]
+    return {
+        "labels": [label],
+        **result,
+        "chunks": [{"scores": {label: chunk["score"]}, **chunk} for chunk in result["chunks"]],
+        "evidence": [{"label": label, **found} for found in result["evidence"]],
+    }
+
+
+def of_chosen(parts: list[str], tag: str = "span") -> str:
+    """HTML for each explained label, of which that of the chosen label is shown."""
+    if len(parts) == 1:
+        return parts[0]
+    return "".join(f'<{tag} class="of of-{k}">{part}</{tag}>' for k, part in enumerate(parts))
+
+
+def render_choice(names: list[str]) -> str:
+    """Buttons that choose one of several explained labels, without JavaScript."""
+    if len(names) == 1:
+        return ""
+    buttons, rules = "", ""
+    for k, name in enumerate(names):
+        buttons += f'<label><input type="radio" name="of" id="of-{k}"{" checked" * (k == 0)}>{name}</label>'
+        chosen = f".page:has(#of-{k}:checked)"
+        rules += f"{chosen} .of-{k} {{ display: revert; }} {chosen} .box > div {{ --now: var(--of-{k}, 0%); }} "
+        rules += f"{chosen} mark.for-{k} {{ --weight: 600; --under: underline 2px; }}\n"
+    return (
+        f'<style>{rules}</style><fieldset class="choice"><legend>Show the contributions to</legend>{buttons}</fieldset>'
+    )
+
+
+def render_scores(result: dict[str, Any], config: Any, thresholds: dict[str, float]) -> str:
+    """A bar for each label; with thresholds, the highest first, and each threshold marked."""
+    scores, rows = result["scores"], ""
+    for name in sorted(scores, key=lambda name: -scores[name]) if thresholds else scores:
+        label, mark, note = html.escape(name), "", ""
+        if thresholds:
+            percent = 100 * thresholds[name]
+            mark = f"<b style='left: {min(max(percent, 0.5), 99.5):.1f}%'></b>"
+            note = f" <small>threshold {percent:.1f} %</small>"
+            label = f"<strong>{label}</strong>" if name in result["labels"] else label
+        bar = f"<i style='width: {100 * scores[name]:.1f}%'></i>"
+        rows += f"<li><span>{label}</span><span class='meter'>{bar}{mark}</span><span>{100 * scores[name]:.1f} %{note}</span></li>"
+    calibrated = config.label_calibration if thresholds else config.temperature
+    return f'<ul class="scores{" marked" * bool(thresholds)}" aria-label="{"Calibrated scores" if calibrated else "Scores"}">{rows}</ul>'
+
+
+def strengths(chunks: list[dict[str, Any]], label: str) -> list[float]:
+    """The chunks' contributions to a label, in percent of the strongest; negative: against it."""
+    strongest = max(abs(chunk["scores"][label]) for chunk in chunks) or 1.0
+    return [100 * chunk["scores"][label] / strongest for chunk in chunks]
+
+
+def render_strip(chunks: list[dict[str, Any]], label: str) -> str:
+    links = ""
+    for i, (chunk, strength) in enumerate(zip(chunks, strengths(chunks, label), strict=True), 1):
+        score = chunk["scores"][label]
+        color = f'class="{"supports" if score > 0 else "opposes"}" style="--strength: {abs(strength):.0f}%"'
+        links += f'<li><a href="#chunk-{i}" {color} aria-label="Chunk {i}, {score:+.2f}">{i}<small>{_signed(score)}</small></a></li>'
+    return f'<ol class="strip{" many" * (len(chunks) > 60)}">{links}</ol>'
 
 
 def _signed(score: float) -> str:
     return "0.0" if abs(score) < 0.05 else f"{score:+.1f}".replace("-", "−")
 
 
-def render_advice(result: dict[str, Any], config: Any, review_below: float) -> str:
+def render_advice(
+    result: dict[str, Any], config: Any, thresholds: dict[str, float], review_below: float, review_margin: float
+) -> str:
     """Whether a person should look at the text, and why."""
+    if thresholds:
+        sure, reasons = "No score is near its threshold", reasons_of_several(result, config, thresholds, review_margin)
+    else:
+        sure, reasons = (
+            f"The score is at least {100 * review_below:.0f} %",
+            reasons_of_one(result, config, review_below),
+        )
+    if result["truncated"]:
+        reasons.append(f"The text is longer than the {len(result['chunks']):,} chunks that the model reads of one.")
+    if not reasons:
+        return f'<p class="soft">{sure}: no check by a person is advised.</p>'
+    return f'<p class="advice"><strong>A person should check this.</strong> {html.escape(" ".join(reasons))}</p>'
+
+
+def reasons_of_one(result: dict[str, Any], config: Any, review_below: float) -> list[str]:
     label, scores = result["label"], result["scores"]
     score, best = scores[label], max(scores, key=scores.__getitem__)
     reasons = []
@@ -187,37 +284,59 @@ def render_advice(result: dict[str, Any], config: Any, review_below: float) -> s
             f"the scores are calibrated, so {others}" if config.temperature else "the scores are not calibrated"
         )
         reasons.append(f"The score of {label} is below {100 * review_below:.0f} %; {calibrated}.")
-    if result["truncated"]:
-        reasons.append(f"The text is longer than the {len(result['chunks']):,} chunks that the model reads of one.")
-    if not reasons:
-        return f'<p class="soft">The score is at least {100 * review_below:.0f} %: no check by a person is advised.</p>'
-    return f'<p class="advice"><strong>A person should check this.</strong> {html.escape(" ".join(reasons))}</p>'
+    return reasons
 
 
-def render_text(result: dict[str, Any], text: str, sections: list[Section], colors: list[str]) -> Iterator[str]:
+def reasons_of_several(
+    result: dict[str, Any], config: Any, thresholds: dict[str, float], review_margin: float
+) -> list[str]:
+    """Which scores are near their thresholds, the nearest first: `review_margin` is a share of the way from the threshold to 0 or 1."""
+    near = []
+    for name, score in sorted(result["scores"].items(), key=lambda item: abs(item[1] - thresholds[item[0]])):
+        threshold = thresholds[name]
+        if abs(score - threshold) < review_margin * (threshold if score < threshold else 1 - threshold):
+            near.append(f"{name} ({100 * score:.1f} %, threshold {100 * threshold:.1f} %)")
+    if not near:
+        return []
+    listed = ", ".join(near[:5]) + f" and {len(near) - 5} more" * (len(near) > 5)
+    return [f"Near the threshold: {listed}{'' if config.label_calibration else '; the scores are not calibrated'}."]
+
+
+def render_text(result: dict[str, Any], text: str, sections: list[Section]) -> Iterator[str]:
     """The whole text in pieces: chunks, each from where the one before it ends, and what was not encoded."""
-    chunks, evidence, starts = result["chunks"], result["evidence"], [section.start for section in sections]
-    cuts = {0, len(text), *(place for found in evidence for place in (found["start"], found["end"]))}
+    chunks, starts = result["chunks"], [section.start for section in sections]
+    explained = list(chunks[0]["scores"])
+    evidence = [[found for found in result["evidence"] if found["label"] == label] for label in explained]
+    strength_CE = list(zip(*(strengths(chunks, label) for label in explained), strict=True))
+    cuts = {0, len(text), *(place for found in result["evidence"] for place in (found["start"], found["end"]))}
 
     def piece(attributes: str, facts: list[str], start: int, end: int) -> str:
         parts = ""
         for a, b in pairwise(sorted({start, end, *(cut for cut in cuts if start < cut < end)})):
-            is_evidence = any(found["start"] <= a < found["end"] for found in evidence)
-            parts += f"<mark>{html.escape(text[a:b])}</mark>" if is_evidence else html.escape(text[a:b])
+            part = html.escape(text[a:b])
+            of = [k for k, spans in enumerate(evidence) if any(found["start"] <= a < found["end"] for found in spans)]
+            names = f' class="{" ".join(f"for-{k}" for k in of)}"' if len(explained) > 1 else ""
+            parts += f"<mark{names}>{part}</mark>" if of else part
         if sections:
-            facts.append(sections[max(0, bisect_right(starts, start) - 1)].name)
-        heading = html.escape(" · ".join(facts))
-        return f'<div {attributes}><h3>{heading}</h3><div class="text" dir="auto">{parts}</div></div>'
+            facts.append(html.escape(sections[max(0, bisect_right(starts, start) - 1)].name))
+        return f'<div {attributes}><h3>{" · ".join(facts)}</h3><div class="text" dir="auto">{parts}</div></div>'
+
+    def contribution(chunk: dict[str, Any], k: int) -> str:
+        ranks = (
+            f" · evidence {rank}"
+            for rank, found in enumerate(evidence[k], 1)
+            if chunk["start"] <= found["start"] < found["end"] <= chunk["end"]
+        )
+        return _signed(chunk["scores"][explained[k]]) + "".join(ranks)
 
     end = 0
-    for number, (chunk, color) in enumerate(zip(chunks, colors, strict=True), 1):
+    for number, (chunk, strength_E) in enumerate(zip(chunks, strength_CE, strict=True), 1):
         if text[end : chunk["start"]].strip():
             yield piece('class="unread"', ["Not encoded"], end, chunk["start"])
-        facts = [f"Chunk {number}", _signed(chunk["score"])]
-        for rank, found in enumerate(evidence, 1):
-            if chunk["start"] <= found["start"] < found["end"] <= chunk["end"]:
-                facts.append(f"evidence {rank}")
-        yield piece(f'id="chunk-{number}" {color}', facts, max(end, chunk["start"]), max(end, chunk["end"]))
+        facts = [f"Chunk {number}", of_chosen([contribution(chunk, k) for k in range(len(explained))])]
+        colors = "; ".join(f"--of-{k}: {strength:.0f}%" for k, strength in enumerate(strength_E))
+        attributes = f'id="chunk-{number}" style="{colors}"'
+        yield piece(attributes, facts, max(end, chunk["start"]), max(end, chunk["end"]))
         end = max(end, chunk["end"])
     if text[end:].strip():
         yield piece('class="unread"', ["Not encoded"], end, len(text))
@@ -226,7 +345,9 @@ def render_text(result: dict[str, Any], text: str, sections: list[Section], colo
 # ---- The page --------------------------------------------------------------------------------------------------------------
 
 
-def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, review_below: float) -> Any:
+def build_page(
+    classifier: Pipeline, max_upload_mb: int, max_characters: int, review_below: float, review_margin: float
+) -> Any:
     """The page, as `gradio.Blocks`, with the endpoint /classify."""
     import gradio as gr
 
@@ -251,7 +372,7 @@ def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, re
         report = functools.partial(progress, desc="Encoding the text", unit="chunks")
         with model_lock, counting_chunks(classifier.model, report):
             [result] = classifier(text, chunks=True)
-        return render_result(result, text, sections, name, config, review_below)
+        return render_result(result, text, sections, name, config, review_below, review_margin)
 
     @in_a_sentence
     def show_text(text: str, progress: Any = gr.Progress()) -> str:  # noqa: B008 (as gradio has it)
@@ -265,11 +386,11 @@ def build_page(classifier: Pipeline, max_upload_mb: int, max_characters: int, re
 
     @in_a_sentence
     def classify(text: str) -> dict:
-        """Label, scores and evidence of a text, as the model's pipeline returns them."""
+        """Label (or labels), scores and evidence of a text, as the model's pipeline returns them."""
         check_text(text, max_characters)
         with model_lock:
             [result] = classifier(text)
-        return {name: result[name] for name in ("label", "scores", "num_chunks", "truncated", "evidence")}
+        return {name: result[name] for name in ENDPOINT_KEYS if name in result}
 
     stories = [write_story(label, size, 30, np.random.default_rng(seed))[0] for label, (size, seed) in STORIES.items()]
     one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -313,6 +434,7 @@ def serve(
     max_upload_mb: int = MAX_UPLOAD_MB,
     max_characters: int = MAX_CHARACTERS,
     review_below: float = REVIEW_BELOW,
+    review_margin: float = REVIEW_MARGIN,
 ) -> None:
     """Serve the page until interrupted. Without host and port where the environment says, as in a Space."""
     with tempfile.TemporaryDirectory() as folder:
@@ -326,7 +448,7 @@ def serve(
             "button_primary_background_fill": "#0b5cad",
         }
         dark = {"body_background_fill_dark": "#15171a", "button_primary_background_fill_dark": "#0b5cad"}
-        build_page(classifier, max_upload_mb, max_characters, review_below).launch(
+        build_page(classifier, max_upload_mb, max_characters, review_below, review_margin).launch(
             server_name=host,
             server_port=port,
             max_file_size=max_upload_mb * 2**20,
@@ -358,13 +480,21 @@ def main() -> None:
         default=REVIEW_BELOW,
         help="score below which the page advises a check by a person",
     )
+    parser.add_argument(
+        "--review_margin",
+        type=float,
+        default=REVIEW_MARGIN,
+        help="with several labels, the page advises a check if a score is closer to its threshold than this share of the "
+        "way from the threshold to 0 or 1",
+    )
     parser.add_argument("--cpu_threads", type=int, default=0, help="number of CPU threads; 0 uses all cores")
     options = vars(parser.parse_args())
     for name in ("max_upload_mb", "max_characters"):
         if options[name] < 1:
             raise ValueError(f"--{name} must be 1 or more, got {options[name]}.")
-    if not 0 <= options["review_below"] <= 1:
-        raise ValueError(f"--review_below must be between 0 and 1, got {options['review_below']}.")
+    for name in ("review_below", "review_margin"):
+        if not 0 <= options[name] <= 1:
+            raise ValueError(f"--{name} must be between 0 and 1, got {options[name]}.")
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("The page needs gradio, which comes with the extra `app`: pip install -e '.[app]'.")
 

@@ -1,7 +1,9 @@
 """Several labels a document, as they are served: the pipeline, its handler, scripts.predict, ONNX, the page and its endpoint."""
 
+import html
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -11,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from transformers import AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling.hierarchical_roberta.chunk_attribution import attributions_of_labels, leave_one_out_attributions
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
+from scripts.app import render_result
 from scripts.common.loading import load_classifier
-from tests.conftest import run_command, shared_folder, tiny_rows
-from tests.processes import run
+from tests.conftest import options, run_command, shared_folder, tiny_rows
+from tests.processes import ROOT, run
+from tests.test_app import free_port, gradio_client, in_browser, opened, paste, result_with, served
 
 NAMES = ["drugs", "violence", "<i>horror</i>", "grief"]
 SLOPES, INTERCEPTS = [0.5, 1.5, 1.0, 2.0], [0.3, -0.2, 0.0, 0.1]
@@ -110,7 +116,7 @@ def test_evidence_of_each_label_is_what_its_logit_loses_without_the_chunk(classi
     lost_of = {}
     for text, result in zip(TEXTS, results, strict=True):
         explained = result["labels"] or [result["label"]]
-        assert list(dict.fromkeys(found["label"] for found in result["evidence"])) == explained[: len(text) and None]
+        assert list(dict.fromkeys(found["label"] for found in result["evidence"])) == (explained if text else [])
         assert [list(chunk["scores"]) for chunk in result["chunks"]] == [explained] * result["num_encoded_chunks"]
         for name in explained:
             found = [entry for entry in result["evidence"] if entry["label"] == name]
@@ -263,3 +269,129 @@ def test_an_export_gives_the_results_of_the_pipeline(saved, exported, results):
         for name in ("label", "labels", "num_chunks", "num_encoded_chunks", "truncated"):
             assert ours[name] == wanted[name]
         assert evidence_of(ours) == pytest.approx(evidence_of(wanted), abs=2e-4)
+
+
+# ---- The page ----------------------------------------------------------------------------------------------------------------
+
+
+def text_with(results, number: int) -> int:
+    """Index of a text that has so many labels."""
+    return next(i for i, result in enumerate(results) if TEXTS[i] and len(result["labels"]) == number)
+
+
+def test_page_shows_the_labels_thresholds_and_a_choice_of_contributions(classify, results):
+    config = classify.model.config
+    i = text_with(results, 2)
+    page = render_result(results[i], TEXTS[i], [], "name", config, 0.7)
+    first, second = map(html.escape, results[i]["labels"])
+    assert f"<strong>{first}, {second}</strong></p>" in page
+    assert re.findall(r'<input type="radio" name="of" id="of-(\d)"( checked)?>(.*?)</label>', page) == [
+        ("0", " checked", first), ("1", "", second)
+    ]  # fmt: skip
+    rows = re.findall(r"<li><span>(.*?)</span>.*?left: ([\d.]+)%.*?</li>", page)
+    thresholds = dict(zip(NAMES, config.thresholds, strict=True))
+    by_score = sorted(NAMES, key=lambda name: -results[i]["scores"][name])
+    assert [(html.unescape(re.sub("</?strong>", "", label)), at) for label, at in rows] == [
+        (name, f"{100 * thresholds[name]:.1f}") for name in by_score
+    ]
+    assert {html.unescape(label[8:-9]) for label, _ in rows if label.startswith("<strong>")} == set(
+        results[i]["labels"]
+    )
+    assert "<i>horror" not in page
+    strips = re.findall(r'<div class="of of-\d"><ol class="strip">(.*?)</ol>', page)
+    for strip, name in zip(strips, results[i]["labels"], strict=True):
+        shown = [float(score) for score in re.findall(r'aria-label="Chunk \d+, (.*?)"', strip)]
+        assert shown == pytest.approx([chunk["scores"][name] for chunk in results[i]["chunks"]], abs=0.006)
+    # One label needs no choice; none: the contributions are to the label with the highest score.
+    i = text_with(results, 1)
+    page = render_result(results[i], TEXTS[i], [], "name", config, 0.7)
+    assert "radio" not in page
+    assert f"<strong>{html.escape(results[i]['labels'][0])}</strong></p>" in page
+    i = text_with(results, 0)
+    page = render_result(results[i], TEXTS[i], [], "name", config, 0.7)
+    assert "<strong>None of the labels</strong>" in page
+    assert f"What each chunk contributes to {html.escape(results[i]['label'])}:" in page
+
+
+def test_advice_names_the_scores_near_their_thresholds(classify, results, monkeypatch):
+    i = text_with(results, 1)
+    result = results[i] | {"scores": dict(zip(NAMES, (0.39, 0.61, 0.05, 0.95), strict=True)), "truncated": False}
+
+    def page(**options) -> str:
+        return html.unescape(render_result(result, TEXTS[i], [], "name", classify.model.config, 0.7, **options))
+
+    monkeypatch.setattr(classify.model.config, "thresholds", [0.5, 0.5, 0.5, 0.5])
+    assert "No score is near its threshold: no check by a person is advised." in page()
+    wide = page(review_margin=0.23)
+    assert "A person should check this." in wide
+    assert "Near the threshold: drugs (39.0 %, threshold 50.0 %), violence (61.0 %, threshold 50.0 %)." in wide
+    monkeypatch.setattr(classify.model.config, "thresholds", [0.9, 0.9, 0.06, 0.94])
+    assert "Near the threshold: <i>horror</i> (5.0 %, threshold 6.0 %), grief (95.0 %" in page()
+    monkeypatch.setattr(classify.model.config, "label_calibration", None)
+    assert "; the scores are not calibrated." in page()
+    result["truncated"] = True
+    assert "longer than the" in page()
+
+
+@pytest.fixture(scope="module")
+def address(saved, tmp_path_factory):
+    port, place = free_port(), tmp_path_factory.mktemp("app") / "cwd"
+    command = [sys.executable, "-m", "scripts.app", *options(model=saved, port=port, cpu_threads=1)]
+    with served(command, place, port, PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}") as page:
+        yield page
+
+
+@pytest.mark.slow
+def test_the_endpoint_returns_the_labels(address, results):
+    client = gradio_client.Client(address, verbose=False)
+    for text, result in list(zip(TEXTS, results, strict=True))[1:5]:
+        found = client.predict(text, api_name="/classify")
+        assert list(found) == ["label", "labels", "scores", "num_chunks", "truncated", "evidence"]
+        assert (found["label"], found["labels"]) == (result["label"], result["labels"])
+        assert found["scores"] == pytest.approx(result["scores"], abs=1e-5)
+        assert [(e["label"], e["text"]) for e in found["evidence"]] == [
+            (e["label"], e["text"]) for e in result["evidence"]
+        ]
+
+
+class TestInABrowser:
+    pytestmark = in_browser
+
+    def test_the_chosen_label_colors_the_chunks(self, browser, address, results):
+        i = text_with(results, 2)
+        result = results[i]
+        opened(browser, address)
+        paste(browser, TEXTS[i])
+        assert result_with(browser, "Show the contributions to").startswith(", ".join(result["labels"]))
+        body = "return getComputedStyle(document.querySelector('#chunk-{}  .text')).backgroundColor"
+        colors, seen = browser.find_elements(By.CSS_SELECTOR, ".choice label"), []
+        for button, name in zip(colors, result["labels"], strict=True):
+            button.click()
+            [strip] = [each for each in browser.find_elements(By.CSS_SELECTOR, ".strip") if each.is_displayed()]
+            assert [link.get_attribute("class") for link in strip.find_elements(By.TAG_NAME, "a")] == [
+                "supports" if chunk["scores"][name] > 0 else "opposes" for chunk in result["chunks"]
+            ]
+            marks = browser.execute_script(
+                "return [...document.querySelectorAll('mark')].filter(mark => getComputedStyle(mark).textDecorationLine "
+                "=== 'underline').map(mark => mark.textContent)"
+            )
+            wanted = [found["text"] for found in result["evidence"] if found["label"] == name]
+            assert sorted(marks) == sorted(wanted)
+            assert f"contributes to {name}:" in result_with(browser, "What each chunk")
+            seen.append([browser.execute_script(body.format(k + 1)) for k in range(len(result["chunks"]))])
+        assert seen[0] != seen[1]
+        browser.find_element(By.CSS_SELECTOR, ".choice input:checked").send_keys(Keys.ARROW_LEFT)  # by keyboard
+        assert f"contributes to {result['labels'][0]}:" in result_with(browser, "What each chunk")
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+    def test_none_of_the_labels_and_a_phone(self, browser, address, results):
+        opened(browser, address)
+        metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        i = text_with(results, 0)
+        paste(browser, TEXTS[i])
+        assert result_with(browser, "No score reaches its threshold").startswith("None of the labels")
+        assert browser.find_elements(By.CSS_SELECTOR, ".choice") == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        assert all(meter.size["width"] > 300 for meter in browser.find_elements(By.CSS_SELECTOR, ".meter"))
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
