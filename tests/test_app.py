@@ -76,6 +76,22 @@ def served(command: list, folder: Path, port: int, **environment: str) -> Iterat
                 process.kill()
 
 
+@contextlib.contextmanager
+def served_space(folder: Path, model: Path) -> Iterator[str]:
+    """The address of a Space in folder/space. It is isolated: neither the project's folder nor its editable installation can
+    be imported."""
+    code = (
+        "import runpy, sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
+        f"sys.path[:] = [p for p in sys.path if p not in ({str(ROOT)!r}, '')]; sys.path.insert(0, '.')\n"
+        "import importlib.util; assert not importlib.util.find_spec('modeling') and not importlib.util.find_spec('scripts')\n"
+        "runpy.run_path('app.py', run_name='__main__')"
+    )
+    shutil.copytree(folder / "space", folder / "cwd")
+    environment = {"MODEL_ID": str(model), "HF_HOME": str(folder / "home"), "GRADIO_SERVER_NAME": "127.0.0.1"}
+    with served([sys.executable, "-c", code], folder / "cwd", free_port(), **environment) as address:
+        yield address
+
+
 @pytest.fixture(scope="module")
 def long_run(finished_run, tmp_path_factory) -> Path:
     """The shared run, which here reads up to 200 chunks, and whose scores are calibrated."""
@@ -465,17 +481,7 @@ def test_the_space_runs_without_this_project(long_run, classifier, tmp_path):
     assert re.search(
         r"^---\n.*^sdk: gradio\nsdk_version: \d.*^app_file: app\.py\n.*^---\n", card, re.MULTILINE | re.DOTALL
     )
-    # Isolated: neither the project's folder nor its editable installation can be imported.
-    code = (
-        "import runpy, sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
-        f"sys.path[:] = [p for p in sys.path if p not in ({str(ROOT)!r}, '')]; sys.path.insert(0, '.')\n"
-        "import importlib.util; assert not importlib.util.find_spec('modeling') and not importlib.util.find_spec('scripts')\n"
-        "runpy.run_path('app.py', run_name='__main__')"
-    )
-    shutil.copytree(tmp_path / "space", tmp_path / "cwd")
-    port = free_port()
-    environment = {"MODEL_ID": str(long_run), "HF_HOME": str(tmp_path / "home"), "GRADIO_SERVER_NAME": "127.0.0.1"}
-    with served([sys.executable, "-c", code], tmp_path / "cwd", port, **environment) as address:
+    with served_space(tmp_path, long_run) as address:
         text = tiny_rows()[0]["text"]
         client = gradio_client.Client(address, verbose=False)
         assert_same(client.predict(text, api_name="/classify"), expected(classifier, text))

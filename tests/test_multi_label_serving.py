@@ -23,9 +23,9 @@ from modeling.hierarchical_roberta.modeling_hierarchical_roberta import Hierarch
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
 from scripts.app import render_result
 from scripts.common.loading import load_classifier
-from tests.conftest import options, run_command, shared_folder, tiny_rows
-from tests.processes import ROOT, run
-from tests.test_app import free_port, gradio_client, in_browser, opened, paste, result_with, served
+from scripts.hub.space import write_space
+from tests.conftest import run_command, shared_folder, tiny_rows
+from tests.processes import run
 
 NAMES = ["drugs", "violence", "<i>horror</i>", "grief"]
 SLOPES, INTERCEPTS = [0.5, 1.5, 1.0, 2.0], [0.3, -0.2, 0.0, 0.1]
@@ -334,16 +334,25 @@ def test_advice_names_the_scores_near_their_thresholds(classify, results, monkey
 
 
 @pytest.fixture(scope="module")
-def address(saved, tmp_path_factory):
-    port, place = free_port(), tmp_path_factory.mktemp("app") / "cwd"
-    command = [sys.executable, "-m", "scripts.app", *options(model=saved, port=port, cpu_threads=1)]
-    with served(command, place, port, PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}") as page:
+def app():
+    """Functions that visit a page; without gradio its tests are skipped."""
+    from tests import test_app
+
+    return test_app
+
+
+@pytest.fixture(scope="module")
+def address(app, saved, tmp_path_factory):
+    """As a Space, with nothing of the project but what is pushed."""
+    folder = tmp_path_factory.mktemp("app")
+    write_space(folder / "space", "org/model")
+    with app.served_space(folder, saved) as page:
         yield page
 
 
 @pytest.mark.slow
-def test_the_endpoint_returns_the_labels(address, results):
-    client = gradio_client.Client(address, verbose=False)
+def test_the_endpoint_returns_the_labels(app, address, results):
+    client = app.gradio_client.Client(address, verbose=False)
     for text, result in list(zip(TEXTS, results, strict=True))[1:5]:
         found = client.predict(text, api_name="/classify")
         assert list(found) == ["label", "labels", "scores", "num_chunks", "truncated", "evidence"]
@@ -355,14 +364,21 @@ def test_the_endpoint_returns_the_labels(address, results):
 
 
 class TestInABrowser:
-    pytestmark = in_browser
+    pytestmark = [
+        pytest.mark.slow,
+        pytest.mark.browser,
+        pytest.mark.skipif(
+            not shutil.which("chromium") or not shutil.which("chromedriver"),
+            reason="chromium and chromium-driver are not installed",
+        ),
+    ]
 
-    def test_the_chosen_label_colors_the_chunks(self, browser, address, results):
+    def test_the_chosen_label_colors_the_chunks(self, browser, app, address, results):
         i = text_with(results, 2)
         result = results[i]
-        opened(browser, address)
-        paste(browser, TEXTS[i])
-        assert result_with(browser, "Show the contributions to").startswith(", ".join(result["labels"]))
+        app.opened(browser, address)
+        app.paste(browser, TEXTS[i])
+        assert app.result_with(browser, "Show the contributions to").startswith(", ".join(result["labels"]))
         body = "return getComputedStyle(document.querySelector('#chunk-{}  .text')).backgroundColor"
         colors, seen = browser.find_elements(By.CSS_SELECTOR, ".choice label"), []
         for button, name in zip(colors, result["labels"], strict=True):
@@ -377,20 +393,20 @@ class TestInABrowser:
             )
             wanted = [found["text"] for found in result["evidence"] if found["label"] == name]
             assert sorted(marks) == sorted(wanted)
-            assert f"contributes to {name}:" in result_with(browser, "What each chunk")
+            assert f"contributes to {name}:" in app.result_with(browser, "What each chunk")
             seen.append([browser.execute_script(body.format(k + 1)) for k in range(len(result["chunks"]))])
         assert seen[0] != seen[1]
         browser.find_element(By.CSS_SELECTOR, ".choice input:checked").send_keys(Keys.ARROW_LEFT)  # by keyboard
-        assert f"contributes to {result['labels'][0]}:" in result_with(browser, "What each chunk")
+        assert f"contributes to {result['labels'][0]}:" in app.result_with(browser, "What each chunk")
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
-    def test_none_of_the_labels_and_a_phone(self, browser, address, results):
-        opened(browser, address)
+    def test_none_of_the_labels_and_a_phone(self, browser, app, address, results):
+        app.opened(browser, address)
         metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         i = text_with(results, 0)
-        paste(browser, TEXTS[i])
-        assert result_with(browser, "No score reaches its threshold").startswith("None of the labels")
+        app.paste(browser, TEXTS[i])
+        assert app.result_with(browser, "No score reaches its threshold").startswith("None of the labels")
         assert browser.find_elements(By.CSS_SELECTOR, ".choice") == []
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
         assert all(meter.size["width"] > 300 for meter in browser.find_elements(By.CSS_SELECTOR, ".meter"))
