@@ -54,8 +54,8 @@ CSS = """
 .scores li { display: contents; } .scores span { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .scores .meter { position: relative; height: .8rem; background: var(--middle); border-radius: 4px; overflow: hidden; } .scores i { display: block; height: 100%; background: var(--bar); }
 .meter b { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: var(--ink); } .scores small { color: var(--soft); white-space: nowrap; }
-@media (max-width: 40rem) { .marked { display: block; } .marked li { display: grid; grid-template-columns: minmax(0, 1fr) max-content; gap: .1rem 1rem; padding-bottom: .5rem !important; }
-  .marked .meter { grid-area: 2 / 1 / 3 / 3; } }
+@media (max-width: 40rem) { .scores:has(b) { display: block; } .scores:has(b) li { display: grid; grid-template-columns: minmax(0, 1fr) max-content; gap: .1rem 1rem; padding-bottom: .5rem !important; }
+  .scores:has(b) .meter { grid-area: 2 / 1 / 3 / 3; } }
 .scores { max-height: 28rem; overflow-y: auto; } .page .listed { font-size: 1.3rem; }
 .choice { border: 0; margin: .5rem 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem; min-width: 0; } .choice legend { padding: 0; margin: 0 0 .3rem; color: var(--soft); }
 .choice label { position: relative; border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .8rem; cursor: pointer; overflow-wrap: anywhere; }
@@ -222,17 +222,19 @@ def render_choice(names: list[str]) -> str:
 def render_scores(result: dict[str, Any], config: Any, thresholds: dict[str, float]) -> str:
     """A bar for each label; with thresholds, the highest first, and each threshold marked."""
     scores, rows = result["scores"], ""
-    for name in sorted(scores, key=lambda name: -scores[name]) if thresholds else scores:
+    order, calibrated = list(scores), config.temperature
+    if thresholds:
+        order, calibrated = sorted(scores, key=lambda name: -scores[name]), config.label_calibration
+    for name in order:
         label, mark, note = html.escape(name), "", ""
-        if thresholds:
+        if name in thresholds:
             percent = 100 * thresholds[name]
             mark = f"<b style='left: {min(max(percent, 0.5), 99.5):.1f}%'></b>"
             note = f" <small>threshold {percent:.1f} %</small>"
             label = f"<strong>{label}</strong>" if name in result["labels"] else label
         bar = f"<i style='width: {100 * scores[name]:.1f}%'></i>"
         rows += f"<li><span>{label}</span><span class='meter'>{bar}{mark}</span><span>{100 * scores[name]:.1f} %{note}</span></li>"
-    calibrated = config.label_calibration if thresholds else config.temperature
-    return f'<ul class="scores{" marked" * bool(thresholds)}" aria-label="{"Calibrated scores" if calibrated else "Scores"}">{rows}</ul>'
+    return f'<ul class="scores" aria-label="{"Calibrated scores" if calibrated else "Scores"}">{rows}</ul>'
 
 
 def strengths(chunks: list[dict[str, Any]], label: str) -> list[float]:

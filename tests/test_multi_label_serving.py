@@ -325,6 +325,9 @@ def test_advice_names_the_scores_near_their_thresholds(classify, results, monkey
     wide = page(review_margin=0.23)
     assert "A person should check this." in wide
     assert "Near the threshold: drugs (39.0 %, threshold 50.0 %), violence (61.0 %, threshold 50.0 %)." in wide
+    # Of a low threshold the margin is small.
+    monkeypatch.setattr(classify.model.config, "thresholds", [0.9, 0.1, 0.07, 0.5])
+    assert "No score is near its threshold" in page()
     monkeypatch.setattr(classify.model.config, "thresholds", [0.9, 0.9, 0.06, 0.94])
     assert "Near the threshold: <i>horror</i> (5.0 %, threshold 6.0 %), grief (95.0 %" in page()
     monkeypatch.setattr(classify.model.config, "label_calibration", None)
@@ -409,5 +412,9 @@ class TestInABrowser:
         assert app.result_with(browser, "No score reaches its threshold").startswith("None of the labels")
         assert browser.find_elements(By.CSS_SELECTOR, ".choice") == []
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-        assert all(meter.size["width"] > 300 for meter in browser.find_elements(By.CSS_SELECTOR, ".meter"))
+        for row in browser.find_elements(By.CSS_SELECTOR, ".scores li"):
+            name, meter, score = row.find_elements(By.CSS_SELECTOR, ":scope > span")
+            assert name.rect["y"] == pytest.approx(score.rect["y"], abs=2)
+            assert meter.rect["y"] > name.rect["y"] + 10
+            assert meter.rect["width"] > 300
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
