@@ -28,7 +28,7 @@ MODULES = ("chunking", "decision", "encoder_batches", "prefetch", "results")
 REQUIREMENTS = "numpy>=1.26\ntokenizers>=0.22\nonnxruntime>=1.22\n"
 FIELDS = (
     *("chunk_length", "chunk_overlap", "chunk_prefix", "max_chunks", "chunk_policy", "equal_lengths"),
-    *("encoder_weight", "lexical_weight"),
+    *("encoder_weight", "lexical_weight", "pooling", "chunk_transformer_layers"),
     # What `decision_of` reads.
     *("problem_type", "temperature", "class_biases", "label_calibration", "thresholds"),
 )

@@ -41,7 +41,8 @@ from modeling.hierarchical_roberta.results import explained_labels, result_of
 TOKEN_BUDGET, BATCH_COST = 4096, 64
 OLDEST_RUNTIME = (1, 22)  # 1.20.1 gives all chunks of a batch but the first other vectors
 PREFETCHED = 32  # documents tokenized ahead
-ROWS_AT_ONCE = 8_192  # chunk vectors pooled per call of the head, where chunks are left out
+# Chunk vectors, or weights of them, per call of the head, where chunks are left out.
+ROWS_AT_ONCE, WEIGHTS_AT_ONCE = 8_192, 1_000_000
 
 
 class Tokenizer:
@@ -202,7 +203,9 @@ class OnnxClassifier:
 
     def logits_of_subsets(self, document: dict[str, Any], chunk_CD: np.ndarray, kept_SC: np.ndarray) -> np.ndarray:
         """Logits (S, K) of a document with some of its chunks, True in `kept_SC`."""
-        step = max(1, ROWS_AT_ONCE // len(chunk_CD))
+        # Where a chunk's vector is the same in every subset, none is copied.
+        copies = self.config["chunk_transformer_layers"] or self.config["pooling"] == "max"
+        step = max(1, (ROWS_AT_ONCE if copies else WEIGHTS_AT_ONCE) // len(chunk_CD))
         parts = [kept_SC[start : start + step] for start in range(0, len(kept_SC), step)]
         inputs = [{"chunk_vectors": chunk_CD, "kept": part_sC} for part_sC in parts]
         logits_SK = np.concatenate([self.head.run(None, each)[0] for each in inputs])
