@@ -254,7 +254,8 @@ def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, lis
 
 
 def _spans(value: Any, text: str) -> str | None:
-    """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters; "" without any, None if they are none."""
+    """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters, and the "label" that a span is evidence of if
+    it has one; "" without any, None if they are none."""
     if is_missing(value) or value in ("", []):
         return ""
     if isinstance(value, str):  # a CSV cell
@@ -264,13 +265,17 @@ def _spans(value: Any, text: str) -> str | None:
             return None
     if not isinstance(value, list) or not all(_is_span(span, len(text)) for span in value):
         return None
-    return json.dumps([{"start": span["start"], "end": span["end"]} for span in value]) if value else ""
+    return (
+        json.dumps([{key: span[key] for key in ("start", "end", "label") if key in span} for span in value])
+        if value
+        else ""
+    )
 
 
 def _is_span(value: Any, length: int) -> bool:
     if not isinstance(value, dict) or not all(type(value.get(key)) is int for key in ("start", "end")):
         return False
-    return bool(0 <= value["start"] < value["end"] <= length)
+    return bool(0 <= value["start"] < value["end"] <= length) and isinstance(value.get("label", ""), str)
 
 
 def read_documents(

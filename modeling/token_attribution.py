@@ -68,7 +68,8 @@ def token_attributions(
             handle.remove()
         chunk_SCD = chunk_CD.expand(len(ids_SL), -1, -1).clone()
         chunk_SCD[:, index] = vector_SD
-        return log_odds(model.classify(chunk_SCD.flatten(0, 1), [len(chunk_CD)] * len(ids_SL), count_1M)[0], label)
+        logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(chunk_CD)] * len(ids_SL), count_1M)
+        return log_odds(logits_SK, label, model.config.is_multi_label)
 
     attribution_1LD = IntegratedGradients(class_log_odds).attribute(
         embedded(input_ids_L),
@@ -105,7 +106,8 @@ def lexical_attributions(
     without_SM = torch.nn.functional.pad(count_1M, (0, 1)).repeat(len(features_S), 1)
     without_SM[torch.arange(len(features_S)), features_S] -= times_S
     with_odds, without_odds_S = (
-        log_odds(model.combine(encoder_1K, count_BM), label) for count_BM in (count_1M, without_SM[:, :-1])
+        log_odds(model.combine(encoder_1K, count_BM), label, model.config.is_multi_label)
+        for count_BM in (count_1M, without_SM[:, :-1])
     )
     drop_F = ((with_odds - without_odds_S) / times_S)[row_F]
     drop_L, drop_P = drop_F.split([token_1L.shape[1], pair_1P.shape[1]])

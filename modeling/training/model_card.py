@@ -5,6 +5,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .model_card_kinds import kind_of, listed
+
 
 def describe_lexical(config: dict[str, Any]) -> str:
     """Clause describing the lexical features; empty if disabled."""
@@ -23,11 +25,17 @@ def encoder_name(config: dict[str, Any]) -> str:
     return config["encoder"] if config.get("encoder_is_on_hub") else Path(config["encoder"]).resolve().name
 
 
+def num_documents(config: dict[str, Any], split: str) -> int:
+    """Documents of a split; of histories before several labels a document, the sum over the labels."""
+    known = config.get("num_documents", {}).get(split)
+    return sum(config["label_counts"][split].values()) if known is None else known
+
+
 def training_facts(record: dict[str, Any]) -> dict[str, str]:
     """Facts about the training run, name → description, from a training history (`config`, `epochs`, `best`)."""
     config, best = record["config"], record["best"] or {}
     seconds = sum(epoch.get("seconds") or 0.0 for epoch in record["epochs"])
-    weights = ", ".join(f"{label} {weight:.3f}" for label, weight in config["class_weight_values"].items())
+    weights = listed([f"{label} {weight:.3f}" for label, weight in config["class_weight_values"].items()])
     clipping = f"gradients clipped at norm {config['max_grad_norm']:g}" if config["max_grad_norm"] else "no clipping"
     warmup = config["warmup_steps"]
     return {
@@ -38,7 +46,7 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         f"per document ({config['chunk_policy']}){describe_embeddings(config)}, {config['pooling']} pooling"
         f"{describe_lexical(config)}",
         "Data": "; ".join(
-            f"{split}: {sum(counts.values())} ({', '.join(f'{label} {count}' for label, count in counts.items())})"
+            f"{split}: {num_documents(config, split)} ({listed([f'{label} {count}' for label, count in counts.items()])})"
             for split, counts in config["label_counts"].items()
         ),
         "Class weights": f"{config['class_weights']}: {weights}",
@@ -48,10 +56,7 @@ def training_facts(record: dict[str, Any]) -> dict[str, str]:
         + (f"{warmup:.0%} of the steps" if warmup < 1 else f"{warmup:g} steps"),
         "Batch": f"{config['effective_batch_size']} documents per step ({config['per_device_train_batch_size']} × "
         f"{config['gradient_accumulation_steps']} accumulated × {config['num_processes']} processes)",
-        "Decision": f"the label with the highest log score plus class bias; the biases, in config.json, are fitted on "
-        f"validation for {config['decision_metric']}"
-        if config.get("decision_metric")
-        else "the label with the highest score",
+        "Decision": kind_of(config).decision(config),
         "Epochs": f"{len(record['epochs'])} evaluated, best at epoch {best.get('epoch')} (step {best.get('step')}) by "
         f"{config['metric_for_best_model']}" + (", stopped early" if record["stopped_early"] else ""),
         "Precision": config["precision"],
@@ -83,8 +88,9 @@ def model_card(
         template_path=str(Path(__file__).with_name("model_card_template.md")),
         config=config,
         metrics=metrics,
-        num_documents={split: _support(values) for split, values in metrics.items()},
+        num_documents={split: num_documents(config, split) for split in metrics},
         labels=labels,
+        kind=kind_of(config),
         evaluation=evaluation,
         facts=training_facts(record),
         limits=_limits(record, metrics, labels),
@@ -101,7 +107,6 @@ def card_data(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> M
         "dataset_name": ", ".join(source.get("name", "") for source in config["data_sources"]),
         "dataset_type": (on_hub or ["private"])[0],
     }
-    names = {"f1_macro": ("f1", "Macro-F1"), "accuracy": ("accuracy", "Accuracy"), "f1_weighted": ("f1", "Weighted F1")}
     results = [
         EvalResult(
             task_type="text-classification",
@@ -113,7 +118,7 @@ def card_data(record: dict[str, Any], metrics: dict[str, dict[str, float]]) -> M
             metric_value=round(float(values[key]), 6),
         )
         for split, values in metrics.items()
-        for key, (kind, title) in names.items()
+        for key, (kind, title) in kind_of(config).index.items()
     ]
     return ModelCardData(
         library_name="transformers",
@@ -135,28 +140,18 @@ def _interval(entry: dict[str, float]) -> str:
 def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> list[str]:
     config = record["config"]
     split, values = list(metrics.items())[-1]
-    most_severe, miss_rate = labels[-1], 1 - values[f"recall_{labels[-1]}"]
-    misses = (
-        f"on {split}, {miss_rate:.0%} of the {most_severe} documents were assigned a lower class"
-        if values[f"support_{most_severe}"]
-        else f"unknown for {most_severe} documents, since {split} has none"
-    )
     return [
-        f"False negatives: {misses}. Consequential decisions need a human who has read the evidence.",
+        f"False negatives: {kind_of(config).misses(split, values, labels)}. Consequential decisions need a human who has read the evidence.",
         f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are "
         + (
             "encoded per document, the most telling ones by their words; of the others words are only counted."
             if config["chunk_policy"] == "lexical"
             else "read per document; `truncated` in the result indicates that there was more."
         ),
-        f"The model reflects its {sum(config['label_counts']['train'].values())} training documents and labels, "
+        f"The model reflects its {num_documents(config, 'train')} training documents and labels, "
         "including their biases. Other languages, genres or labeling rules were not tested.",
         "It classifies texts, not people, and must not be used to judge authors or readers.",
     ]
-
-
-def _support(values: dict[str, float]) -> int:
-    return int(sum(value for name, value in values.items() if name.startswith("support_")))
 
 
 def latex_paragraph(
@@ -168,15 +163,17 @@ def latex_paragraph(
     """LaTeX training paragraph for a publication, from the same facts as the card."""
     config = record["config"]
     facts = {name: _latex(value.replace("`", "")) for name, value in training_facts(record).items()}
+    kind = kind_of(config)
     results = "; ".join(
-        f"{_latex(split)}: macro-F1 {values['f1_macro']:.3f}, accuracy {values['accuracy']:.3f}, recall of "
-        f"{_latex(labels[-1])} {values[f'recall_{labels[-1]}']:.3f} ({_support(values)} documents)"
+        f"{_latex(split)}: "
+        + ", ".join(f"{_latex(name)} {value:.3f}" for name, value in kind.results(values, labels).items())
+        + f" ({num_documents(config, split)} documents)"
         for split, values in metrics.items()
     )
     return (
         "\\paragraph{Training.}\n"
         f"A hierarchical classifier based on {facts['Encoder']} encodes each document in chunks of {facts['Chunks']}. "
-        f"Documents: {facts['Data']}. The loss is cross entropy, weighted by class over the whole effective batch "
+        f"Documents: {facts['Data']}. The loss is {kind.loss} "
         f"({facts['Class weights']}"
         + (f"; label smoothing {config['label_smoothing_factor']:g}" if config["label_smoothing_factor"] else "")
         + f"). Optimizer: {facts['Optimizer']}; schedule: {facts['Schedule']}; {facts['Batch']}. "

@@ -4,7 +4,7 @@ B documents, C chunks of a document that the model read, L tokens, D hidden, K l
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions
-from modeling.hierarchical_roberta.decision import decide
+from modeling.hierarchical_roberta.decision import decision_of
 from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.precision import full_precision
@@ -23,6 +23,8 @@ from modeling.token_attribution import token_attributions
 
 # Number of chunks per document, the strongest ones, that get token attributions.
 EXPLAINED_CHUNKS = 3
+# Of several labels that a document got, those with the highest scores are explained.
+EXPLAINED_LABELS = 10
 
 
 @dataclass
@@ -48,10 +50,11 @@ class Sentence:
 
 @dataclass
 class DocumentResult:
-    """Prediction and explanation of one document.
+    """Prediction and explanation of one document, for one label.
 
     Attributes:
-        predicted: class id that the model decides for.
+        predicted: class id that the model decides for; with several labels a document, the one that is explained.
+        decided: ids of all labels that the model decides for, those with the highest scores first.
         read: indices of the chunks that the encoder read.
         input_ids: their tokens, with special tokens.
         rest_M: counts of the lexical features in the other chunks, with the chunk policy `lexical`.
@@ -63,6 +66,7 @@ class DocumentResult:
 
     index: int
     predicted: int
+    decided: list[int]
     logits_K: torch.Tensor
     chunk_CD: torch.Tensor
     weights_C: torch.Tensor
@@ -92,6 +96,11 @@ class DocumentResult:
         count_M = count_CM.sum(dim=0)
         return count_M if self.rest_M is None else count_M + self.rest_M.to(count_M)
 
+    def by_label(self) -> list["DocumentResult"]:
+        """The document once for each label that it got, at most `EXPLAINED_LABELS`; if it got none, for the likeliest one."""
+        labels = self.decided[:EXPLAINED_LABELS] or [self.predicted]
+        return [self, *(replace(self, predicted=label) for label in labels[1:])]
+
     def strongest(self, number: int = 1) -> list[int]:
         """The chunks that contribute most, as indices into `read`."""
         return np.argsort(-self.contributions, kind="stable")[:number].tolist()
@@ -106,6 +115,7 @@ def read_documents(
     model: HierarchicalRobertaForSequenceClassification, chunked: ChunkedDocuments, collator: DocumentCollator
 ) -> Iterator[DocumentResult]:
     """Predict every document of a split in fp32, in order."""
+    decision = decision_of(model.config)
     items = ({**chunked[index], "index": index} for index in range(len(chunked)))
     for batch in batches_by_tokens(items, 8 * model.encoder_batch_size()[0]):
         inputs = send_to_device(collator(batch), model.device)
@@ -116,14 +126,14 @@ def read_documents(
         # On the CPU: the embeddings of a split may not fit on the device.
         values = [value.cpu() for value in (output.logits, output.chunk_vectors, output.chunk_weights)]
         parts = (values[0], values[1].split(counts), values[2].split(counts))
-        temperature = model.config.temperature or 1.0
-        predicted_B = decide(values[0].double().numpy() / temperature, model.config.class_biases).tolist()
-        for item, predicted, logits_K, chunk_CD, weights_C in zip(batch, predicted_B, *parts, strict=True):
+        for item, logits_K, chunk_CD, weights_C in zip(batch, *parts, strict=True):
+            decided = decision.labels_of(logits_K.numpy())
             bounds, spans = spans_of(chunked, item["index"])
             read, rest = item["selected"].tolist(), item.get("rest_counts")
             yield DocumentResult(
                 item["index"],
-                predicted,
+                decided[0] if decided else int(decision.scores(logits_K.numpy()).argmax()),
+                decided,
                 logits_K,
                 chunk_CD,
                 weights_C,
@@ -148,7 +158,7 @@ def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int
 
 
 def explain_chunks(model: HierarchicalRobertaForSequenceClassification, results: list[DocumentResult]) -> None:
-    """Set `contributions` of each result, for its predicted label."""
+    """Set `contributions` of each result, to its predicted label."""
     for result in results:
         counts = (result.chunk_counts(model), result.rest_M)
         attribution_C = leave_one_out_attributions(model, result.chunk_CD, result.predicted, *counts)

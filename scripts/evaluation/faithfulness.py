@@ -4,6 +4,7 @@ C chunks of a document, S perturbed variants of it, K labels.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.hierarchical_roberta.chunk_attribution import logits_of_subsets
+from modeling.hierarchical_roberta.chunk_attribution import log_odds, logits_of_subsets
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.precision import full_precision
 from scripts.evaluation.explanations import DocumentResult
@@ -51,7 +52,8 @@ def chunk_curves(
                     remaining[row, order[:number]] = False
                     inserted[row, order[: max(number, 1)]] = True
                 kept_SC = torch.from_numpy(np.concatenate([remaining, inserted]))
-                p_S = logits_of_subsets(model, result.chunk_CD, kept_SC, *counts).softmax(dim=1)[:, result.predicted]
+                logits_SK = logits_of_subsets(model, result.chunk_CD, kept_SC, *counts)
+                p_S = log_odds(logits_SK, result.predicted, model.config.is_multi_label).sigmoid()
                 deletion.append(p_S[: len(SHARES)].cpu().numpy())
                 insertion.append(p_S[len(SHARES) :].cpu().numpy())
             curves.setdefault(f"deletion{name}", []).append(np.mean(deletion, axis=0))
@@ -117,7 +119,7 @@ def _with_sentences(
         changed_SM = changed_NM.view(len(kept), len(explained), -1).sum(dim=1)
         count_SM = count_M - count_CM[explained].sum(dim=0) + changed_SM
     logits_SK, _ = model.classify(chunk_SCD.flatten(0, 1), [len(result.chunk_CD)] * len(kept), count_SM)
-    return logits_SK.softmax(dim=1)[:, result.predicted].cpu().numpy()
+    return log_odds(logits_SK, result.predicted, model.config.is_multi_label).sigmoid().cpu().numpy()
 
 
 def summary(curves: dict[str, list[np.ndarray]], at: list[float]) -> dict[str, Any]:
@@ -133,17 +135,26 @@ def summary(curves: dict[str, list[np.ndarray]], at: list[float]) -> dict[str, A
     }
 
 
-def pointing_game(results: list[DocumentResult], evidence: list[str], labels: np.ndarray, label: int) -> dict[str, Any]:
-    """Pointing game: share of the correctly classified documents of a label whose top chunk, and whose top sentence,
-    hits the gold evidence, i.e. overlaps it by at least half of the shorter span.
+def pointing_game(
+    results: list[DocumentResult],
+    evidence: list[str],
+    is_counted: Callable[[DocumentResult], bool],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Pointing game: share of the correctly given labels whose top chunk, and whose top sentence, hits the gold evidence,
+    i.e. overlaps it by at least half of the shorter span.
 
     Args:
-        evidence: per document, a JSON list of `{"start", "end"}` in characters, or "".
+        evidence: per document, a JSON list of `{"start", "end"}` in characters, or "". Spans with a "label" count for that
+            label only.
+        is_counted: whether a result's label was given correctly, and is one that counts.
+        names: label names in order.
     """
     chunks, sentences = [], []
     for result in results:
         spans = json.loads(evidence[result.index] or "[]")
-        if not spans or labels[result.index] != label or result.predicted != label:
+        spans = [span for span in spans if span.get("label") in (None, names[result.predicted])]
+        if not spans or not is_counted(result):
             continue
         chunks.append(any(_overlaps(result.span_of(result.strongest()[0]), span) for span in spans))
         if result.sentences:
