@@ -15,13 +15,15 @@ def main() -> None:
     arguments = parser.parse_args()
     # Imported here, so that --help is answered at once.
     from data.prepared_dataset import load_prepared
-    from scripts.evaluation.baselines import baseline_metrics
+    from scripts.evaluation.kinds import baseline_metrics, kind_of
 
     splits, _ = load_prepared(arguments.dataset_dir)
+    printed = kind_of(splits["train"]).printed
     measured, chosen = baseline_metrics(splits, [name for name in ("validation", "test") if name in splits])
     for split, baselines in measured.items():
         for name, metrics in baselines.items():
-            print(f"{split}: {name}: macro-F1 {metrics['f1_macro']:.4f}, accuracy {metrics['accuracy']:.4f}")
+            values = ", ".join(f"{title} {metrics[key]:.4f}" for title, key in printed.items())
+            print(f"{split}: {name}: {values}")
     print(f"tfidf_tuned: {chosen}")
 
 

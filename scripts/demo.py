@@ -21,7 +21,7 @@ from data.prepared_dataset import load_prepared
 from scripts.common.cli import UserParser, run_main
 from scripts.common.launch import launch_evaluation, launch_training
 from scripts.common.packaged_encoder import copy_packaged_encoder
-from scripts.evaluation.baselines import baseline_metrics
+from scripts.evaluation.kinds import baseline_metrics
 
 FOLDER = Path("outputs/demo")
 NUM_LAYERS = 2

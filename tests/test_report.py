@@ -49,24 +49,30 @@ def document(number: int, text: str, label: str, predicted: str, evidence: list[
         "num_chunks": len(starts),
         "review": number % 5 == 0,
         "text": text,
-        "chunks": [
+        "explained": [
             {
-                "start": start,
-                "end": min(len(text), start + width),
-                "contribution": 0.2 - 0.1 * (i % 4),
-                "attention": 0.1,
-                "read": i < 5,
+                "label": predicted,
+                "score": 0.9,
+                "chunks": [
+                    {
+                        "start": start,
+                        "end": min(len(text), start + width),
+                        "contribution": 0.2 - 0.1 * (i % 4),
+                        "attention": 0.1,
+                        "read": i < 5,
+                    }
+                    for i, start in enumerate(starts)
+                ],
+                "evidence": [
+                    {
+                        "start": text.index(words),
+                        "end": text.index(words) + len(words),
+                        "score": 0.5 / (rank + 1),
+                        "section": "title",
+                    }
+                    for rank, words in enumerate(evidence)
+                ],
             }
-            for i, start in enumerate(starts)
-        ],
-        "evidence": [
-            {
-                "start": text.index(words),
-                "end": text.index(words) + len(words),
-                "score": 0.5 / (rank + 1),
-                "section": "title",
-            }
-            for rank, words in enumerate(evidence)
         ],
         "metadata": [["url", "http://a?b=<script>"]],
     }
@@ -86,12 +92,14 @@ def report():
         document(8, quiet + "There was a murder.", "Mature", "Teen", ["The boat came in late."], width=1500),
         document(10, "A visit to https://example.org was planned.", "Teen", "Teen", ["https://example.org"]),
     ]
-    row = {"f1_macro": interval(0.8), "accuracy": interval(0.85), "recall_severest": interval(0.7)}
+    row = {"values": [interval(0.8), interval(0.85), interval(0.7)]}
     return {
         "title": "Ratings of <stories>",
         "headline": "Macro-F1 0.800 (0.75 to 0.85) on 10 test documents.",
         "headline_is_warning": True,
         "labels": LABELS,
+        "is_multi_label": False,
+        "comparison_columns": ["Macro-F1", "Accuracy", "Recall of Mature"],
         "facts": [["Model", "outputs/stories"], ["Test documents", 10]],
         "metrics": [{"name": "Macro-F1", "note": "all labels count the same", **interval(0.8)}],
         "baselines": [
@@ -148,7 +156,7 @@ def test_every_document_is_there_as_it_was(report, path):
     summary = json.loads(blocks["summary"])
     assert summary["labels"] == LABELS
     assert [row["id"] for row in summary["documents"]] == [row["id"] for row in report["documents"]]
-    assert not any("text" in row or "chunks" in row for row in summary["documents"])
+    assert not any("text" in row or "explained" in row for row in summary["documents"])
 
 
 def test_nothing_is_loaded_from_elsewhere(path):
@@ -175,7 +183,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(report, path, wrong,
     if wrong is None:
         del report["headline"]
     else:
-        report["documents"][3]["chunks"][0]["contribution"] = wrong
+        report["documents"][3]["explained"][0]["chunks"][0]["contribution"] = wrong
     with pytest.raises(error):
         write_report(report, path)
     assert path.read_bytes() == before
@@ -303,13 +311,18 @@ class TestInABrowser:
         detail = open_document(page, number)
         text = expected["text"]
         assert marked(detail) == {
-            rank + 1: text[part["start"] : part["end"]] for rank, part in enumerate(expected["evidence"])
+            rank + 1: text[part["start"] : part["end"]]
+            for rank, part in enumerate(expected["explained"][0]["evidence"])
         }
         pieces = detail.find_elements(By.CSS_SELECTOR, ".piece .text")
         assert "".join(piece.get_property("textContent") for piece in pieces) == text
         assert detail.find_element(By.CSS_SELECTOR, ".metadata dd").text == "http://a?b=<script>"
         assert all(tag.text.endswith(", title") for tag in detail.find_elements(By.CSS_SELECTOR, ".evidence .tag"))
-        assert len(pieces) == len(expected["chunks"]) == len(detail.find_elements(By.CSS_SELECTOR, ".strip button"))
+        assert (
+            len(pieces)
+            == len(expected["explained"][0]["chunks"])
+            == len(detail.find_elements(By.CSS_SELECTOR, ".strip button"))
+        )
 
     def test_a_hostile_text_stays_text(self, page):
         detail = open_document(page, 6)

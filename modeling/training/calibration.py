@@ -131,15 +131,27 @@ def fit_label_calibration(logits_BK: np.ndarray, labels_BK: np.ndarray) -> np.nd
 
 def expected_calibration_error(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> float:
     """Mean |confidence − accuracy| over equal-width confidence bins, weighted by their number of documents."""
+    return calibration_error(reliability(scores_BK, labels_B, num_bins))
+
+
+def calibration_error(bins: list[tuple[float, float, float]]) -> float:
+    """Mean |confidence − accuracy| over bins of `reliability` or `binary_reliability`, weighted by their share."""
     error = 0.0
-    for confidence, accuracy, share in reliability(scores_BK, labels_B, num_bins):
+    for confidence, accuracy, share in bins:
         error += share * abs(confidence - accuracy)
     return error
 
 
 def reliability(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> list[tuple[float, float, float]]:
     """(mean confidence, accuracy, share of the documents) of each non-empty bin."""
-    confidence, correct = scores_BK.max(axis=1), scores_BK.argmax(axis=1) == labels_B
-    bin_B = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    return binary_reliability(scores_BK.max(axis=1), scores_BK.argmax(axis=1) == labels_B, num_bins)
+
+
+def binary_reliability(
+    score_B: np.ndarray, label_B: np.ndarray, num_bins: int = 15
+) -> list[tuple[float, float, float]]:
+    """(mean score, share of 1 among the labels 0 and 1, share of the documents) of each non-empty equal-width bin of a score
+    of one label."""
+    bin_B = np.minimum((score_B * num_bins).astype(int), num_bins - 1)
     members = [bin_B == number for number in range(num_bins)]
-    return [(float(confidence[m].mean()), float(correct[m].mean()), float(m.mean())) for m in members if m.any()]
+    return [(float(score_B[m].mean()), float(label_B[m].mean()), float(m.mean())) for m in members if m.any()]

@@ -17,8 +17,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from modeling.training.decision import fit_averaged_biases, macro_f1_of
-from modeling.training.metrics import classification_metrics
-from modeling.training.training_args import parse_severity_weights
 
 # C of the tuned TF-IDF's logistic regression.
 INVERSE_PENALTIES = (10.0, 30.0, 100.0)
@@ -149,36 +147,6 @@ def log_probabilities(
 def majority_predictions(train: datasets.Dataset, test: datasets.Dataset) -> np.ndarray:
     """The most frequent training label for every document, (B,)."""
     return np.full(len(test), np.bincount(np.asarray(train["label"])).argmax())
-
-
-def baseline_metrics(
-    splits: datasets.DatasetDict, evaluated: Sequence[str]
-) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
-    """Metrics of TF-IDF (`tfidf`, `tfidf_tuned`) and of the most frequent class (`majority`), fitted on `train`.
-
-    Returns:
-        `{split: {baseline: {metric: value}}}` for each of the `evaluated` splits; and what the tuned TF-IDF chose.
-    """
-    train, test = splits["train"], datasets.concatenate_datasets([splits[split] for split in evaluated])
-    names = train.features["label"].names
-    tuned_BK, chosen = tuned_tfidf_scores(train, test)
-    predictions = {
-        "tfidf": tfidf_scores(train, test).argmax(axis=1),
-        "tfidf_tuned": tuned_BK.argmax(axis=1),
-        "majority": majority_predictions(train, test),
-    }
-    ends = np.cumsum([len(splits[split]) for split in evaluated])
-    severity = parse_severity_weights(None, len(names))
-    metrics = {
-        split: {
-            name: classification_metrics(
-                predicted[end - len(splits[split]) : end].tolist(), list(splits[split]["label"]), names, severity
-            )
-            for name, predicted in predictions.items()
-        }
-        for split, end in zip(evaluated, ends, strict=True)
-    }
-    return metrics, chosen
 
 
 def vector_scores(train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray, num_labels: int) -> np.ndarray:

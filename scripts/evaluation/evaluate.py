@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,27 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
+from data.labels import label_array
 from data.prepared_dataset import load_prepared
 from modeling.file_utils import write_json, write_text
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.calibration import expected_calibration_error, fit_temperature
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.runtime import set_num_threads
-from modeling.training.training_args import parse_severity_weights
 from scripts.common.loading import load_classifier
 from scripts.common.predictions_io import metadata_columns, write_lines, write_predictions
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
 from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
-from scripts.evaluation.figures import (
-    abstain_figure,
-    confusion_png,
-    curves_figure,
-    faithfulness_figure,
-    reliability_figure,
-)
+from scripts.evaluation.figures import faithfulness_figure
+from scripts.evaluation.kinds import kind_of
+from scripts.evaluation.multi_label import MultiLabel
 from scripts.evaluation.report import write_report
 from scripts.evaluation.report_content import report_content
-from scripts.evaluation.statistics import (
-    abstain_curve,
-    by_group,
-    confusion,
-    difference,
-    metrics_with_intervals,
-    operating_points,
-)
+from scripts.evaluation.single_label import SingleLabel
+from scripts.evaluation.statistics import Prediction
 
 MOST_GROUPS = 8  # subgroups of a kept column
 BASELINES = {
@@ -70,13 +57,14 @@ class EvaluationContext:
     tokenizer: PreTrainedTokenizerBase
     splits: datasets.DatasetDict
     manifest: dict[str, Any]
+    kind: SingleLabel | MultiLabel
 
     @property
     def names(self) -> list[str]:
-        return self.splits["train"].features["label"].names
+        return self.kind.names
 
     def labels(self, split: str) -> np.ndarray:
-        return np.asarray(self.splits[split]["label"], dtype=np.int64)
+        return label_array(self.splits[split])
 
     def chunked(self, split: str, **geometry: Any) -> ChunkedDocuments:
         """The documents of a split, chunked as the model's config says, except for `geometry`."""
@@ -90,18 +78,26 @@ class EvaluationContext:
         return list(read_documents(self.model, chunked, DocumentCollator(self.tokenizer.pad_token_id)))
 
 
-def load_context(model_name: str, dataset_dir: str, split: str) -> EvaluationContext:
+def load_context(model_name: str, dataset_dir: str, split: str, severity_weights: str | None) -> EvaluationContext:
     """Load the model and the data.
 
     Raises:
-        ValueError: a split is missing, or the model's labels are not those of the data.
+        ValueError: a split is missing, the model's labels are not those of the data, or one has several labels a document and
+            the other one.
     """
     model, tokenizer = load_classifier(model_name)
     splits, manifest = load_prepared(dataset_dir, tokenizer)
     if missing := [name for name in ("train", "validation", split) if name not in splits]:
         raise ValueError(f"{dataset_dir} has no split {', '.join(missing)}; available: {', '.join(splits)}.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    context = EvaluationContext(model.to(device), tokenizer, splits, manifest)
+    kind = kind_of(splits["train"], severity_weights)
+    if kind.is_multi_label != model.config.is_multi_label:
+        number = {True: "several labels", False: "one label"}
+        raise ValueError(
+            f"{model_name} gives a document {number[model.config.is_multi_label]}, and {dataset_dir} has "
+            f"{number[kind.is_multi_label]} a document: evaluate it on data prepared with its --problem_type."
+        )
+    context = EvaluationContext(model.to(device), tokenizer, splits, manifest, kind)
     labels = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if labels != context.names:
         raise ValueError(
@@ -112,35 +108,35 @@ def load_context(model_name: str, dataset_dir: str, split: str) -> EvaluationCon
 
 
 def evaluate_baselines(
-    context: EvaluationContext, split: str, results: list[DocumentResult]
-) -> tuple[dict[str, np.ndarray], str]:
-    """Predictions (B,) of each baseline on a split, and what the tuned TF-IDF chose. Those on one or two chunks are
-    logistic regressions on this encoder's vectors of the training documents."""
-    train, test = context.splits["train"], context.splits[split]
-    size = context.model.config.hidden_size
+    context: EvaluationContext, split: str, results: list[DocumentResult], validation_results: list[DocumentResult]
+) -> tuple[dict[str, Prediction], str]:
+    """Predictions of each baseline on a split, and what the tuned TF-IDF chose. Those on one or two chunks are logistic
+    regressions on this encoder's vectors of the training documents."""
+    kind, size, labels = context.kind, context.model.config.hidden_size, context.labels("train")
     vectors = {}
     for name in ("train", split):
         ends = context.predict(context.chunked(name, max_chunks=2, chunk_policy="head_tail"))
         vectors[name] = np.stack([r.chunk_CD[[0, -1], :size].flatten().cpu().numpy() for r in ends])
-    labels, num_labels = context.labels("train"), len(context.names)
-    lexical = context.model.lexical
-    lexical_logits = []
-    if lexical is not None:
-        counts = (result.document_counts(context.model) for result in results)
-        lexical_logits = [lexical(count_M[None]) for count_M in counts if count_M is not None]
-    tuned_BK, chosen = tuned_tfidf_scores(train, test)
+    text, chosen = kind.text_baselines(context.splits["train"], context.splits[split])
     baselines = {
-        "tfidf_tuned": tuned_BK.argmax(axis=1),
-        "tfidf": tfidf_scores(train, test).argmax(axis=1),
-        "first_chunk": vector_scores(vectors["train"][:, :size], labels, vectors[split][:, :size], num_labels).argmax(
-            axis=1
-        ),
-        "head_tail": vector_scores(vectors["train"], labels, vectors[split], num_labels).argmax(axis=1),
-        "majority": majority_predictions(train, test),
+        "tfidf_tuned": text["tfidf_tuned"],
+        "tfidf": text["tfidf"],
+        "first_chunk": kind.vector_baseline(vectors["train"][:, :size], labels, vectors[split][:, :size]),
+        "head_tail": kind.vector_baseline(vectors["train"], labels, vectors[split]),
+        "majority": text["majority"],
     }
-    if lexical_logits:
-        baselines["words_alone"] = torch.cat(lexical_logits).argmax(dim=1).cpu().numpy()
+    if context.model.lexical is not None:
+        validation, logits = (lexical_logits(context.model, each) for each in (validation_results, results))
+        baselines["words_alone"] = kind.lexical_baseline(validation, context.labels("validation"), logits)
     return baselines, chosen
+
+
+@torch.no_grad()
+def lexical_logits(model: HierarchicalRobertaForSequenceClassification, results: list[DocumentResult]) -> np.ndarray:
+    """Logits (B, K) of the model's lexical features alone."""
+    assert model.lexical is not None
+    counts = (result.document_counts(model) for result in results)
+    return torch.cat([model.lexical(count_M[None]) for count_M in counts if count_M is not None]).cpu().numpy()
 
 
 def subgroups(results: list[DocumentResult], texts: list[str]) -> dict[str, np.ndarray]:
@@ -192,97 +188,75 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def evaluate(context: EvaluationContext, split: str, severity: list[float], with_sentences: bool) -> dict[str, Any]:
+def evaluate(context: EvaluationContext, split: str, with_sentences: bool) -> dict[str, Any]:
     """Evaluate `split`.
 
     Returns:
-        `metrics` in the layout of metrics.json, and for the report `results` (B), `scores` and `before` (B, K, after
-        and before temperature scaling), `labels` and `predicted` (B,).
+        `metrics` in the layout of metrics.json; `fitted`, what the model's config lacks; and for the report `explained` (of
+        each document, a result for each label), `scores` and `before` (B, K, after and before calibration), `labels` and
+        `predicted` (B,), or with several labels a document (B, K).
     """
-    names, labels = context.names, context.labels(split)
+    kind, config, labels, validation_labels = (
+        context.kind,
+        context.model.config,
+        *map(context.labels, (split, "validation")),
+    )
     chunked = context.chunked(split)
-    validation = np.stack([r.logits_K.cpu().numpy() for r in context.predict(context.chunked("validation"))])
+    validation_results = context.predict(context.chunked("validation"))
     results, predict_seconds = timed(lambda: context.predict(chunked))
-    logits = np.stack([result.logits_K.cpu().numpy() for result in results]).astype(np.float64)
-    temperature = context.model.config.temperature
-    if temperature is None:
-        temperature = fit_temperature(validation, context.labels("validation"))
-    scores, before = softmax(logits / temperature, axis=1), softmax(logits, axis=1)
-    predicted = np.array([result.predicted for result in results])
+    validation, logits = logits_of(validation_results), logits_of(results)
+    decision, fitted = kind.decision(config, validation, validation_labels)
+    model, before = Prediction(decision.decide(logits), decision.scores(logits)), type(decision)().scores(logits)
     print(f"Evaluated {len(results)} documents in {predict_seconds:.1f} s. Running baselines…", flush=True)
-    baselines, chosen = evaluate_baselines(context, split, results)
+    baselines, chosen = evaluate_baselines(context, split, results, validation_results)
     print("Computing explanations…", flush=True)
-    _, chunk_seconds = timed(lambda: explain_chunks(context.model, results))
+    explained = [result.by_label() for result in results]
+    each = list(chain.from_iterable(explained))
+    _, chunk_seconds = timed(lambda: explain_chunks(context.model, each))
     sentence_seconds = 0.0
     if with_sentences:
-        _, sentence_seconds = timed(lambda: explain_sentences(context.model, context.tokenizer, chunked, results))
+        _, sentence_seconds = timed(lambda: explain_sentences(context.model, context.tokenizer, chunked, each))
     documents = context.splits[split]
     gold_evidence = list(documents["evidence"]) if "evidence" in documents.column_names else [""] * len(documents)
+    groups = subgroups(results, documents["text"]) | metadata_groups(metadata_columns(documents))
     metrics = {
-        "model": metrics_with_intervals(labels, predicted, names, severity),
+        "model": kind.intervals(model, labels),
         "baselines": {
-            name: metrics_with_intervals(labels, baseline, names, severity)
-            | {"difference_f1_macro": difference(labels, predicted, baseline, names)}
+            name: kind.intervals(baseline, labels, is_model=False)
+            | {"difference_f1_macro": kind.difference(labels, model, baseline)}
             for name, baseline in baselines.items()
         },
         "tfidf_tuned_options": chosen,
-        "calibration": {
-            "temperature": temperature,
-            "ece_before": expected_calibration_error(before, labels),
-            "ece_after": expected_calibration_error(scores, labels),
-        },
-        "operating_points": operating_points(
-            softmax(validation / temperature, axis=1), context.labels("validation"), scores, labels
+        **kind.measures(
+            config.to_dict() | fitted, model, before, labels, decision.scores(validation), validation_labels, groups
         ),
-        "abstain": abstain_curve(scores, labels, predicted),
-        "by_group": by_group(
-            subgroups(results, documents["text"]) | metadata_groups(metadata_columns(documents)),
-            labels,
-            predicted,
-            names,
-        ),
-        "confusion": confusion(labels, predicted, len(names))[0].tolist(),
         "faithfulness": {
-            "chunk": chunk_curves(context.model, results),
-            "sentence": sentence_curves(context.model, chunked, results) if with_sentences else {},
+            "chunk": chunk_curves(context.model, each),
+            "sentence": sentence_curves(context.model, chunked, each) if with_sentences else {},
         },
         "cost": {
             "predict_seconds": predict_seconds,
             "explain_chunks_seconds": chunk_seconds,
             "explain_sentences_seconds": sentence_seconds,
         },
+        **kind.decision_measures(config, model),
     }
-    if (biases := context.model.config.class_biases) is not None:
-        metrics["decision"] = {
-            "metric": context.model.config.decision_metric,
-            "class_biases": dict(zip(names, biases, strict=True)),
-            "not_highest_score": int((predicted != scores.argmax(axis=1)).sum()),
-        }
     if any(gold_evidence):
-        metrics["pointing"] = pointing_game(results, gold_evidence, labels, len(names) - 1)
-    arrays = {"scores": scores, "before": before, "labels": labels, "predicted": predicted}
-    return {"metrics": metrics, "results": results, **arrays}
+        metrics["pointing"] = pointing_game(each, gold_evidence, kind.points(model, labels), context.names)
+    arrays = {"scores": model.scores, "before": before, "labels": labels, "predicted": model.predicted}
+    return {"metrics": metrics, "fitted": fitted, "explained": explained, **arrays}
 
 
-def figures_of(evaluation: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
+def logits_of(results: list[DocumentResult]) -> np.ndarray:
+    """(B, K), float64."""
+    return np.stack([result.logits_K.cpu().numpy() for result in results]).astype(np.float64)
+
+
+def figures_of(evaluation: dict[str, Any], kind: SingleLabel | MultiLabel) -> list[dict[str, Any]]:
     """`{"name", "title", "caption", "png"}` of each figure."""
-    metrics, labels = evaluation["metrics"], evaluation["labels"]
-    figures = [
-        ("confusion", "Confusion matrix",
-         "Documents by label (row) and prediction (column), with the share of the row.",
-         confusion_png(np.array(metrics["confusion"]), names)),
-        ("curves", "Precision-recall and ROC curves", "Each class against the rest, over all thresholds.",
-         curves_figure(evaluation["scores"], labels, names)),
-        ("reliability", "Calibration (reliability diagram)",
-         "On the diagonal, confidence equals accuracy; below it, the model is overconfident. Larger points hold more "
-         "documents.",
-         reliability_figure(evaluation["before"], evaluation["scores"], labels)),
-        ("abstain", "Selective prediction",
-         "Accuracy on the remaining documents when the least confident ones are sent to a human reviewer.",
-         abstain_figure(metrics["abstain"])),
-    ]  # fmt: skip
+    figures = kind.figures(evaluation)
     for unit, amount in (("chunk", "share of chunks"), ("sentence", "sentences")):
-        if curves := metrics["faithfulness"][unit]:
+        if curves := evaluation["metrics"]["faithfulness"][unit]:
             title = f"Faithfulness of {unit} attributions"
             caption = (
                 f"Mean over {curves['documents']} documents. Left: the strongest {unit}s are deleted, lower is better. "
@@ -304,12 +278,12 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"--output_dir {folder} is the model's directory, whose metrics.json would be overwritten: choose another."
         )
-    context = load_context(arguments.model, arguments.dataset_dir, arguments.split)
-    severity = parse_severity_weights(arguments.severity_weights, len(context.names))
-    evaluation = evaluate(context, arguments.split, severity, not arguments.no_sentences)
-    figures = figures_of(evaluation, context.names)
+    context = load_context(arguments.model, arguments.dataset_dir, arguments.split, arguments.severity_weights)
+    evaluation = evaluate(context, arguments.split, not arguments.no_sentences)
+    figures = figures_of(evaluation, context.kind)
     documents = context.splits[arguments.split]
-    content = report_content(arguments.model, arguments.split, documents, context, evaluation, BASELINES)
+    titles = BASELINES | context.kind.baseline_titles
+    content = report_content(arguments.model, arguments.split, documents, context, evaluation, titles)
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         (folder / f"{figure['name']}.png").write_bytes(figure["png"])
@@ -324,19 +298,20 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
         print(f"Pointing game: {json.dumps(evaluation['metrics']['pointing'])}")
     print(f"Report: {folder / 'report.html'} (open it in a browser).")
     try:
-        keep_temperature(arguments.model, context.model, evaluation["metrics"]["calibration"]["temperature"])
+        keep_fitted(arguments.model, evaluation["fitted"])
         rewrite_card(Path(arguments.model), {**evaluation["metrics"], "split": arguments.split}, context)
     except OSError as error:
         print(f"{arguments.model} was not updated: {error}", file=sys.stderr)
 
 
-def keep_temperature(name: str, model: HierarchicalRobertaForSequenceClassification, temperature: float) -> None:
-    """Save the temperature in the config of a local model that has none, i.e. an older one."""
+def keep_fitted(name: str, fitted: dict[str, Any]) -> None:
+    """Save in the config of a local model what it lacks, i.e. the temperature of an older one."""
     path = Path(name) / "config.json"
-    if model.config.temperature is None and path.is_file():
+    if fitted and path.is_file():
         config = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, config | {"temperature": temperature})
-        print(f"Saved the temperature {temperature:.3f}, fitted on validation, to {path}.")
+        write_json(path, config | fitted)
+        values = ", ".join(f"{key} {value:.3f}" for key, value in fitted.items())
+        print(f"Saved the {values}, fitted on validation, to {path}.")
 
 
 def rewrite_card(folder: Path, evaluation: dict[str, Any], context: EvaluationContext) -> None:

@@ -42,10 +42,15 @@ def confusion_png(confusion_KK: np.ndarray, names: list[str]) -> bytes:
 
 def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[str]) -> bytes:
     """Precision-recall and ROC curves, one class against the rest."""
+    return label_curves_figure(scores_BK, labels_B[:, None] == np.arange(len(names)), names)
+
+
+def label_curves_figure(scores_BK: np.ndarray, labels_BK: np.ndarray, names: Sequence[str]) -> bytes:
+    """Precision-recall and ROC curves of labels, of which a document may have several."""
     figure, [left, right] = _axes("", "", columns=2)
     for k, name in enumerate(names):
-        is_class = labels_B == k
-        if not 0 < is_class.sum() < len(labels_B):
+        is_class = labels_BK[:, k] == 1
+        if not 0 < is_class.sum() < len(is_class):
             continue
         line = {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k % len(STYLES)]}
         precision, recall, _ = precision_recall_curve(is_class, scores_BK[:, k])
@@ -62,10 +67,22 @@ def curves_figure(scores_BK: np.ndarray, labels_B: np.ndarray, names: Sequence[s
 
 def reliability_figure(before_BK: np.ndarray, after_BK: np.ndarray, labels_B: np.ndarray) -> bytes:
     """Reliability diagram before and after temperature scaling; the size of a point is its share of the documents."""
-    figure, [axes] = _axes("confidence", "accuracy")
+    bins = [reliability(scores_BK, labels_B) for scores_BK in (before_BK, after_BK)]
+    return _reliability_figure(bins, "before temperature scaling", "confidence", "accuracy")
+
+
+def label_reliability_figure(
+    before: list[tuple[float, float, float]], after: list[tuple[float, float, float]]
+) -> bytes:
+    """Reliability diagram of the scores of labels, from `binary_reliability` before and after calibration."""
+    return _reliability_figure([before, after], "before calibration", "score", "share that has the label")
+
+
+def _reliability_figure(bins: list[list[tuple[float, float, float]]], before: str, x: str, y: str) -> bytes:
+    figure, [axes] = _axes(x, y)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-    for k, (name, scores_BK) in enumerate((("before temperature scaling", before_BK), ("after", after_BK))):
-        confidence, accuracy, share = zip(*reliability(scores_BK, labels_B), strict=True)
+    for k, (name, points) in enumerate(zip((before, "after"), bins, strict=True)):
+        confidence, accuracy, share = zip(*points, strict=True)
         sizes = 30 + 300 * np.array(share)
         axes.plot(confidence, accuracy, color=COLOURS[k], linestyle=STYLES[k], linewidth=1)
         axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[k], alpha=0.7, marker="os"[k], label=name)

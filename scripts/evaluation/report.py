@@ -26,21 +26,29 @@ def write_report(report: dict[str, Any], path: Path) -> None:
         title                 title of the page
         headline              the main result in one sentence; headline_is_warning: whether it is a warning
         labels                label names, mildest first
+        is_multi_label        whether a document may have several
         facts                 [[name, value], …]: what was evaluated (model, data, split, versions)
         metrics               [interval with "name" and "note", …]: the headline metrics, mostly in 0..1
-        baselines             [{"name", "f1_macro", "accuracy", "recall_severest", "difference"}, …]: intervals; the
-                              model itself first, with difference None; difference: the model's macro-F1 minus this row's
+        comparison_columns    titles of the values in baselines
+        baselines             [{"name", "values": [interval, …], "difference"}, …]; the model itself first, with difference
+                              None; difference: the interval of the model's macro-F1 minus this row's
         figures               [{"title", "caption", "png": bytes}, …]
-        tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]
-        documents_note        a sentence about the predictions, or ""
+        tables                [{"title", "caption", "columns": [str], "rows": [[str | float | int]]}, …]; of a wide one
+                              also "is_wide": True
+        documents_note        sentences about the predictions, or ""
         documents             [{"id", "label", "predicted", "confidence": 0..1, "scores": {label: 0..1},
                                 "by_bias": bool, "truncated": bool, "counted": bool, "num_chunks": int, "review": bool,
                                 "text": str,
-                                "chunks": [{"start", "end", "contribution", "attention": 0..1, "read": bool}, …],
-                                "evidence": [{"start", "end", "score", "section"}, …],
+                                "explained": [{"label", "score": 0..1,
+                                               "chunks": [{"start", "end", "contribution", "attention": 0..1,
+                                                           "read": bool}, …],
+                                               "evidence": [{"start", "end", "score", "section"}, …]}, …],
                                 "metadata": [[name, value], …]}, …]
-                              confidence: score of the predicted label; by_bias: another label has a higher one
-                              chunks: sorted by start, may overlap; contribution: above 0 for the predicted label,
+                              label, predicted: lists of names if is_multi_label; there also "thresholds": {label: 0..1}
+                              confidence: score of the predicted label, or with several the highest score; by_bias: another
+                              label has a higher one; scores: of all labels, or with several of those that matter
+                              explained: the predicted label; with several each, or if there is none the likeliest one
+                              chunks: sorted by start, may overlap; contribution: above 0 for the explained label,
                               below 0 against it; read: False beyond max_chunks, where the encoder did not read the chunk;
                               counted: whether the lexical features read the others
                               evidence: the sentences with the highest attribution, strongest first; section: the
@@ -56,6 +64,7 @@ def write_report(report: dict[str, Any], path: Path) -> None:
     environment.filters["data_uri"] = data_uri
     summary = {
         "labels": report["labels"],
+        "isMultiLabel": report["is_multi_label"],
         "documents": [{name: document[name] for name in SUMMARY} for document in report["documents"]],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,23 @@ B documents, K ordered labels, R resamples.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 NUM_RESAMPLES = 2000
+
+
+class Prediction(NamedTuple):
+    """What is predicted for documents.
+
+    Attributes:
+        predicted: class ids (B,), or with several labels a document whether it has each, (B, K).
+        scores: (B, K), which rank the documents of a label.
+    """
+
+    predicted: np.ndarray
+    scores: np.ndarray
 
 
 def confusion(labels_B: np.ndarray, predicted_B: np.ndarray, num_labels: int) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""One label a document or several: chosen here once for an evaluation; and the baselines of a dataset."""
+
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+
+from data.labels import is_multi_label, label_array, label_names
+from modeling.training.training_args import parse_severity_weights
+from scripts.evaluation.multi_label import MultiLabel
+from scripts.evaluation.single_label import SingleLabel
+from scripts.evaluation.statistics import Prediction
+
+
+def kind_of(part: datasets.Dataset, severity_weights: str | None = None) -> SingleLabel | MultiLabel:
+    """The kind of a prepared split.
+
+    Args:
+        severity_weights: see `parse_severity_weights`.
+
+    Raises:
+        ValueError: invalid severity weights, or some for several labels a document.
+    """
+    names = label_names(part)
+    if not is_multi_label(part):
+        return SingleLabel(names, parse_severity_weights(severity_weights, len(names)))
+    if severity_weights is not None:
+        raise ValueError("--severity_weights are for one label a document, and these have several: leave them out.")
+    return MultiLabel(names)
+
+
+def baseline_metrics(
+    splits: datasets.DatasetDict, evaluated: Sequence[str]
+) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
+    """Metrics of TF-IDF (`tfidf`, `tfidf_tuned`) and of the most frequent class or labels (`majority`), fitted on `train`.
+
+    Returns:
+        `{split: {baseline: {metric: value}}}` for each of the `evaluated` splits; and what the tuned TF-IDF chose.
+    """
+    train, test = splits["train"], datasets.concatenate_datasets([splits[split] for split in evaluated])
+    kind, labels = kind_of(train), label_array(test)
+    predictions, chosen = kind.text_baselines(train, test)
+    ends = np.cumsum([len(splits[split]) for split in evaluated])
+    metrics = {}
+    for split, end in zip(evaluated, ends, strict=True):
+        rows = slice(end - len(splits[split]), end)
+        metrics[split] = {
+            name: kind.metrics(Prediction(*(part[rows] for part in prediction)), labels[rows])
+            for name, prediction in predictions.items()
+        }
+    return metrics, chosen
