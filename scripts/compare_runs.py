@@ -19,15 +19,16 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from data.labels import MULTI
 from modeling.file_utils import write_text
+from modeling.training.metrics import multi_label_metrics
 from scripts.common.cli import UserParser, run_main
 from scripts.common.markdown import markdown_table
+from scripts.evaluation import multi_label_statistics, statistics
 from scripts.evaluation.figures import learning_curves_figure
-from scripts.evaluation.statistics import difference, metrics_with_intervals
 
 # Arguments that always differ between runs.
 IGNORED_KEYS = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
-METRICS = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa")
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -52,7 +53,8 @@ class Run:
     """A run, as read from its directory.
 
     Attributes:
-        predictions: id → (label, predicted) on the compared split; empty if the run has none.
+        predictions: id → (label, predicted) on the compared split; empty if the run has none. With several labels a document,
+            each a list of names in JSON.
     """
 
     name: str
@@ -60,6 +62,75 @@ class Run:
     metrics: dict[str, float]
     predictions: dict[str, tuple[str, str]]
     labels: list[str]
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.history["config"].get("problem_type") == MULTI
+
+
+class OneLabel:
+    """How predictions of one label a document are compared. `pairs`: (label, predicted) of each document."""
+
+    def __init__(self, labels: Sequence[str]):
+        self.labels, self.equal = list(labels), [1.0] * len(labels)
+        self.metrics = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa", f"recall_{labels[-1]}")
+
+    def codes(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and predictions as class ids, each (B,)."""
+        number_of = {label: k for k, label in enumerate(self.labels)}
+        ids = np.array([[number_of[name] for name in pair] for pair in pairs])
+        return ids[:, 0], ids[:, 1]
+
+    def intervals(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
+        found = statistics.metrics_with_intervals(*self.codes(pairs), self.labels, self.equal)
+        return {name: interval for name, interval in found.items() if name != "severity_f1"}
+
+    def difference(self, pairs: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> dict[str, float]:
+        labels_B, predicted_B = self.codes(pairs)
+        return statistics.difference(labels_B, predicted_B, self.codes(others)[1], self.labels)
+
+
+class SeveralLabels:
+    """How predictions of several labels a document are compared, from lists in JSON."""
+
+    metrics = ("f1_macro", "f1_micro", "f1_samples", "subset_accuracy", "average_precision_macro")
+
+    def __init__(self, labels: Sequence[str]):
+        self.labels = list(labels)
+
+    def codes(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and predictions as 0 and 1, each (B, K)."""
+        number_of = {label: k for k, label in enumerate(self.labels)}
+        codes_2BK = np.zeros((2, len(pairs), len(self.labels)), dtype=bool)
+        for row, pair in enumerate(pairs):
+            for side, names in enumerate(pair):
+                codes_2BK[side, row, [number_of[name] for name in json.loads(names)]] = True
+        return codes_2BK[0], codes_2BK[1]
+
+    def intervals(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
+        labels_BK, predicted_BK = self.codes(pairs)
+        # Without scores, which the comparison does not read, there is no average precision.
+        prediction = statistics.Prediction(predicted_BK, predicted_BK.astype(float))
+        resampled = multi_label_statistics.resampled_metrics(labels_BK, prediction, 0)
+        values = multi_label_metrics(predicted_BK, labels_BK, prediction.scores, [])
+        names = ("f1_macro", "f1_micro", "f1_samples", "subset_accuracy")
+        return {name: statistics.interval(values[name], resampled[name]) for name in names}
+
+    def difference(self, pairs: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> dict[str, float]:
+        labels_BK, *predicted = (*self.codes(pairs), self.codes(others)[1])
+        one, other = (statistics.Prediction(each_BK, each_BK.astype(float)) for each_BK in predicted)
+        return multi_label_statistics.difference(labels_BK, one, other)
+
+
+def kind_of(runs: Sequence[Run]) -> OneLabel | SeveralLabels:
+    """How the runs are compared. Raises ValueError if only some have several labels a document."""
+    kinds = {run.is_multi_label: run.name for run in runs}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{kinds[True]} gives a document several labels and {kinds[False]} one: they cannot be compared. Compare runs of "
+            "one kind."
+        )
+    return SeveralLabels(runs[0].labels) if runs[0].is_multi_label else OneLabel(runs[0].labels)
 
 
 @dataclass
@@ -118,40 +189,28 @@ def shorten(value: Any, length: int = 60) -> str:
 
 def results_table(runs: Sequence[Run], split: str) -> Table:
     """Metrics of each run's best model, with intervals, and the difference from the first run."""
-    most_severe = runs[0].labels[-1]
-    metrics = [*METRICS, f"recall_{most_severe}"]
-    head = ["", *(metric.replace("_", " ") for metric in metrics), f"macro-F1 − {runs[0].name}"]
+    kind = kind_of(runs)
+    head = ["", *(metric.replace("_", " ") for metric in kind.metrics), f"macro-F1 − {runs[0].name}"]
     rows = []
     for run in runs:
-        cells = [number(run.metrics.get(metric)) for metric in metrics]
+        cells = [number(run.metrics.get(metric)) for metric in kind.metrics]
         if run.predictions:
-            ids = list(run.predictions)
-            intervals = metrics_with_intervals(*codes(run, ids), run.labels, [1.0] * len(run.labels))
+            intervals = type(kind)(run.labels).intervals(list(run.predictions.values()))
             cells = [
-                f"{cell} ({number(interval['low'])}–{number(interval['high'])})"
-                if interval and metric != "severity_f1"
-                else cell
-                for cell, metric in zip(cells, metrics, strict=True)
+                f"{cell} ({number(interval['low'])}–{number(interval['high'])})" if interval else cell
+                for cell, metric in zip(cells, kind.metrics, strict=True)
                 for interval in [intervals.get(metric)]
             ]
-        rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0])])
+        rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0], kind)])
     note = f"Best model of each run on the {split} split, with 95 % bootstrap intervals over the documents."
     return Table("Results", note, head, rows)
 
 
-def codes(run: Run, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predictions of the given documents as class ids, each (B,)."""
-    number_of = {label: k for k, label in enumerate(run.labels)}
-    pairs = np.array([[number_of[name] for name in run.predictions[id_]] for id_ in ids])
-    return pairs[:, 0], pairs[:, 1]
-
-
-def difference_cell(run: Run, first: Run) -> str:
+def difference_cell(run: Run, first: Run, kind: OneLabel | SeveralLabels) -> str:
     ids = [id_ for id_ in run.predictions if first.predictions.get(id_, ("",))[0] == run.predictions[id_][0]]
     if not ids or run.labels != first.labels:
         return "no documents in common"
-    labels, predicted = codes(run, ids)
-    interval = difference(labels, predicted, codes(first, ids)[1], run.labels)
+    interval = kind.difference(*([each.predictions[id_] for id_ in ids] for each in (run, first)))
     count = "" if len(ids) == len(run.predictions) == len(first.predictions) else f", {len(ids)} in common"
     return f"{interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f}{count})"
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 # Labels with fewer validation documents have the threshold that is best over all labels together.
-MIN_POSITIVES = 3
+# So have those whose own best F1 is below MIN_F1: it is that of giving everyone a label that cannot be told (SCutFBR, Lewis
+# et al. 2004; Fan & Lin 2007).
+MIN_POSITIVES, MIN_F1 = 3, 0.1
 METRICS = ("f1_macro", "f1_micro")
 
 
@@ -51,7 +53,10 @@ def fit_thresholds(scores_BK: np.ndarray, labels_BK: np.ndarray, metric: str, re
     thresholds_K = np.full(scores_BK.shape[1], shared)
     own = np.flatnonzero(labels_BK.sum(axis=0) >= MIN_POSITIVES).tolist() if metric == "f1_macro" else []
     for k in own:
-        thresholds_K[k] = best_threshold(scores_BK[:, k], labels_BK[:, k])
+        threshold = best_threshold(scores_BK[:, k], labels_BK[:, k])
+        found_B = scores_BK[:, k] >= threshold
+        if 2 * (found_B & labels_BK[:, k]).sum() >= MIN_F1 * (found_B.sum() + labels_BK[:, k].sum()):
+            thresholds_K[k] = threshold
     for k, recall in recalls.items():
         found = np.sort(scores_BK[labels_BK[:, k], k])[::-1]
         if len(found):

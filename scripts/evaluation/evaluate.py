@@ -29,7 +29,7 @@ from modeling.training.runtime import set_num_threads
 from scripts.common.loading import load_classifier
 from scripts.common.predictions_io import metadata_columns, write_lines, write_predictions
 from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
-from scripts.evaluation.faithfulness import chunk_curves, pointing_game, sentence_curves
+from scripts.evaluation.faithfulness import chunk_curves, sentence_curves
 from scripts.evaluation.figures import faithfulness_figure
 from scripts.evaluation.kinds import kind_of
 from scripts.evaluation.multi_label import MultiLabel
@@ -242,7 +242,7 @@ def evaluate(context: EvaluationContext, split: str, with_sentences: bool) -> di
         **kind.decision_measures(config, model),
     }
     if any(gold_evidence):
-        metrics["pointing"] = pointing_game(each, gold_evidence, kind.points(model, labels), context.names)
+        metrics["pointing"] = kind.pointing(each, gold_evidence, model, labels)
     arrays = {"scores": model.scores, "before": before, "labels": labels, "predicted": model.predicted}
     return {"metrics": metrics, "fitted": fitted, "explained": explained, **arrays}
 
@@ -295,7 +295,8 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
     write_report({**content, "figures": figures}, folder / "report.html")
     print(content["headline"])
     if "pointing" in evaluation["metrics"]:
-        print(f"Pointing game: {json.dumps(evaluation['metrics']['pointing'])}")
+        hits = {name: value for name, value in evaluation["metrics"]["pointing"].items() if name != "labels"}
+        print(f"Pointing game: {json.dumps(hits)}")
     print(f"Report: {folder / 'report.html'} (open it in a browser).")
     try:
         keep_fitted(arguments.model, evaluation["fitted"])

@@ -4,7 +4,7 @@ C chunks of a document, S perturbed variants of it, K labels.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -135,26 +135,21 @@ def summary(curves: dict[str, list[np.ndarray]], at: list[float]) -> dict[str, A
     }
 
 
-def pointing_game(
-    results: list[DocumentResult],
-    evidence: list[str],
-    is_counted: Callable[[DocumentResult], bool],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    """Pointing game: share of the correctly given labels whose top chunk, and whose top sentence, hits the gold evidence,
-    i.e. overlaps it by at least half of the shorter span.
+def pointing_game(results: list[DocumentResult], evidence: list[str], names: Sequence[str]) -> dict[str, Any]:
+    """Pointing game: share of the results with gold evidence whose top chunk, and whose top sentence, hits it, i.e. overlaps
+    it by at least half of the shorter span.
 
     Args:
+        results: of labels that were given correctly.
         evidence: per document, a JSON list of `{"start", "end"}` in characters, or "". Spans with a "label" count for that
             label only.
-        is_counted: whether a result's label was given correctly, and is one that counts.
         names: label names in order.
     """
     chunks, sentences = [], []
     for result in results:
         spans = json.loads(evidence[result.index] or "[]")
         spans = [span for span in spans if span.get("label") in (None, names[result.predicted])]
-        if not spans or not is_counted(result):
+        if not spans:
             continue
         chunks.append(any(_overlaps(result.span_of(result.strongest()[0]), span) for span in spans))
         if result.sentences:

@@ -1,6 +1,5 @@
 """Evaluation of several labels a document: what differs from one (single_label.py, which has the same methods)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from modeling.training.calibration import binary_reliability
 from modeling.training.metrics import multi_label_metrics
 from scripts.evaluation import multi_label_baselines as baselines
 from scripts.evaluation.explanations import DocumentResult
+from scripts.evaluation.faithfulness import pointing_game
 from scripts.evaluation.figures import label_curves_figure, label_reliability_figure
 from scripts.evaluation.multi_label_statistics import (
     by_group,
@@ -113,10 +113,18 @@ class MultiLabel:
         thresholds_of = dict(zip(self.names, thresholds, strict=True))
         return {"decision": {"metric": config.decision_metric, "thresholds": thresholds_of}}
 
-    def points(self, model: Prediction, labels_BK: np.ndarray) -> Callable[[DocumentResult], bool]:
-        """Which results count in the pointing game: those of labels that were given correctly."""
+    def pointing(
+        self, results: list[DocumentResult], evidence: list[str], model: Prediction, labels_BK: np.ndarray
+    ) -> dict[str, Any]:
+        """Pointing game on labels that were given correctly: all together, and `labels`: each that has gold evidence."""
         right_BK = model.predicted & (labels_BK == 1)
-        return lambda result: bool(right_BK[result.index, result.predicted])
+        counted = [result for result in results if right_BK[result.index, result.predicted]]
+        by_label: dict[int, list[DocumentResult]] = {}
+        for result in counted:
+            by_label.setdefault(result.predicted, []).append(result)
+        own = {self.names[k]: pointing_game(by_label[k], evidence, self.names) for k in sorted(by_label)}
+        labels = {name: hits for name, hits in own.items() if hits["documents"]}
+        return {**pointing_game(counted, evidence, self.names), "labels": labels}
 
     # ---- the report ----
 
@@ -156,7 +164,7 @@ class MultiLabel:
         """How to read the predictions."""
         return (
             "A document gets every label whose score reaches the label's threshold. “Missed” is a label that is not predicted, "
-            "“added” one that is predicted only."
+            "“added” one that is predicted only. An opened document shows scores beside the thresholds."
         )
 
     def headline_numbers(self, metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -208,8 +216,8 @@ class MultiLabel:
             {
                 "title": "Metrics of each label",
                 "caption": "Precision: share of the documents that got a label that have it. Recall: share of the documents "
-                "that have it that got it. With 95 % bootstrap intervals. A document gets a label from the threshold of its "
-                f"score on.{rest}",
+                "that have it that got it. With 95 % bootstrap intervals. A document gets a label if its score reaches "
+                f"the threshold.{rest}",
                 "columns": ["label", "documents", *kinds.values(), "threshold"],
                 "rows": rows,
                 "is_wide": True,

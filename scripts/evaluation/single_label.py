@@ -1,6 +1,5 @@
 """Evaluation of one label a document: what differs from several (multi_label.py, which has the same methods)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from modeling.training.calibration import expected_calibration_error, fit_temper
 from modeling.training.metrics import classification_metrics
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult
+from scripts.evaluation.faithfulness import pointing_game
 from scripts.evaluation.figures import abstain_figure, confusion_png, curves_figure, reliability_figure
 from scripts.evaluation.statistics import (
     Prediction,
@@ -121,10 +121,13 @@ class SingleLabel:
         biases_of = dict(zip(self.names, biases, strict=True))
         return {"decision": {"metric": config.decision_metric, "class_biases": biases_of, "not_highest_score": changed}}
 
-    def points(self, model: Prediction, labels_B: np.ndarray) -> Callable[[DocumentResult], bool]:
-        """Which results count in the pointing game: those of the most severe class, if classified correctly."""
+    def pointing(
+        self, results: list[DocumentResult], evidence: list[str], model: Prediction, labels_B: np.ndarray
+    ) -> dict[str, Any]:
+        """Pointing game on the documents of the most severe class, if classified correctly."""
         most_severe = len(self.names) - 1
-        return lambda result: labels_B[result.index] == result.predicted == most_severe
+        counted = [result for result in results if labels_B[result.index] == result.predicted == most_severe]
+        return pointing_game(counted, evidence, self.names)
 
     # ---- the report ----
 
