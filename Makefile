@@ -10,11 +10,14 @@ PYTEST := -m pytest -n 2 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo run test test-oldest test-newest test-oldest-short lint audit faults bench gpu quality format encoder mpnet lock \
+.PHONY: demo demo_descriptors run test test-oldest test-newest test-oldest-short lint audit faults bench gpu quality format encoder mpnet lock \
   clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
+
+demo_descriptors: .venv/.installed
+	$(BIN)/python -m scripts.demo --descriptors
 
 # One's own documents, from a file to a model and its report (outputs/run/report/report.html):
 #   make run SOURCE=stories.csv [LABELS=General,Teen,Mature] [OUTPUT=outputs/run] [OPTIONS="--num_train_epochs 5"]
