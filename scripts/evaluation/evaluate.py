@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
+from data.documents import shorten
 from data.labels import label_array
 from data.prepared_dataset import load_prepared
 from modeling.file_utils import write_json, write_text
@@ -101,8 +102,8 @@ def load_context(model_name: str, dataset_dir: str, split: str, severity_weights
     labels = [model.config.id2label[k] for k in range(model.config.num_labels)]
     if labels != context.names:
         raise ValueError(
-            f"The labels of {model_name} ({', '.join(labels)}) differ from those of {dataset_dir} "
-            f"({', '.join(context.names)}): prepare the data with --labels in the model's order."
+            f"The labels of {model_name} ({shorten(labels, 20)}) differ from those of {dataset_dir} "
+            f"({shorten(context.names, 20)}): prepare the data with --labels in the model's order."
         )
     return context
 
