@@ -260,7 +260,7 @@ def figures_of(evaluation: dict[str, Any], kind: SingleLabel | MultiLabel) -> li
         if curves := evaluation["metrics"]["faithfulness"][unit]:
             title = f"Faithfulness of {unit} attributions"
             caption = (
-                f"Mean over {curves['documents']} documents. Left: the strongest {unit}s are deleted, lower is better. "
+                f"Mean over {curves['documents']} {kind.counted}. Left: the strongest {unit}s are deleted, lower is better. "
                 "Right: only they are kept, higher is better."
             )
             figures.append((f"faithfulness_{unit}", title, caption, faithfulness_figure(curves, amount)))

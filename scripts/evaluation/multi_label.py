@@ -38,6 +38,7 @@ class MultiLabel:
 
     names: list[str]
     is_multi_label: ClassVar[bool] = True
+    counted: ClassVar[str] = "labels of documents"
     baseline_titles: ClassVar[dict[str, str]] = {"majority": "the most frequent labels"}
     printed: ClassVar[dict[str, str]] = {"macro-F1": "f1_macro", "micro-F1": "f1_micro"}
 
@@ -188,7 +189,7 @@ class MultiLabel:
         return [
             *self.label_tables(metrics),
             *self.error_tables(metrics),
-            *faithfulness_table(metrics["faithfulness"]),
+            *faithfulness_table(metrics["faithfulness"], self.counted),
             *pointing_table(metrics, "labels that were given correctly"),
             *self.review_table(documents),
         ]

@@ -44,6 +44,7 @@ class SingleLabel:
     names: list[str]
     severity: list[float]
     is_multi_label: ClassVar[bool] = False
+    counted: ClassVar[str] = "documents"
     baseline_titles: ClassVar[dict[str, str]] = {}
     printed: ClassVar[dict[str, str]] = {"macro-F1": "f1_macro", "accuracy": "accuracy"}
 
@@ -261,7 +262,7 @@ class SingleLabel:
                 ],
             },
         ]  # fmt: skip
-        tables += faithfulness_table(metrics["faithfulness"])
+        tables += faithfulness_table(metrics["faithfulness"], self.counted)
         tables += pointing_table(metrics, f"correctly classified {most_severe} documents")
         disagreements = sorted((d for d in documents if d["review"]), key=lambda d: -d["confidence"])
         if disagreements:

@@ -7,8 +7,8 @@ def with_interval(entry: dict[str, float]) -> str:
     return f"{entry['value']:.3f} ({entry['low']:.3f} to {entry['high']:.3f})"
 
 
-def faithfulness_table(faithfulness: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Deletion and insertion curves in a row for each kind of evidence; [] without any."""
+def faithfulness_table(faithfulness: dict[str, dict[str, Any]], counted: str) -> list[dict[str, Any]]:
+    """Deletion and insertion curves in a row for each kind of evidence; [] without any. `counted`: what the means are over."""
     rows = [
         [unit, curves["documents"]]
         + [f"{curves[name]:.3f}" for name in ("deletion", "deletion_random", "insertion", "insertion_random")]
@@ -23,7 +23,7 @@ def faithfulness_table(faithfulness: dict[str, dict[str, Any]]) -> list[dict[str
             "caption": "Whether the evidence drives the prediction: mean probability of the predicted label as the "
             "strongest evidence is deleted (lower is better) or only it is kept (higher is better), next to a "
             "random order.",
-            "columns": ["evidence", "documents", "deletion", "random", "insertion", "random"],
+            "columns": ["evidence", counted, "deletion", "random", "insertion", "random"],
             "rows": rows,
         }
     ]
