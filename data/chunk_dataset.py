@@ -46,7 +46,8 @@ class ChunkedDocuments(Dataset):
         lexical: LexicalFeatures | None = None,
     ):
         self.documents = documents.with_format("numpy", columns=["input_ids", "token_break", "label", "id"])
-        self.is_multi_label, self.num_labels = is_multi_label(documents), len(label_names(documents))
+        self.is_multi_label = is_multi_label(documents)
+        self.num_labels = len(label_names(documents)) if self.is_multi_label else 0  # of an array of labels
         self.tokenizer, self.chunker = tokenizer, Chunker(tokenizer, chunk_length, chunk_overlap, chunk_prefix)
         self.max_chunks, self.chunk_policy = max_chunks, chunk_policy
         self.training, self.seed, self.epoch, self.lexical = training, seed, 0, lexical

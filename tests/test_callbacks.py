@@ -50,7 +50,7 @@ def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
     trainer = SimpleNamespace(
         last_grad_norm=None,
         stats=SimpleNamespace(totals={}),
-        model=SimpleNamespace(config=SimpleNamespace(num_labels=3)),
+        model=SimpleNamespace(config=SimpleNamespace(num_labels=3, is_multi_label=False)),
     )
     health, control = TrainingMonitor(trainer), TrainerControl()
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):

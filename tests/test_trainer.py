@@ -171,6 +171,8 @@ def test_smaller_is_better_for_a_loss(tmp_path):
     arguments = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="loss")
     assert arguments.greater_is_better is False
     assert HierarchicalTrainingArguments(output_dir=str(tmp_path)).greater_is_better is True
+    hamming = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="eval_hamming_loss")
+    assert hamming.greater_is_better is False
     # A label may be called so.
     of_a_class = HierarchicalTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="recall_loss")
     assert of_a_class.greater_is_better is True

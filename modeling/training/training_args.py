@@ -330,7 +330,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
             raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}.")
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             # Trainer would minimize recall_loss, the recall of a label named "loss".
-            self.greater_is_better: bool | None = not self.metric_for_best_model.endswith("loss")
+            self.greater_is_better: bool | None = self.metric_for_best_model.removeprefix("eval_") not in (
+                "loss",
+                "hamming_loss",
+            )
         # Without an accelerator Trainer allows bf16 only with use_cpu.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1:

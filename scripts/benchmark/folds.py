@@ -74,7 +74,8 @@ class Folds:
             test = [row for row, fold in enumerate(fold_of) if fold == fold_name]
             rest = [row for row, fold in enumerate(fold_of) if fold != fold_name]
             shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
-            split_of = make_splits(labels[rest].tolist(), groups[rest].tolist(), shares, seed=number)
+            own = [[label] for label in labels[rest].tolist()]
+            split_of = make_splits(own, groups[rest].tolist(), shares, seed=number)
             assigned = list(zip(rest, split_of, strict=True))
             chosen = {split: [row for row, name in assigned if name == split] for split in SPLITS}
             self.rows.append(chosen | {"test": test})

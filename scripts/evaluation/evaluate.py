@@ -79,7 +79,9 @@ class EvaluationContext:
         return list(read_documents(self.model, chunked, DocumentCollator(self.tokenizer.pad_token_id)))
 
 
-def load_context(model_name: str, dataset_dir: str, split: str, severity_weights: str | None) -> EvaluationContext:
+def load_context(
+    model_name: str, dataset_dir: str, split: str, severity_weights: str | None = None
+) -> EvaluationContext:
     """Load the model and the data.
 
     Raises:
