@@ -47,6 +47,7 @@ class Corpus:
     write: Callable[[], list[dict[str, Any]]]
     labels: Sequence[str]
     printed: dict[str, str]
+    recipe: str
     columns: Columns = field(default_factory=Columns)
 
 
@@ -55,12 +56,14 @@ RATED = Corpus(
     demo_corpus,
     LABELS,
     {"macro-F1": "f1_macro", "accuracy": "accuracy", "recall of Mature": "recall_Mature"},
+    "scripts/recipes/demo.yaml",
 )
 DESCRIBED = Corpus(
     Path("outputs/demo_descriptors"),
     descriptor_corpus,
     tuple(DESCRIPTORS),
     {"macro-F1": "f1_macro", "micro-F1": "f1_micro", "all labels right": "subset_accuracy"},
+    "scripts/recipes/demo_descriptors.yaml",
     Columns(problem_type=MULTI),
 )
 
@@ -95,7 +98,7 @@ def main() -> None:
     )
     step("3/4  Training on whole stories")
     directories = {"encoder": encoder, "dataset_dir": dataset_dir, "output_dir": run_dir}
-    launch_training("scripts/recipes/demo.yaml", "--overwrite_output_dir", *options, **directories)
+    launch_training(corpus.recipe, "--overwrite_output_dir", *options, **directories)
     step("4/4  Evaluation and explanations on the test stories")
     report_dir = folder / "report"
     launch_evaluation(model=run_dir, dataset_dir=dataset_dir, output_dir=report_dir)
