@@ -76,7 +76,7 @@ CSS = """
   background: color-mix(in oklab, var(--for) calc(max(0%, var(--now, 0%)) * .5), color-mix(in oklab, var(--against) calc(max(0%, -1 * var(--now, 0%)) * .5), var(--card))); }
 .unread .text { color: var(--soft); background: repeating-linear-gradient(45deg, var(--line) 0 3px, var(--card) 3px 8px); background-size: 8px 100%; background-repeat: no-repeat; padding-left: 1.2rem; }
 .page mark { background: none; font-weight: var(--weight, 600); text-decoration: var(--under, underline 2px); text-underline-offset: 3px; }
-.several mark { --weight: inherit; --under: none; }
+.several mark { --weight: normal; --under: none; }
 """
 
 
