@@ -13,7 +13,7 @@ ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
 WORKDIR /app
-RUN python -m pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
+RUN ${TORCH_INDEX:+env PIP_INDEX_URL="$TORCH_INDEX"} python -m pip install torch==2.13.0
 COPY requirements.lock ./
 RUN python -m pip install --no-deps --require-hashes --requirement requirements.lock
 COPY data data/
