@@ -171,7 +171,8 @@ def to_label(value: Any) -> str:
         isinstance(value, str) and LISTED.fullmatch(value.strip())
     ):
         raise ValueError(
-            f"expected one label, got {str(value)[:60]}; for several labels a document set --problem_type {MULTI}"
+            f"expected one label, got {str(value)[:60]}; for several labels a document, scripts.prepare_dataset and "
+            f"scripts.run take --problem_type {MULTI}"
         )
     name = to_name(value)
     return name.split(".")[0] if NUMBER.fullmatch(name) and not name.partition(".")[2].strip("0") else name

@@ -86,8 +86,8 @@ def write_encoder(model: HierarchicalRobertaForSequenceClassification, path: Pat
 def quantize(source: Path, path: Path) -> None:
     """Quantize the matrix products with weights: int8 weights, a scale a column; activations as they come, in uint8.
 
-    The second product of a feed-forward layer, whose weights have more rows than columns, stays fp32: its activations have
-    outliers, which cost most of the accuracy (docs/log.md, 2026-11-28).
+    The second product of a feed-forward layer, whose weights have more rows than columns, stays fp32: in int8 it
+    costs most of the accuracy (docs/log.md, 2026-11-28), probably since its activations have outliers.
     """
     graph = onnx.load(source, load_external_data=False).graph
     is_tall = {weight.name: len(weight.dims) == 2 and weight.dims[0] > weight.dims[1] for weight in graph.initializer}
