@@ -114,7 +114,7 @@ class SeveralLabels:
         resampled = multi_label_statistics.resampled_metrics(labels_BK, prediction, 0)
         values = multi_label_metrics(predicted_BK, labels_BK, prediction.scores, [])
         names = ("f1_macro", "f1_micro", "f1_samples", "subset_accuracy")
-        return {name: statistics.interval(values[name], resampled[name]) for name in names}
+        return {name: multi_label_statistics.centred_interval(values[name], resampled[name]) for name in names}
 
     def difference(self, pairs: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> dict[str, float]:
         labels_BK, *predicted = (*self.codes(pairs), self.codes(others)[1])

@@ -86,6 +86,17 @@ def test_intervals_contain_the_values_of_scikit_learn():
     assert found["f1_macro"]["high"] - found["f1_macro"]["low"] < 0.3
 
 
+def test_intervals_contain_the_values_of_many_rare_labels():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((100, 300)) < 0.01).astype(np.int8)
+    predicted = (labels == 1) ^ (rng.random(labels.shape) < 0.005)
+    found = metrics_with_intervals(labels, Prediction(predicted, predicted * 0.6), [str(k) for k in range(300)], most=0)
+    for name in ("f1_macro", "precision_macro", "recall_macro", "average_precision_macro"):
+        entry = found[name]
+        assert entry["low"] < entry["value"] < entry["high"], name
+        assert entry["high"] - entry["low"] < 0.25
+
+
 def test_difference_is_paired():
     labels, prediction = some_labels(150)
     assert difference(labels, prediction, prediction) == {"value": 0.0, "low": 0.0, "high": 0.0}

@@ -1,6 +1,6 @@
 """Faithfulness of explanations: deletion and insertion curves, and the pointing game against gold evidence.
 
-C chunks of a document, S perturbed variants of it, K labels.
+C chunks of a document, S perturbed variants of it, O orders of deletion, U distinct subsets of chunks, K labels.
 """
 
 import json
@@ -39,25 +39,19 @@ def chunk_curves(
         count = len(result.chunk_CD)
         if count < 2:
             continue
+        orders = [np.argsort(-result.contributions, kind="stable")]
+        orders += [rng.permutation(count) for _ in range(RANDOM_ORDERS)]
+        place_O1C = np.argsort(orders, axis=1)[:, None]
+        number_S1 = np.minimum(np.round(SHARES * count), count - 1)[:, None]
+        kept_2OSC = np.stack([place_O1C >= number_S1, place_O1C < np.maximum(number_S1, 1)])
+        # Orders share many subsets, for a few chunks most of them.
+        kept_UC, subset = np.unique(kept_2OSC.reshape(-1, count), axis=0, return_inverse=True)
         counts = (result.chunk_counts(model), result.rest_M)
-        orders = {"": [np.argsort(-result.contributions, kind="stable")]}
-        orders["_random"] = [rng.permutation(count) for _ in range(RANDOM_ORDERS)]
-        for name, permutations in orders.items():
-            deletion, insertion = [], []
-            for order in permutations:
-                remaining = np.ones((len(SHARES), count), dtype=bool)
-                inserted = np.zeros((len(SHARES), count), dtype=bool)
-                for row, share in enumerate(SHARES):
-                    number = min(round(share * count), count - 1)
-                    remaining[row, order[:number]] = False
-                    inserted[row, order[: max(number, 1)]] = True
-                kept_SC = torch.from_numpy(np.concatenate([remaining, inserted]))
-                logits_SK = logits_of_subsets(model, result.chunk_CD, kept_SC, *counts)
-                p_S = log_odds(logits_SK, result.predicted, model.config.is_multi_label).sigmoid()
-                deletion.append(p_S[: len(SHARES)].cpu().numpy())
-                insertion.append(p_S[len(SHARES) :].cpu().numpy())
-            curves.setdefault(f"deletion{name}", []).append(np.mean(deletion, axis=0))
-            curves.setdefault(f"insertion{name}", []).append(np.mean(insertion, axis=0))
+        logits_UK = logits_of_subsets(model, result.chunk_CD, torch.from_numpy(kept_UC), *counts)
+        p_U = log_odds(logits_UK, result.predicted, model.config.is_multi_label).sigmoid().cpu().numpy()
+        for kind, p_OS in zip(("deletion", "insertion"), p_U[subset].reshape(kept_2OSC.shape[:3]), strict=True):
+            curves.setdefault(kind, []).append(p_OS[0])
+            curves.setdefault(f"{kind}_random", []).append(p_OS[1:].mean(axis=0))
     return summary(curves, SHARES.tolist())
 
 

@@ -40,7 +40,8 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
     """The metrics of `multi_label_metrics` on bootstrap resamples, each (R,): all over labels, and precision, recall and F1 of
     the first `num_own` labels.
 
-    A label that a resample happens to lack is left out of its means; one that no document has counts 0, as in the value.
+    A label that a resample happens to lack is left out of its means, which are of the labels that occur at all; those that
+    do not count 0, as in the value.
     """
     labels_BK, predicted_BK = np.asarray(labels_BK) == 1, np.asarray(prediction.predicted) == 1
     parts = [
@@ -54,21 +55,21 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
         "hamming_loss": (labels_BK != predicted_BK).mean(axis=1),
         "label_ranking_average_precision": ranking_precision(labels_BK, prediction.scores),
     }
-    absent_K1 = np.where(labels_BK.any(axis=0), np.nan, 0.0)[:, None]
+    occurring = labels_BK.any(axis=0).mean()  # share of the labels
     blocks: list[dict[str, np.ndarray]] = []
     count_BR = resample_counts(len(labels_BK))
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
         block_BR = count_BR[:, start : start + RESAMPLES_AT_ONCE].astype(np.float64)
         right_KR, support_KR, found_KR = (part @ block_BR for part in parts)
-        precision_KR = np.where(support_KR > 0, _ratio(right_KR, found_KR), absent_K1)
-        recall_KR = np.where(support_KR > 0, _ratio(right_KR, support_KR), absent_K1)
-        f1_KR = np.where(support_KR > 0, _ratio(2 * right_KR, support_KR + found_KR), absent_K1)
+        precision_KR = np.where(support_KR > 0, _ratio(right_KR, found_KR), np.nan)
+        recall_KR = np.where(support_KR > 0, _ratio(right_KR, support_KR), np.nan)
+        f1_KR = np.where(support_KR > 0, _ratio(2 * right_KR, support_KR + found_KR), np.nan)
         block = {
-            "f1_macro": _mean(f1_KR),
+            "f1_macro": occurring * _mean(f1_KR),
             "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + found_KR).sum(axis=0)),
             "f1_weighted": _ratio(np.nansum(f1_KR * support_KR, axis=0), support_KR.sum(axis=0)),
-            "precision_macro": _mean(precision_KR),
-            "recall_macro": _mean(recall_KR),
+            "precision_macro": occurring * _mean(precision_KR),
+            "recall_macro": occurring * _mean(recall_KR),
         }
         block |= {name: value_B @ block_BR / len(labels_BK) for name, value_B in by_document.items()}
         for k in range(num_own):
@@ -102,6 +103,12 @@ def resampled_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray, nu
     return average_KR
 
 
+def centred_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
+    """`interval` of resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10), so that their mean is the value:
+    without the rare labels that a resample lacks, means over labels move."""
+    return interval(value, resampled_R - np.nanmean(resampled_R) + value)
+
+
 def metrics_with_intervals(
     labels_BK: np.ndarray, prediction: Prediction, names: Sequence[str], most: int = MOST_INTERVALS
 ) -> dict[str, dict[str, float]]:
@@ -116,7 +123,7 @@ def metrics_with_intervals(
     num_resamples = int(np.clip(MAX_RANKED // max(labels_BK.size, 1), 200, NUM_RESAMPLES))
     average_KR = resampled_average_precision(labels_BK[:, order], reordered.scores, num_resamples)
     resampled["average_precision_macro"] = _mean(average_KR)
-    intervals = {name: interval(observed[name], resampled[name]) for name in OVERALL}
+    intervals = {name: centred_interval(observed[name], resampled[name]) for name in OVERALL}
     rank_of = {int(k): rank for rank, k in enumerate(own)}
     for k, name in enumerate(names):
         for kind in ("precision", "recall", "f1", "average_precision"):
@@ -136,7 +143,7 @@ def difference(labels_BK: np.ndarray, model: Prediction, other: Prediction) -> d
         for each in (model, other)
     )
     model_R, other_R = (resampled_metrics(labels_BK, each, 0)["f1_macro"] for each in (model, other))
-    return interval(model_value - other_value, model_R - other_R)
+    return centred_interval(model_value - other_value, model_R - other_R)
 
 
 def ranking_precision(labels_BK: np.ndarray, scores_BK: np.ndarray) -> np.ndarray:
