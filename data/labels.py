@@ -130,9 +130,9 @@ def label_counts(labels: np.ndarray, num_labels: int) -> np.ndarray:
     return labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=num_labels)
 
 
-def label_sets(labels: Sequence[str] | Sequence[list[str]]) -> list[list[str]]:
-    """The labels of each document, from the column `label` of documents that are not yet prepared."""
-    return [[label] if isinstance(label, str) else label for label in labels]
+def label_sets(labels: Sequence[Any]) -> list[list[Any]]:
+    """The labels of each document, from the column `label`: names, or ids of a prepared split."""
+    return [label if isinstance(label, list) else [label] for label in labels]
 
 
 def label_ids(column: pa.ChunkedArray, names: Sequence[str]) -> pa.Array:

@@ -277,10 +277,10 @@ def test_model_is_compared_with_baselines_on_the_same_documents(finished):
 
 def test_tuned_baseline_finds_words_and_rare_labels(finished):
     splits, _ = load_prepared(str(finished / "data"))
-    prediction, chosen = baselines.tuned_tfidf(splits["train"], splits["test"])
+    prediction = baselines.tuned_tfidf(splits["train"], splits["test"])
     labels = label_array(splits["test"])
     assert f1_score(labels, prediction.predicted, average="micro") > 0.8
-    assert "thresholds" in chosen
+    assert "thresholds" in prediction.options
     most = baselines.most_frequent(splits["train"], splits["test"]).predicted
     assert most[0].sum() == round(label_array(splits["train"]).sum(axis=1).mean())
     # A label that no training document has, or all have.

@@ -11,7 +11,8 @@ import yaml
 from data.prepared_dataset import load_prepared
 from scripts.benchmark.candidates import parse_candidate
 from scripts.benchmark.folds import columns_of
-from scripts.benchmark.quality_table import flagged, markdown, summary
+from scripts.benchmark.quality_measures import flagged
+from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.predictions_io import write_predictions
 from tests.conftest import LABELS, TRAINING, assert_refused, run_command, tiny_rows, write_csv
 
@@ -88,6 +89,54 @@ def test_protocol_classifies_every_document_once_and_resumes(roberta_folder, tmp
     assert other.returncode == 1
     assert "labels" in other.stderr
     assert json.loads((tmp_path / "quality" / "quality.json").read_text())["systems"].keys() == names
+
+
+@pytest.mark.slow
+def test_several_labels_a_document_are_compared(roberta_folder, tmp_path):
+    words = {"drugs": "needle", "language": "curse", "violence": "knife"}
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(72):
+        own = [name for name in words if rng.random() < 0.4]
+        text = " ".join(rng.permutation("the cat sat on a mat and looked at two dogs near an old tree".split()))
+        rows.append({"text": " ".join([text, *(words[name] for name in own)]), "label": ";".join(own)})
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({**TRAINING, "freeze_encoder": True, "lexical_features": 20}))
+    given = {
+        "source": write_csv(tmp_path / "stories.csv", rows),
+        "label_separator": ";",
+        "folds": 2,
+        "encoder": roberta_folder,
+        "output_dir": tmp_path / "quality",
+        "seeds": "7",
+        "candidate": f"words={recipe}",
+    }
+    done = run_command("scripts.benchmark.quality", **given)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads((tmp_path / "quality" / "quality.json").read_text())
+    assert (measured["folds"], measured["documents"], measured["is_multi_label"]) == (2, 72, True)
+    systems = measured["systems"]
+    assert set(systems) == {"words", "tfidf_tuned", "tfidf", "words_alone", "first_chunk", "head_tail", "majority"}
+    assert systems["tfidf_tuned"]["f1_macro"]["mean"] > 0.9
+    assert systems["words_alone"]["f1_micro"] > 0.9
+    assert systems["majority"]["f1_micro_less_tfidf_tuned"]["high"] < 0
+    tested = []
+    for fold in range(2):
+        splits, _ = load_prepared(str(tmp_path / "quality" / f"fold-{fold}"), None)
+        names = splits["test"].features["label"].feature.names
+        share = [np.mean([k in own for own in splits["test"]["label"]]) for k in range(len(names))]
+        every = [np.mean([name in row["label"] for row in rows]) for name in names]
+        assert np.abs(np.subtract(share, every)).max() < 2 / 36
+        tested += splits["test"]["id"]
+    assert sorted(tested) == sorted(f"row-{number}" for number in range(1, 73))
+    table = (tmp_path / "quality" / "quality.md").read_text()
+    assert "micro-F1" in table
+    assert "missed" not in table
+    # A label that some fold could not learn.
+    rows[0]["label"] = "war"
+    given |= {"source": write_csv(tmp_path / "rare.csv", rows), "output_dir": tmp_path / "rare"}
+    assert_refused(run_command("scripts.benchmark.quality", **given), "war")
+    assert_refused(run_command("scripts.benchmark.quality", **given, problem_type="single_label_classification"))
 
 
 def test_columns_of_takes_the_first_of_two_rows_with_one_id(tmp_path):

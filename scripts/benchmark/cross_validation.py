@@ -7,24 +7,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-from scipy.special import softmax
 
 from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
+from data.labels import MULTI, label_array, label_names
 from data.preparation import describe_source
 from modeling.file_utils import write_json, write_text
-from modeling.training.losses import balanced_class_weights
 from scripts.benchmark.candidates import BASELINES, GEOMETRY, LEXICAL_FEATURES, Candidate, caches_all_chunks
 from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
-from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
+from scripts.evaluation.statistics import Prediction, TextBaseline
 from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
+from scripts.training.setup import choose_class_weights
 
 
 def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms: dict[str, Any] = {key: getattr(arguments, key) for key in keys}
     terms["source"] = describe_source(arguments.source)
     terms["baselines"] = {"words_alone": LEXICAL_FEATURES}
+    if arguments.several_labels["problem_type"] == MULTI:
+        terms["several_labels"] = arguments.several_labels
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"terms": terms, "candidates": {}}
     runs = arguments.output_dir / "runs"
@@ -109,57 +111,60 @@ def train_candidate(candidate: Candidate, folds: Folds, number: int, seed: int, 
     return True
 
 
-def baseline_scores(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], np.ndarray]]:
-    """Name → function from a fold's number to the scores (B, K) of its test documents."""
-    labels = np.asarray(folds.whole["label"])
-    num_labels = folds.whole.features["label"].num_classes
+def baselines_of(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str, Callable[[int], Prediction]]:
+    """Name → function from a fold's number to the prediction of its test documents."""
+    kind, names, labels = folds.kind, label_names(folds.whole), label_array(folds.whole)
 
-    def parts(number: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    def of_texts(baseline: TextBaseline, number: int) -> Prediction:
         rows = folds.rows[number]
-        return folds.whole.select(rows["train"] + rows["validation"]), folds.whole.select(rows["test"])
+        return baseline(folds.whole.select(rows["train"] + rows["validation"]), folds.whole.select(rows["test"]))
 
-    def majority(number: int) -> np.ndarray:
-        return np.eye(num_labels)[majority_predictions(*parts(number))]
-
-    def words(number: int) -> np.ndarray:
+    def word_logits(fitted: list[int], scored: list[int]) -> np.ndarray:
         train, test = (
-            ChunkedDocuments(part, folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6})) for part in parts(number)
+            ChunkedDocuments(folds.whole.select(rows), folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6}))
+            for rows in (fitted, scored)
         )
-        balanced = balanced_class_weights(np.asarray(train.documents["label"]).tolist(), num_labels)
-        lexical = fit_lexical_features(train, num_labels, LEXICAL_FEATURES, len(folds.tokenizer), balanced)
-        return softmax(lexical_logits(test, lexical), axis=1)
+        balanced = choose_class_weights(train.documents, names, "balanced")
+        lexical = fit_lexical_features(train, len(names), LEXICAL_FEATURES, len(folds.tokenizer), balanced)
+        return lexical_logits(test, lexical)
 
-    def ends(which: list[int]) -> Callable[[int], np.ndarray]:
+    def words(number: int) -> Prediction:
+        train, validation, test = (folds.rows[number][split] for split in ("train", "validation", "test"))
+        test_BK = word_logits(train + validation, test)
+        # Thresholds of several labels are fitted on documents that the features do not know.
+        unseen_BK = word_logits(train, validation) if kind.is_multi_label else np.zeros((0, len(names)))
+        return kind.lexical_baseline(unseen_BK, labels[validation], test_BK)
+
+    def ends(which: list[int]) -> Callable[[int], Prediction]:
         assert vectors is not None
         vectors_BD = np.stack([vectors.document_vectors(row)[which].ravel() for row in range(len(vectors))])
 
-        def scores(number: int) -> np.ndarray:
+        def predict(number: int) -> Prediction:
             rows = folds.rows[number]
             train = rows["train"] + rows["validation"]
-            return vector_scores(vectors_BD[train], labels[train], vectors_BD[rows["test"]], num_labels)
+            return kind.vector_baseline(vectors_BD[train], labels[train], vectors_BD[rows["test"]])
 
-        return scores
+        return predict
 
-    baselines = {
-        "tfidf_tuned": lambda number: tuned_tfidf_scores(*parts(number))[0],
-        "tfidf": lambda number: tfidf_scores(*parts(number)),
-        "majority": majority,
-        "words_alone": words,
-    }
-    return baselines | ({"first_chunk": ends([0]), "head_tail": ends([0, -1])} if vectors is not None else {})
+    baselines = {name: partial(of_texts, baseline) for name, baseline in kind.text_baselines().items()}
+    ends_of = {"first_chunk": ends([0]), "head_tail": ends([0, -1])} if vectors is not None else {}
+    return {**baselines, "words_alone": words, **ends_of}
 
 
 def run_baselines(folds: Folds, vectors: ChunkVectorDocuments | None) -> None:
     """Predictions of each baseline on each fold, except those of an earlier start."""
-    names = folds.whole.features["label"].names
-    for name, scores in baseline_scores(folds, vectors).items():
+    names = label_names(folds.whole)
+    for name, predict in baselines_of(folds, vectors).items():
         for number, rows in enumerate(folds.rows):
             folder = folds.folder / "runs" / name / f"fold-{number}-seed-0"
             if (folder / "cost.json").exists():
                 continue
             started = time.perf_counter()
+            prediction, documents = predict(number), folds.whole.select(rows["test"])
             folder.mkdir(parents=True, exist_ok=True)
-            write_predictions(folder / "predictions_test.csv", folds.whole.select(rows["test"]), names, scores(number))
+            write_predictions(
+                folder / "predictions_test.csv", documents, names, prediction.scores, prediction.predicted
+            )
             write_json(folder / "cost.json", {"seconds": time.perf_counter() - started, "peak_mib": None})
 
 
@@ -185,7 +190,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 print(f"fold {number}, {candidate.name}, seed {seed}: {took}", flush=True)
         systems = {candidate.name: arguments.seeds for candidate in arguments.candidate}
         systems |= {name: [0] for name in BASELINES if (folds.folder / "runs" / name).exists()}
-        measured = summary(folds.folder / "runs", folds.whole.features["label"].names, systems)
+        measured = summary(folds.folder / "runs", label_names(folds.whole), systems, folds.kind.is_multi_label)
         measured["first_chunk_length"] = protocol["first_chunk_length"]
         write_json(folds.folder / "quality.json", measured)
         write_text(folds.folder / "quality.md", markdown(measured))

@@ -14,18 +14,20 @@ from sklearn.model_selection import StratifiedGroupKFold
 from data.chunk_dataset import ChunkVectorDocuments
 from data.collator import DocumentCollator
 from data.deduplication import join_groups, near_duplicates
-from data.documents import Columns, to_name
+from data.documents import Columns, shorten, to_name
+from data.labels import PROBLEM_TYPES, label_array, label_counts, label_names, label_sets
 from data.preparation import prepare_dataset
 from data.prepared_dataset import load_prepared, save_prepared
 from data.readers import read_rows
 from data.source_files import SPLITS
-from data.splits import make_splits
+from data.splits import make_splits, stratified_parts
 from data.tokenization import load_tokenizer
 from modeling.training.runtime import use_flash_attention_on_cuda
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.benchmark.candidates import Candidate, caches_all_chunks
 from scripts.common.cli import comma_list
 from scripts.common.recipe import parse_with_recipe
+from scripts.evaluation.kinds import kind_of
 from scripts.training.arguments import DataArguments, ModelArguments
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, vector_files, write_vectors
 from scripts.training.setup import build_model, chunk_splits
@@ -47,6 +49,7 @@ class Folds:
 
     Attributes:
         whole: all documents in one order.
+        kind: one label a document or several.
         rows: for each fold its splits, as rows of `whole`.
     """
 
@@ -55,30 +58,32 @@ class Folds:
         self.tokenizer = load_tokenizer(arguments.encoder)
         prepared = self.folder / "whole"
         if not prepared.exists():
-            columns, names = Columns(split="none"), comma_list(arguments.labels or "")
+            columns = Columns(split="none", **arguments.several_labels)
+            names = comma_list(arguments.labels or "")
             drop = comma_list(arguments.drop or "")
             prepare_dataset(arguments.source, arguments.encoder, prepared, columns=columns, labels=names, drop=drop)
         splits, self.manifest = load_prepared(str(prepared), self.tokenizer)
         self.whole = datasets.concatenate_datasets(list(splits.values()))
-        labels = np.asarray(self.whole["label"])
+        self.kind = kind_of(self.whole)
         column_of = columns_of(arguments.source, ["group", *filter(None, [arguments.fold_column])])
         group_of = [to_name(column_of(id_)["group"]) for id_ in self.whole["id"]]
         groups = np.asarray(join_groups(group_of, near_duplicates(self.whole["text"])))
         if arguments.fold_column:
             fold_of = self._folds_from_column(arguments.fold_column, column_of, groups)
         else:
-            fold_of = self._stratified_folds(arguments, labels, groups)
+            fold_of = self._stratified_folds(arguments.folds, groups)
         self.names = sorted(set(fold_of))
         self.rows: list[dict[str, list[int]]] = []
         for number, fold_name in enumerate(self.names):
             test = [row for row, fold in enumerate(fold_of) if fold == fold_name]
             rest = [row for row, fold in enumerate(fold_of) if fold != fold_name]
             shares = (1 - VALIDATION_SHARE, VALIDATION_SHARE, 0.0)
-            own = [[label] for label in labels[rest].tolist()]
+            own = label_sets(self.whole.select(rest)["label"])
             split_of = make_splits(own, groups[rest].tolist(), shares, seed=number)
             assigned = list(zip(rest, split_of, strict=True))
             chosen = {split: [row for row, name in assigned if name == split] for split in SPLITS}
             self.rows.append(chosen | {"test": test})
+        self._check_labels()
 
     def _folds_from_column(
         self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray
@@ -93,14 +98,27 @@ class Folds:
             print(f"Warning: {num_split} groups or near-duplicates span several folds: figures are optimistic.")
         return fold_of
 
-    @staticmethod
-    def _stratified_folds(arguments: argparse.Namespace, labels: np.ndarray, groups: np.ndarray) -> list[str]:
-        fold_of = [""] * len(labels)
-        split = StratifiedGroupKFold(arguments.folds, shuffle=True, random_state=0).split(labels, labels, groups)
+    def _stratified_folds(self, num_folds: int, groups: np.ndarray) -> list[str]:
+        if self.kind.is_multi_label:
+            shares = [1 / num_folds] * num_folds
+            parts = stratified_parts(label_sets(self.whole["label"]), groups.tolist(), shares, seed=0)
+            return [str(part) for part in parts]
+        labels, fold_of = label_array(self.whole), [""] * len(groups)
+        split = StratifiedGroupKFold(num_folds, shuffle=True, random_state=0).split(labels, labels, groups)
         for number, (_, rows) in enumerate(split):
             for row in rows:
                 fold_of[row] = str(number)
         return fold_of
+
+    def _check_labels(self) -> None:
+        """Raise ValueError if a label cannot be learned in some fold."""
+        names, labels = label_names(self.whole), label_array(self.whole)
+        counts = np.stack([label_counts(labels[rows["train"]], len(names)) for rows in self.rows])
+        if missing := [name for name, least in zip(names, counts.min(axis=0), strict=True) if least == 0]:
+            raise ValueError(
+                f"{len(missing)} of {len(names)} labels have no training document in some fold: {shorten(missing, 20)}. Leave "
+                "them out of the source, or add documents."
+            )
 
     def path(self, number: int) -> Path:
         """The fold's dataset, written when it is first needed."""
@@ -123,7 +141,9 @@ class Folds:
         model_args, _, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
-        model = build_model(model_args, self.whole.features["label"].names, args, self.tokenizer)
+        model = build_model(
+            model_args, label_names(self.whole), args, self.tokenizer, PROBLEM_TYPES[self.kind.is_multi_label]
+        )
         use_flash_attention_on_cuda()
         documents, _ = chunk_splits(datasets.DatasetDict(whole=self.whole), self.tokenizer, model, args)
         collator = DocumentCollator(self.tokenizer.pad_token_id)

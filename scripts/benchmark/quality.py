@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scripts.benchmark.candidates import parse_candidate
 from scripts.common.cli import UserParser, run_main
+from scripts.common.preparation_options import add_several_labels_options, several_labels
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,7 +27,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--encoder", required=True, help="name on the hub or folder")
     add("--output_dir", required=True, type=Path)
     add("--candidate", action="append", required=True, help="NAME=RECIPE.yaml[,option=value…]; may be repeated")
-    add("--labels", help="labels in order, mildest first")
+    add("--labels", help="labels in order, mildest first if they are ordered")
+    add_several_labels_options(parser)
     add(
         "--folds",
         type=int,
@@ -42,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
     except ValueError:
         raise ValueError(f"--seeds takes numbers such as 1,2,3; got {arguments.seeds!r}.") from None
+    arguments.several_labels = several_labels(arguments)
     if arguments.folds < 2:
         raise ValueError(f"--folds must be at least 2, got {arguments.folds}.")
     arguments.candidate = [parse_candidate(text) for text in arguments.candidate]

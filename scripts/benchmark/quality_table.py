@@ -1,116 +1,62 @@
 """Results of scripts.benchmark.quality as metrics and as a table.
 
-B documents, K labels, R resamples, S seeds.
+B documents, K labels, R resamples.
 """
 
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scripts.benchmark.quality_measures import OneLabel, SeveralLabels
 from scripts.common.markdown import markdown_table
-from scripts.evaluation.statistics import interval, metrics_of
+from scripts.evaluation.statistics import Prediction
 
-NUM_RESAMPLES = 2000
 REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
 WORDS = "words_alone"
+KINDS: dict[bool, type[OneLabel] | type[SeveralLabels]] = {False: OneLabel, True: SeveralLabels}
 
 
-@dataclass
-class Predictions:
-    """Scores (S, B, K) and predicted class ids (S, B) of a system, by seed."""
-
-    scores_SBK: np.ndarray
-    predicted_SB: np.ndarray
-
-
-def read_predictions(folder: Path, names: Sequence[str]) -> dict[str, tuple[int, int, np.ndarray]]:
-    """id → (label id, predicted id, scores (K,)) from predictions_test.csv."""
-    id_of = {name: k for k, name in enumerate(names)}
+def read_predictions(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, str, np.ndarray]]:
+    """id → (label, prediction, scores (K,)) from predictions_test.csv."""
     with open(folder / "predictions_test.csv", encoding="utf-8", newline="") as file:
         return {
-            row["id"]: (id_of[row["label"]], id_of[row["predicted"]], np.array([float(row[name]) for name in names]))
+            row["id"]: (row["label"], row["predicted"], np.array([float(row[name]) for name in names]))
             for row in csv.DictReader(file)
         }
 
 
-def macro_f1(labels_B: np.ndarray, predicted_B: np.ndarray, rows_RB: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Macro-F1 on each of R samples of documents, (R,)."""
-    num_labels = len(names)
-    cells_B = labels_B * num_labels + predicted_B
-    confusion_RKK = np.stack([np.bincount(cells_B[rows], minlength=num_labels**2) for rows in rows_RB])
-    return metrics_of(confusion_RKK.reshape(-1, num_labels, num_labels), names, [1.0] * num_labels)["f1_macro"]
+def figures(
+    measures: OneLabel | SeveralLabels,
+    folds_B: np.ndarray,
+    seeds: Sequence[Prediction],
+    measured: dict[str, np.ndarray],
+    others: dict[str, dict[str, np.ndarray]],
+) -> dict[str, Any]:
+    """Metrics of a system, and their differences from others on the same documents: a paired bootstrap (Efron 1979).
 
+    Args:
+        measured, others: `measures.measured` of the system, and of the tuned TF-IDF and the lexical features alone.
+    """
 
-def flagged(scores_BK: np.ndarray, folds_B: np.ndarray, counts: dict[int, int]) -> np.ndarray:
-    """Flag the `counts[fold]` documents with the highest score of the most severe class per fold, (B,) of 0 and 1."""
-    marked_B = np.zeros(len(scores_BK))
-    for fold, count in counts.items():
-        rows = np.flatnonzero(folds_B == fold)
-        marked_B[rows[np.argsort(-scores_BK[rows, -1], kind="stable")[:count]]] = 1
-    return marked_B
+    def less(metric: str, other: str) -> dict[str, float]:
+        difference = measured[metric] - others[other][metric]
+        return measures.interval(difference[0], difference[1:])
 
-
-class PairedComparison:
-    """Paired bootstrap comparison (Efron 1979) of systems with the tuned TF-IDF and with the lexical features alone, on
-    the same documents."""
-
-    def __init__(
-        self,
-        labels_B: np.ndarray,
-        folds_B: np.ndarray,
-        names: Sequence[str],
-        reference: Predictions,
-        words: Predictions,
-    ):
-        self.labels_B, self.folds_B, self.names = labels_B, folds_B, names
-        self.is_most_severe_B = labels_B == len(names) - 1
-        flagged_B = reference.predicted_SB[0] == len(names) - 1
-        self.counts = {int(fold): int(flagged_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
-        self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
-        self.reference, self.words = self.measured(reference), self.measured(words)
-
-    def measured(self, system: Predictions) -> dict[str, np.ndarray]:
-        """`f1` and `missed_at_rate`, each (1 + R,): on all documents, then on each resample; means over seeds."""
-        all_1B = np.arange(len(self.labels_B))[None]
-        rows = (all_1B, self.rows_RB)
-        f1 = [
-            np.concatenate([macro_f1(self.labels_B, predicted_B, r, self.names) for r in rows])
-            for predicted_B in system.predicted_SB
-        ]
-        caught_B = (
-            np.mean([flagged(one, self.folds_B, self.counts) for one in system.scores_SBK], axis=0)
-            * self.is_most_severe_B
-        )
-        missed = [1 - caught_B[r].sum(axis=1) / np.maximum(self.is_most_severe_B[r].sum(axis=1), 1) for r in rows]
-        return {"f1": np.mean(f1, axis=0), "missed_at_rate": np.concatenate(missed)}
-
-    def figures(self, system: Predictions) -> dict[str, Any]:
-        """Metrics of a system and their differences from the tuned TF-IDF and from the lexical features alone."""
-        measured = self.measured(system)
-        f1_less_reference, f1_less_words = (measured["f1"] - other["f1"] for other in (self.reference, self.words))
-        missed_less_reference = measured["missed_at_rate"] - self.reference["missed_at_rate"]
-        by_fold = np.zeros(len(self.counts))
-        for index, fold in enumerate(self.counts):
-            rows_1B = np.flatnonzero(self.folds_B == fold)[None]
-            f1 = [macro_f1(self.labels_B, one_B, rows_1B, self.names)[0] for one_B in system.predicted_SB]
-            by_fold[index] = np.mean(f1)
-        right_SB = system.predicted_SB == self.labels_B
-        in_class = [self.labels_B == k for k in range(len(self.names))]
-        return {
-            "seeds": len(system.predicted_SB),
-            "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
-            "by_fold": by_fold.tolist(),
-            f"f1_macro_less_{REFERENCE}": interval(f1_less_reference[0], f1_less_reference[1:]),
-            f"f1_macro_less_{WORDS}": interval(f1_less_words[0], f1_less_words[1:]),
-            "recall": [float((right_SB & of_B).sum(axis=1).mean() / max(of_B.sum(), 1)) for of_B in in_class],
-            "missed_at_rate": float(measured["missed_at_rate"][0]),
-            f"missed_at_rate_less_{REFERENCE}": interval(missed_less_reference[0], missed_less_reference[1:]),
-        }
+    rows = [np.flatnonzero(folds_B == fold) for fold in np.unique(folds_B)]
+    by_fold = np.array([np.mean([measures.fold_f1(one, of_fold) for one in seeds]) for of_fold in rows])
+    return {
+        "seeds": len(seeds),
+        "f1_macro": {"mean": by_fold.mean(), "deviation": by_fold.std(ddof=1) if len(by_fold) > 1 else 0.0},
+        "by_fold": by_fold.tolist(),
+        **{f"f1_macro_less_{other}": less("f1_macro", other) for other in others},
+        **measures.own(seeds),
+        measures.second: float(measured[measures.second][0]),
+        f"{measures.second}_less_{REFERENCE}": less(measures.second, REFERENCE),
+    }
 
 
 def finished_runs(runs: Path, seeds: dict[str, list[int]]) -> dict[str, dict[tuple[int, int], Path]]:
@@ -132,24 +78,24 @@ def costs_of(folders: Sequence[Path]) -> dict[str, float | None]:
     return {"seconds": float(np.mean(seconds)) if seconds else None, "peak_mib": max(peaks, default=None)}
 
 
-def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> dict[str, Any]:
+def summary(
+    runs: Path, names: Sequence[str], seeds: dict[str, list[int]], is_multi_label: bool = False
+) -> dict[str, Any]:
     """Metrics of each system on the folds that all systems have finished, and their differences from the tuned
     TF-IDF and from the lexical features alone.
-
-    `missed_at_rate` is the share of the most severe class that is not flagged when each fold flags as many documents,
-    those with the highest score, as the tuned TF-IDF predicts to be of that class.
 
     Args:
         seeds: system → seeds; the system is the name of its directory in `runs`. Both baselines are among them.
     """
-    done = finished_runs(runs, seeds)
+    done, kind = finished_runs(runs, seeds), KINDS[is_multi_label]
     folds = sorted({fold for fold, _ in done[REFERENCE]})
     folds = [fold for fold in folds if all((fold, seed) in done[name] for name in seeds for seed in seeds[name])]
+    about = {"folds": len(folds), "labels": list(names), "is_multi_label": is_multi_label}
     if not folds:
-        return {"folds": 0, "labels": list(names), "systems": {}}
-    labels: list[int] = []
+        return {**about, "systems": {}}
+    labels: list[str] = []
     fold_of: list[int] = []
-    rows: dict[str, list[list[tuple[int, int, np.ndarray]]]] = {
+    rows: dict[str, list[list[tuple[str, str, np.ndarray]]]] = {
         name: [[] for _ in system_seeds] for name, system_seeds in seeds.items()
     }
     for fold in folds:
@@ -161,53 +107,53 @@ def summary(runs: Path, names: Sequence[str], seeds: dict[str, list[int]]) -> di
                 by_id = read_predictions(done[name][fold, seed], names)
                 rows[name][index] += [by_id[id_] for id_ in reference]
     predictions = {
-        name: Predictions(
-            np.array([[scores_K for *_, scores_K in of_seed] for of_seed in by_seed]),
-            np.array([[predicted for _, predicted, _ in of_seed] for of_seed in by_seed]),
-        )
+        name: [
+            Prediction(kind.codes([row[1] for row in of_seed], names), np.array([row[2] for row in of_seed]))
+            for of_seed in by_seed
+        ]
         for name, by_seed in rows.items()
     }
-    comparison = PairedComparison(
-        np.array(labels), np.array(fold_of), names, predictions[REFERENCE], predictions[WORDS]
-    )
+    folds_B = np.array(fold_of)
+    measures = kind(names, kind.codes(labels, names), folds_B, predictions[REFERENCE][0])
+    measured = {name: measures.measured(system) for name, system in predictions.items()}
+    others = {name: measured[name] for name in (REFERENCE, WORDS)}
     systems = {
-        name: comparison.figures(system) | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
+        name: figures(measures, folds_B, system, measured[name], others)
+        | costs_of([path for (fold, _), path in done[name].items() if fold in folds])
         for name, system in predictions.items()
     }
-    return {"folds": len(folds), "documents": len(labels), "labels": list(names), "systems": systems}
+    return {**about, "documents": len(labels), "systems": systems}
 
 
 def markdown(measured: dict[str, Any]) -> str:
     """The results as a Markdown table, best system first."""
     if not measured["systems"]:
         return "No fold has been finished by all systems yet.\n"
-    most_severe = measured["labels"][-1]
-    head = ["", "macro-F1 over folds", "less tuned TF-IDF [95 %]", "less words alone [95 %]"]
-    head += [
-        f"recall {' / '.join(measured['labels'])}",
-        f"{most_severe} missed at the tuned TF-IDF's flag rate",
-        "less tuned TF-IDF [95 %]",
-        "seeds",
-        "s per run",
-        "peak MiB",
-    ]
-    rows = []
     order = sorted(measured["systems"].items(), key=lambda item: -item[1]["f1_macro"]["mean"])
-    for name, system in order:
-        f1 = system["f1_macro"]
-        row = [
-            name,
-            f"{f1['mean']:.3f} ± {f1['deviation']:.3f}",
-            "" if name == REFERENCE else format_interval(system[f"f1_macro_less_{REFERENCE}"]),
-            "" if name == WORDS else format_interval(system[f"f1_macro_less_{WORDS}"]),
-            " / ".join(f"{recall:.2f}" for recall in system["recall"]),
-            f"{system['missed_at_rate']:.3f}",
-            "" if name == REFERENCE else format_interval(system[f"missed_at_rate_less_{REFERENCE}"]),
-            str(system["seeds"]),
-            "" if system["seconds"] is None else f"{system['seconds']:.0f}",
-            "" if system["peak_mib"] is None else f"{system['peak_mib']:.0f}",
-        ]
-        rows.append(row)
+    names, systems = [name for name, _ in order], [system for _, system in order]
+    kind = KINDS[measured["is_multi_label"]]
+
+    def less(metric: str, other: str) -> list[str]:
+        differences = [system[f"{metric}_less_{other}"] for system in systems]
+        pairs = zip(names, differences, strict=True)
+        return ["" if name == other else format_interval(difference) for name, difference in pairs]
+
+    def known(key: str) -> list[str]:
+        return ["" if system[key] is None else f"{system[key]:.0f}" for system in systems]
+
+    columns = [
+        ("", names),
+        ("macro-F1 over folds", ["{mean:.3f} ± {deviation:.3f}".format(**system["f1_macro"]) for system in systems]),
+        ("less tuned TF-IDF [95 %]", less("f1_macro", REFERENCE)),
+        ("less words alone [95 %]", less("f1_macro", WORDS)),
+        *kind.own_cells(measured["labels"], systems).items(),
+        (kind.second_title.format(measured["labels"][-1]), [f"{system[kind.second]:.3f}" for system in systems]),
+        ("less tuned TF-IDF [95 %]", less(kind.second, REFERENCE)),
+        ("seeds", [str(system["seeds"]) for system in systems]),
+        ("s per run", known("seconds")),
+        ("peak MiB", known("peak_mib")),
+    ]
+    rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
     note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
     note += (
         "Run times of frozen encoders exclude the one-off encoding of all documents, but with the chunk policy lexical "
@@ -215,7 +161,7 @@ def markdown(measured: dict[str, Any]) -> str:
     note += "the first seed of each fold encodes its own selection."
     if measured.get("first_chunk_length"):
         note += f" first_chunk and head_tail see chunks of {measured['first_chunk_length']} tokens."
-    return f"{markdown_table(head, rows)}\n\n{note}\n"
+    return f"{markdown_table([title for title, _ in columns], rows)}\n\n{note}\n"
 
 
 def format_interval(value: dict[str, float]) -> str:

@@ -1,14 +1,24 @@
-"""Documents with a given number of chunks, cut from demo stories or a source, and their balance over ranks."""
+"""Documents with a given number of chunks, cut from demo stories or a source, and their balance over ranks; and reports with any
+number of topics:
 
+    python -m scripts.benchmark.synthetic_documents --documents 3000 --topics 90 --output topics.jsonl
+"""
+
+import argparse
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from data.demo_corpus import demo_corpus
 from data.readers import read_rows
+from modeling.file_utils import write_text
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 from modeling.training.sampling import balance_across_ranks
+from scripts.common.cli import UserParser, run_main
 
 # 8 documents of 1 to 20 chunks, 49 in total; padding to 20 makes 160.
 MIX = (3.4, 19.8, 0.7, 6.5, 1.3, 9.6, 4.2, 2.1)
@@ -45,6 +55,47 @@ def documents_of(chunks: tuple[float, ...], chunk_length: int, tokenizer: PreTra
     return documents
 
 
+# Topics in a group share TERMS_SHARED of their TERMS.
+GROUP, TERMS, TERMS_SHARED = 6, 8, 3
+
+
+def topic_documents(num_documents: int, num_topics: int, seed: int = 7) -> list[dict[str, object]]:
+    """Short reports with topics, many of them rare, as in the news of Reuters-21578: `{"id", "text", "label": [topic, …]}`.
+
+    Frequencies follow Zipf's law; a report has 1.1 topics on average and some have none. Its other topics are mostly of the
+    same group, with which they share made-up terms. Every report also mentions a term or two of a topic that it does not have.
+    """
+    rng = np.random.default_rng(seed)
+    syllables = np.array([first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"])
+
+    def terms(number: int) -> list[str]:
+        return ["".join(word) for word in rng.choice(syllables, (number, 3))]
+
+    shared = [terms(TERMS_SHARED) for _ in range(-(-num_topics // GROUP))]
+    terms_of = [shared[topic // GROUP] + terms(TERMS - TERMS_SHARED) for topic in range(num_topics)]
+    # Frequent and rare topics in every group.
+    share_T = rng.permutation(1 / np.arange(1, num_topics + 1))
+    share_T /= share_T.sum()
+    stock = " ".join(story for _, story in zip(range(50), stories(), strict=False)).split()
+    documents: list[dict[str, object]] = []
+    for number in range(num_documents):
+        own = rng.choice(num_topics, size=int(rng.random() < 0.95), p=share_T).tolist()
+        while own and rng.random() < 0.2:
+            group = np.arange(num_topics) // GROUP == own[0] // GROUP
+            own.append(int(rng.choice(num_topics, p=share_T * group / (share_T @ group))))
+        own = sorted(set(own))
+        other = int(rng.integers(num_topics))
+        start = rng.integers(len(stock) - 200)
+        words = stock[start : start + int(rng.integers(40, 160))]
+        told = [str(rng.choice(terms_of[topic])) for topic in own for _ in range(3)]
+        told += [str(rng.choice(terms_of[other])) for _ in range(2)]
+        for term in told:
+            words.insert(int(rng.integers(len(words))), term)
+        label = [f"topic-{topic:04d}" for topic in own]
+        documents.append({"id": f"report-{number:05d}", "text": " ".join(words), "label": label})
+    return documents
+
+
 STEPS = 20
 
 
@@ -74,3 +125,19 @@ def evenness(
             totals = costs[list(order)].reshape(documents_each, ranks).sum(axis=0)
             balance[name].append(float(totals.mean() / totals.max()))
     return {name: float(np.mean(values)) for name, values in balance.items()}
+
+
+def main() -> None:
+    parser = UserParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=3000)
+    parser.add_argument("--topics", type=int, default=90)
+    parser.add_argument("--output", required=True, type=Path, help="JSONL file to write")
+    arguments = parser.parse_args()
+    if min(arguments.documents, arguments.topics) < 1:
+        raise ValueError("--documents and --topics must be at least 1.")
+    documents = topic_documents(arguments.documents, arguments.topics)
+    write_text(arguments.output, "".join(f"{json.dumps(document)}\n" for document in documents))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -63,13 +63,7 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
             help=f"name of the {kind} column (default: {getattr(Columns, kind)})",
         )
     add_reading_options(parser)
-    add(
-        "--problem_type",
-        choices=PROBLEM_TYPES,
-        help="whether a document has one label (the default) or several: any number of those in the label column",
-    )
-    add("--label_separator", help="what separates several labels in a cell, e.g. ';' (default: a JSON list)")
-    add("--label_columns", default="", help="columns of 0 and 1, one for each label, in place of the label column")
+    add_several_labels_options(parser)
     add("--labels", help="labels in order, mildest first if they are ordered, e.g. General,Teen,Mature")
     add(
         "--split_fractions",
@@ -101,6 +95,18 @@ def add_preparation_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="number of tokenization processes (a single one already uses all cores; more may pay from about eight cores on)",
     )
+
+
+def add_several_labels_options(parser: argparse.ArgumentParser) -> None:
+    """Options that `several_labels` reads."""
+    add = parser.add_argument
+    add(
+        "--problem_type",
+        choices=PROBLEM_TYPES,
+        help="whether a document has one label (the default) or several: any number of those in the label column",
+    )
+    add("--label_separator", help="what separates several labels in a cell, e.g. ';' (default: a JSON list)")
+    add("--label_columns", default="", help="columns of 0 and 1, one for each label, in place of the label column")
 
 
 def preparation_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def tuned_tfidf_scores(train: datasets.Dataset, test: datasets.Dataset) -> tuple
     names, labels_B = train.features["label"].names, np.asarray(train["label"])
     texts, rows = list(train["text"]), tuning_rows(labels_B)
     class_sizes = np.unique(labels_B, return_counts=True)[1]
-    counter = ngram_counter([texts[row] for row in rows], len(names))
+    counter = ngram_counter([texts[row] for row in rows], MAX_WEIGHTS // len(names))
     tuning_BV = count(counter, [texts[row] for row in rows])
     if tuning_BV is None or len(class_sizes) < 2 or class_sizes.min() < 2:
         return tfidf_scores(train, test), "as tfidf, for want of documents"
@@ -108,14 +108,14 @@ def tuning_rows(labels_B: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([rows[: max(NUM_FOLDS, round(share * len(rows)))] for rows in by_class]))
 
 
-def ngram_counter(texts: Sequence[str], num_labels: int) -> CountVectorizer:
+def ngram_counter(texts: Sequence[str], max_features: int) -> CountVectorizer:
     """Counts words and word pairs; in texts without spaces, characters and runs of two and three. Those in one document
     only are left out, and the rarest if there are too many."""
     num_gaps = sum(max(0, len(text.split()) - 1) for text in texts)
     has_spaces = num_gaps > MIN_WHITESPACE * sum(map(len, texts))
     analyzer, lengths = ("word", (1, 2)) if has_spaces else ("char", (1, 3))
     return CountVectorizer(
-        analyzer=analyzer, ngram_range=lengths, min_df=2, max_features=MAX_WEIGHTS // num_labels, dtype=np.float64
+        analyzer=analyzer, ngram_range=lengths, min_df=2, max_features=max_features, dtype=np.float64
     )
 
 

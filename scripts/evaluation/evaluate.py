@@ -112,15 +112,16 @@ def load_context(
 
 def evaluate_baselines(
     context: EvaluationContext, split: str, results: list[DocumentResult], validation_results: list[DocumentResult]
-) -> tuple[dict[str, Prediction], str]:
-    """Predictions of each baseline on a split, and what the tuned TF-IDF chose. Those on one or two chunks are logistic
-    regressions on this encoder's vectors of the training documents."""
+) -> dict[str, Prediction]:
+    """Predictions of each baseline on a split. Those on one or two chunks are logistic regressions on this encoder's vectors of
+    the training documents."""
     kind, size, labels = context.kind, context.model.config.hidden_size, context.labels("train")
     vectors = {}
     for name in ("train", split):
         ends = context.predict(context.chunked(name, max_chunks=2, chunk_policy="head_tail"))
         vectors[name] = np.stack([r.chunk_CD[[0, -1], :size].flatten().cpu().numpy() for r in ends])
-    text, chosen = kind.text_baselines(context.splits["train"], context.splits[split])
+    parts = context.splits["train"], context.splits[split]
+    text = {name: baseline(*parts) for name, baseline in kind.text_baselines().items()}
     baselines = {
         "tfidf_tuned": text["tfidf_tuned"],
         "tfidf": text["tfidf"],
@@ -131,7 +132,7 @@ def evaluate_baselines(
     if context.model.lexical is not None:
         validation, logits = (lexical_logits(context.model, each) for each in (validation_results, results))
         baselines["words_alone"] = kind.lexical_baseline(validation, context.labels("validation"), logits)
-    return baselines, chosen
+    return baselines
 
 
 @torch.no_grad()
@@ -211,7 +212,7 @@ def evaluate(context: EvaluationContext, split: str, with_sentences: bool) -> di
     decision, fitted = kind.decision(config, validation, validation_labels)
     model, before = Prediction(decision.decide(logits), decision.scores(logits)), type(decision)().scores(logits)
     print(f"Evaluated {len(results)} documents in {predict_seconds:.1f} s. Running baselines…", flush=True)
-    baselines, chosen = evaluate_baselines(context, split, results, validation_results)
+    baselines = evaluate_baselines(context, split, results, validation_results)
     print("Computing explanations…", flush=True)
     explained = [result.by_label() for result in results]
     each = list(chain.from_iterable(explained))
@@ -229,7 +230,7 @@ def evaluate(context: EvaluationContext, split: str, with_sentences: bool) -> di
             | {"difference_f1_macro": kind.difference(labels, model, baseline)}
             for name, baseline in baselines.items()
         },
-        "tfidf_tuned_options": chosen,
+        "tfidf_tuned_options": baselines["tfidf_tuned"].options,
         **kind.measures(
             config.to_dict() | fitted, model, before, labels, decision.scores(validation), validation_labels, groups
         ),

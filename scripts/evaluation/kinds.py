@@ -39,13 +39,13 @@ def baseline_metrics(
     """
     train, test = splits["train"], datasets.concatenate_datasets([splits[split] for split in evaluated])
     kind, labels = kind_of(train), label_array(test)
-    predictions, chosen = kind.text_baselines(train, test)
+    predictions = {name: baseline(train, test) for name, baseline in kind.text_baselines().items()}
     ends = np.cumsum([len(splits[split]) for split in evaluated])
     metrics = {}
     for split, end in zip(evaluated, ends, strict=True):
         rows = slice(end - len(splits[split]), end)
         metrics[split] = {
-            name: kind.metrics(Prediction(*(part[rows] for part in prediction)), labels[rows])
-            for name, prediction in predictions.items()
+            name: kind.metrics(Prediction(each.predicted[rows], each.scores[rows]), labels[rows])
+            for name, each in predictions.items()
         }
-    return metrics, chosen
+    return metrics, predictions["tfidf_tuned"].options

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import datasets
 import numpy as np
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
@@ -21,7 +20,7 @@ from scripts.evaluation.multi_label_statistics import (
     errors_together,
     metrics_with_intervals,
 )
-from scripts.evaluation.statistics import Prediction
+from scripts.evaluation.statistics import Prediction, TextBaseline
 from scripts.evaluation.tables import faithfulness_table, pointing_table, with_interval
 
 # Labels in tables and figures, the most frequent ones; (document, label) pairs to review; scores shown of a document.
@@ -52,11 +51,13 @@ class MultiLabel:
 
     # ---- baselines ----
 
-    def text_baselines(self, train: datasets.Dataset, test: datasets.Dataset) -> tuple[dict[str, Prediction], str]:
-        """Predictions of TF-IDF and of the most frequent labels, and what the tuned TF-IDF chose."""
-        tuned, chosen = baselines.tuned_tfidf(train, test)
-        predictions = {"tfidf": baselines.tfidf(train, test), "tfidf_tuned": tuned}
-        return predictions | {"majority": baselines.most_frequent(train, test)}, chosen
+    def text_baselines(self) -> dict[str, TextBaseline]:
+        """TF-IDF, untuned and tuned, and the most frequent labels."""
+        return {
+            "tfidf": baselines.tfidf,
+            "tfidf_tuned": baselines.tuned_tfidf,
+            "majority": baselines.most_frequent,
+        }
 
     def vector_baseline(self, train_BD: np.ndarray, labels_BK: np.ndarray, test_BD: np.ndarray) -> Prediction:
         return baselines.vectors(train_BD, labels_BK, test_BD)

@@ -18,10 +18,12 @@ from data.labels import label_array
 from modeling.hierarchical_roberta.decision import THRESHOLD, SeveralLabels, sigmoid
 from modeling.training.calibration import fit_label_calibration
 from modeling.training.thresholds import best_threshold, fit_thresholds
-from scripts.evaluation.baselines import INVERSE_PENALTIES, count, features_of, ngram_counter, weigh
+from scripts.evaluation.baselines import INVERSE_PENALTIES, MAX_WEIGHTS, count, features_of, ngram_counter, weigh
 from scripts.evaluation.statistics import Prediction
 
 NUM_FOLDS = 3
+# Words and pairs that are kept however many labels there are: those of rare labels are rare.
+MIN_FEATURES = 20_000
 # Features and penalty are chosen on the most frequent labels; those after the second number share a threshold. Above that
 # many documents, both are chosen on a sample.
 COMPARED_LABELS, THRESHOLD_LABELS, MAX_TUNING_DOCUMENTS = 20, 200, 5_000
@@ -37,23 +39,20 @@ def tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
     return decided(fit_predict(train_BV, labels_BK, counter.transform(test["text"]), 10.0, "balanced"))
 
 
-def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> tuple[Prediction, str]:
+def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
     """Logistic regressions on TF-IDF of words, or of words and word pairs, tuned by inner folds of `train` (Lin, Chen, Wu & Lin
     2023, "Linear Classifier: An Often-Forgotten Baseline for Text Classification").
 
     Features and penalty are chosen by the likelihood of the labels out of fold, and each label's threshold by its F1 there.
-
-    Returns:
-        The prediction, and what was chosen, in words. That of `tfidf` if nothing occurs in two documents, or there are fewer
-        than six.
+    The prediction of `tfidf` if nothing occurs in two documents, or there are fewer than six.
     """
     labels_BK, texts = label_array(train), list(train["text"])
     num_labels = labels_BK.shape[1]
     rows = np.sort(np.random.default_rng(0).permutation(len(texts))[:MAX_TUNING_DOCUMENTS])
-    counter = ngram_counter([texts[row] for row in rows], num_labels)
+    counter = ngram_counter([texts[row] for row in rows], max(MIN_FEATURES, MAX_WEIGHTS // num_labels))
     tuning_BV = count(counter, [texts[row] for row in rows])
     if tuning_BV is None or len(rows) < 2 * NUM_FOLDS:
-        return tfidf(train, test), "as tfidf, for want of documents"
+        return tfidf(train, test)._replace(options="as tfidf, for want of documents")
     kept_V, tuning_BK = features_of(counter), labels_BK[rows]
     frequent = np.argsort(-tuning_BK.sum(axis=0), kind="stable")
     compared = frequent[:COMPARED_LABELS]
@@ -74,9 +73,8 @@ def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> tuple[Predic
     weighed = weigh(train_BV[:, kept], counter.transform(test["text"])[:, kept])
     prediction = decided(fit_predict(weighed[0], labels_BK, weighed[1], penalty), thresholds_K)
     low, middle, high = np.quantile(thresholds_K, [0, 0.5, 1])
-    return prediction, (
-        f"{weighed[0].shape[1]:,} {features}, C {penalty:g}, thresholds from {low:.3f} to {high:.3f}, median {middle:.3f}"
-    )
+    thresholds = f"thresholds from {low:.3f} to {high:.3f}, median {middle:.3f}"
+    return prediction._replace(options=f"{weighed[0].shape[1]:,} {features}, C {penalty:g}, {thresholds}")
 
 
 def out_of_fold(count_BV: Any, labels_BK: np.ndarray, inverse_penalty: float) -> np.ndarray:

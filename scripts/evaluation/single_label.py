@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import datasets
 import numpy as np
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import OneLabel
+from modeling.hierarchical_roberta.decision import OneLabel, softmax
 from modeling.training.calibration import expected_calibration_error, fit_temperature
 from modeling.training.metrics import classification_metrics
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
@@ -16,6 +15,7 @@ from scripts.evaluation.faithfulness import pointing_game
 from scripts.evaluation.figures import abstain_figure, confusion_png, curves_figure, reliability_figure
 from scripts.evaluation.statistics import (
     Prediction,
+    TextBaseline,
     abstain_curve,
     by_group,
     confusion,
@@ -28,8 +28,8 @@ from scripts.evaluation.tables import faithfulness_table, pointing_table, with_i
 REVIEWED = 25
 
 
-def highest(scores_BK: np.ndarray) -> Prediction:
-    return Prediction(scores_BK.argmax(axis=1), scores_BK)
+def highest(scores_BK: np.ndarray, options: str = "") -> Prediction:
+    return Prediction(scores_BK.argmax(axis=1), scores_BK, options)
 
 
 @dataclass
@@ -58,18 +58,19 @@ class SingleLabel:
 
     # ---- baselines ----
 
-    def text_baselines(self, train: datasets.Dataset, test: datasets.Dataset) -> tuple[dict[str, Prediction], str]:
-        """Predictions of TF-IDF and of the most frequent class, and what the tuned TF-IDF chose."""
-        tuned_BK, chosen = tuned_tfidf_scores(train, test)
-        most_B = majority_predictions(train, test)
-        predictions = {"tfidf": highest(tfidf_scores(train, test)), "tfidf_tuned": highest(tuned_BK)}
-        return predictions | {"majority": Prediction(most_B, np.eye(len(self.names))[most_B])}, chosen
+    def text_baselines(self) -> dict[str, TextBaseline]:
+        """TF-IDF, untuned and tuned, and the most frequent class."""
+        return {
+            "tfidf": lambda train, test: highest(tfidf_scores(train, test)),
+            "tfidf_tuned": lambda train, test: highest(*tuned_tfidf_scores(train, test)),
+            "majority": lambda train, test: highest(np.eye(len(self.names))[majority_predictions(train, test)]),
+        }
 
     def vector_baseline(self, train_BD: np.ndarray, labels_B: np.ndarray, test_BD: np.ndarray) -> Prediction:
         return highest(vector_scores(train_BD, labels_B, test_BD, len(self.names)))
 
     def lexical_baseline(self, validation_BK: np.ndarray, labels_B: np.ndarray, logits_BK: np.ndarray) -> Prediction:
-        return highest(logits_BK)
+        return highest(softmax(logits_BK))
 
     # ---- metrics ----
 
@@ -101,7 +102,7 @@ class SingleLabel:
             before_BK: scores before calibration.
             validation_BK: calibrated scores.
         """
-        predicted, scores = model
+        predicted, scores = model.predicted, model.scores
         return {
             "calibration": {
                 "temperature": fields["temperature"],

@@ -3,9 +3,10 @@
 B documents, K ordered labels, R resamples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import datasets
 import numpy as np
 
 NUM_RESAMPLES = 2000
@@ -17,10 +18,16 @@ class Prediction(NamedTuple):
     Attributes:
         predicted: class ids (B,), or with several labels a document whether it has each, (B, K).
         scores: (B, K), which rank the documents of a label.
+        options: what a tuned baseline chose, in words.
     """
 
     predicted: np.ndarray
     scores: np.ndarray
+    options: str = ""
+
+
+# From the training documents and those to predict.
+TextBaseline = Callable[[datasets.Dataset, datasets.Dataset], Prediction]
 
 
 def confusion(labels_B: np.ndarray, predicted_B: np.ndarray, num_labels: int) -> np.ndarray:
