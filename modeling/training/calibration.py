@@ -9,14 +9,75 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 
-def smoothed_targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
-    """Targets (B, K), smoothed (Platt 1999): (B + 1) / (B + K) for the label, the rest shared by the other labels.
+class Softmax:
+    """The likelihood of one label a document: ids (B,)."""
 
-    This avoids overconfidence when a few documents are all classified correctly."""
-    count = len(labels_B)
-    target_BK = np.full((count, num_labels), 1 / (count + num_labels))
-    target_BK[np.arange(count), labels_B] = (count + 1) / (count + num_labels)
-    return target_BK
+    @staticmethod
+    def scores(logits_BK: np.ndarray) -> np.ndarray:
+        return softmax(logits_BK, axis=1)
+
+    @staticmethod
+    def losses(logits_BK: np.ndarray, target_BK: np.ndarray) -> np.ndarray:
+        """Cross entropy of targets, (B, K), of a document the sum over the labels."""
+        return -target_BK * log_softmax(logits_BK, axis=1)
+
+    @staticmethod
+    def targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+        return np.eye(num_labels)[labels_B]
+
+    @staticmethod
+    def smoothed_targets(labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+        """Targets (B, K), smoothed (Platt 1999): (B + 1) / (B + K) for the label, the rest shared by the other labels.
+
+        This avoids overconfidence when a few documents are all classified correctly."""
+        count = len(labels_B)
+        target_BK = np.full((count, num_labels), 1 / (count + num_labels))
+        target_BK[np.arange(count), labels_B] = (count + 1) / (count + num_labels)
+        return target_BK
+
+    @staticmethod
+    def weights(labels_B: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
+        """Weight of each document, (B, 1)."""
+        return weights_K[labels_B][:, None]
+
+
+class Sigmoids:
+    """The likelihood of several labels a document: 0 and 1, (B, K)."""
+
+    scores = staticmethod(expit)
+
+    @staticmethod
+    def losses(logits_BK: np.ndarray, target_BK: np.ndarray) -> np.ndarray:
+        """Binary cross entropy of targets, (B, K)."""
+        return -(target_BK * log_expit(logits_BK) + (1 - target_BK) * log_expit(-logits_BK))
+
+    @staticmethod
+    def targets(labels_BK: np.ndarray, num_labels: int) -> np.ndarray:
+        return labels_BK
+
+    @staticmethod
+    def smoothed_targets(labels_BK: np.ndarray, num_labels: int) -> np.ndarray:
+        """Targets (B, K), smoothed (Platt 1999): of a label with P documents and N others (P + 1) / (P + 2) and 1 / (N + 2)."""
+        is_BK = np.asarray(labels_BK) == 1
+        num_K = is_BK.sum(axis=0)
+        return np.where(is_BK, (num_K + 1) / (num_K + 2), 1 / (len(is_BK) - num_K + 2))
+
+    @staticmethod
+    def weights(labels_BK: np.ndarray, weights_K: np.ndarray) -> np.ndarray:
+        """Weight of each document's labels, (B, K): only those that it has are weighted."""
+        return np.where(labels_BK == 1, weights_K, 1.0)
+
+
+def likelihood_of(labels: np.ndarray) -> type[Softmax] | type[Sigmoids]:
+    """The likelihood of labels: ids (B,), or with several labels a document 0 and 1 (B, K)."""
+    return Softmax if labels.ndim == 1 else Sigmoids
+
+
+def _weights_of(labels: np.ndarray, weights_K: np.ndarray | None, num_labels: int) -> np.ndarray:
+    """Weights of documents (B, 1) or of their labels (B, K), which sum to 1."""
+    weights_K = np.ones(num_labels) if weights_K is None else np.asarray(weights_K, dtype=np.float64)
+    weight = likelihood_of(labels).weights(labels, weights_K)
+    return weight / weight.sum()
 
 
 def fit_logit_weights(parts_PBK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None) -> np.ndarray:
@@ -30,16 +91,15 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels: np.ndarray, weights_K: np.n
         labels: ids (B,), or with several labels a document 0 and 1 (B, K), of which the likelihood is under sigmoids.
         weights_K: class weights of the likelihood (None: equal).
     """
-    parts_PBK = np.asarray(parts_PBK, dtype=np.float64)
-    is_multi = labels.ndim == 2
-    target_BK = platt_targets(labels) if is_multi else smoothed_targets(labels, parts_PBK.shape[2])
-    weight = _weights_of(labels, weights_K)
+    parts_PBK, likelihood = np.asarray(parts_PBK, dtype=np.float64), likelihood_of(labels)
+    num_labels = parts_PBK.shape[2]
+    target_BK = likelihood.smoothed_targets(labels, num_labels)
+    weight = _weights_of(labels, weights_K, num_labels)
 
     def loss(weights_P: np.ndarray) -> tuple[float, np.ndarray]:
         logits_BK = np.tensordot(weights_P, parts_PBK, axes=1)
-        scores_BK = expit(logits_BK) if is_multi else softmax(logits_BK, axis=1)
-        slope_BK = (weight if is_multi else weight[:, None]) * (scores_BK - target_BK)
-        value = float((weight * _log_loss(logits_BK, target_BK, is_multi)).sum())
+        slope_BK = weight * (likelihood.scores(logits_BK) - target_BK)
+        value = float((weight * likelihood.losses(logits_BK, target_BK)).sum())
         return value, (parts_PBK * slope_BK).sum(axis=(1, 2))
 
     start_P = np.full(len(parts_PBK), 1 / len(parts_PBK))
@@ -47,53 +107,36 @@ def fit_logit_weights(parts_PBK: np.ndarray, labels: np.ndarray, weights_K: np.n
     return weights_P if weights_P.max() > 1e-3 else np.ones(len(parts_PBK))
 
 
-def _weights_of(labels: np.ndarray, weights_K: np.ndarray | None) -> np.ndarray:
-    """Weight of each document (B,), or of each document's label (B, K): only those that it has are weighted. They sum to 1."""
-    weight = np.ones(labels.shape)
-    if weights_K is not None:
-        weights_K = np.asarray(weights_K, dtype=np.float64)
-        weight = np.where(labels == 1, weights_K, 1.0) if labels.ndim == 2 else weights_K[labels]
-    return weight / weight.sum()
-
-
-def _log_loss(logits_BK: np.ndarray, target_BK: np.ndarray, is_multi: bool) -> np.ndarray:
-    """Cross entropy of targets, (B,), or for several labels (B, K)."""
-    if is_multi:
-        return -(target_BK * log_expit(logits_BK) + (1 - target_BK) * log_expit(-logits_BK))
-    return -(target_BK * log_softmax(logits_BK, axis=1)).sum(axis=1)
-
-
 def weighted_log_loss(logits_BK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None) -> float:
     """Mean log loss, weighted as in `fit_logit_weights`."""
-    is_multi = labels.ndim == 2
-    target_BK = labels if is_multi else np.eye(logits_BK.shape[1])[labels]
-    return float((_weights_of(labels, weights_K) * _log_loss(logits_BK, target_BK, is_multi)).sum())
+    likelihood, num_labels = likelihood_of(labels), logits_BK.shape[1]
+    loss_BK = likelihood.losses(logits_BK, likelihood.targets(labels, num_labels))
+    return float((_weights_of(labels, weights_K, num_labels) * loss_BK).sum())
 
 
 def gains_beyond_error(
     logits_BK: np.ndarray, others_BK: np.ndarray, labels: np.ndarray, weights_K: np.ndarray | None = None
 ) -> bool:
-    """Whether the log loss of logits is lower than that of others by more than the standard error of the difference, as in
-    the one-standard-error rule (Breiman et al. 1984).
+    """Whether the log loss of logits is lower than that of others by more than the standard error of the difference over
+    documents, as in the one-standard-error rule (Breiman et al. 1984).
 
     Args:
         labels: as for `fit_logit_weights`.
         weights_K: class weights of the loss (None: equal).
     """
-    is_multi, weight = labels.ndim == 2, _weights_of(labels, weights_K)
-    target_BK = labels if is_multi else np.eye(logits_BK.shape[1])[labels]
-    gain = _log_loss(others_BK, target_BK, is_multi) - _log_loss(logits_BK, target_BK, is_multi)
-    mean = (weight * gain).sum()
-    if is_multi:  # the labels of a document are not independent
-        return bool(mean > np.sqrt(((weight * (gain - mean)).sum(axis=1) ** 2).sum()))
-    return bool(mean > np.sqrt((weight**2 * (gain - mean) ** 2).sum()))
+    likelihood, num_labels = likelihood_of(labels), logits_BK.shape[1]
+    weight, target_BK = _weights_of(labels, weights_K, num_labels), likelihood.targets(labels, num_labels)
+    gain_BK = weight * (likelihood.losses(others_BK, target_BK) - likelihood.losses(logits_BK, target_BK))
+    mean = gain_BK.sum()
+    deviation_B = gain_BK.sum(axis=1) - mean * weight.sum(axis=1)
+    return bool(mean > np.sqrt((deviation_B**2).sum()))
 
 
 def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
     """Fit the temperature T, from 0.05 to 20, that maximizes the likelihood of the labels under `softmax(logits / T)`, with
     smoothed targets."""
     logits = np.asarray(logits_BK, dtype=np.float64)
-    target_BK = smoothed_targets(labels_B, logits.shape[1])
+    target_BK = Softmax.smoothed_targets(labels_B, logits.shape[1])
 
     def loss(log_temperature: float) -> float:
         return -float((target_BK * log_softmax(logits / np.exp(log_temperature), axis=1)).sum())
@@ -101,23 +144,17 @@ def fit_temperature(logits_BK: np.ndarray, labels_B: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
 
 
-def platt_targets(labels_BK: np.ndarray) -> np.ndarray:
-    """Targets (B, K) of 0 and 1 (Platt 1999): of a label with P documents and N others (P + 1) / (P + 2) and 1 / (N + 2)."""
-    is_BK = np.asarray(labels_BK) == 1
-    num_K = is_BK.sum(axis=0)
-    return np.where(is_BK, (num_K + 1) / (num_K + 2), 1 / (len(is_BK) - num_K + 2))
-
-
 def fit_label_calibration(logits_BK: np.ndarray, labels_BK: np.ndarray) -> np.ndarray:
     """Fit the slope (from 0.05 to 20) and intercept of each label, (K, 2), that maximize the likelihood of 0 and 1 under
-    `sigmoid(slope × logit + intercept)`, with `platt_targets`."""
-    logits_BK, target_BK = np.asarray(logits_BK, dtype=np.float64), platt_targets(labels_BK)
+    `sigmoid(slope × logit + intercept)`, with smoothed targets."""
+    logits_BK = np.asarray(logits_BK, dtype=np.float64)
     size = logits_BK.shape[1]
+    target_BK = Sigmoids.smoothed_targets(labels_BK, size)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         slope_K, intercept_K = parameters[:size], parameters[size:]
         scaled_BK = slope_K * logits_BK + intercept_K
-        value = _log_loss(scaled_BK, target_BK, True).sum()
+        value = Sigmoids.losses(scaled_BK, target_BK).sum()
         difference_BK = expit(scaled_BK) - target_BK
         return float(value), np.concatenate([(difference_BK * logits_BK).sum(axis=0), difference_BK.sum(axis=0)])
 

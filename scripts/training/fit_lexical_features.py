@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,89 @@ NUM_FOLDS = 3
 MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
 # Beyond these, features are fitted to a sample of the documents, and compared on a smaller one.
 MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED, MAX_COMPARED_LABELS = 20_000, 20_000_000, 2_000, 20
+
+
+class OneLabel:
+    """How features are fitted to labels that are ids (B,)."""
+
+    folds: ClassVar[type[KFold] | type[StratifiedKFold]] = StratifiedKFold
+
+    @staticmethod
+    def has(labels_B: np.ndarray, label: int) -> np.ndarray:
+        """Whether a document has a label, (B,)."""
+        return labels_B == label
+
+    @staticmethod
+    def compared(labels_B: np.ndarray, num_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of which candidates are compared, as ids, and the documents' labels among them."""
+        return np.arange(len(num_K)), labels_B
+
+    @staticmethod
+    def share_explained(value_BF: sparse.csr_matrix, labels_B: np.ndarray, num_labels: int) -> np.ndarray:
+        """Share of each column's variance that the classes explain, (F,)."""
+        is_of_KB = sparse.csr_matrix(np.eye(num_labels)[:, labels_B])
+        count_K = np.maximum(np.bincount(labels_B, minlength=num_labels), 1)
+        sum_KF = (is_of_KB @ value_BF).toarray()
+        squares_F = np.asarray(value_BF.multiply(value_BF).sum(axis=0)).ravel()
+        explained_F = (sum_KF**2 / count_K[:, None]).sum(axis=0)
+        between_F = explained_F - sum_KF.sum(axis=0) ** 2 / len(labels_B)
+        total_F = between_F + squares_F - explained_F
+        varies_F = total_F > 1e-9 * squares_F  # the rest is rounding
+        return np.where(varies_F, between_F / np.where(varies_F, total_F, 1.0), 0.0)
+
+    @staticmethod
+    def fit(value_Bm: Any, labels_B: np.ndarray, weight_K: np.ndarray, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (K, m) and bias (K,) of a class-weighted logistic regression."""
+        regression = LogisticRegression(C=penalty, max_iter=2000).fit(value_Bm, labels_B, weight_K[labels_B])
+        weight_Km, bias_K = regression.coef_, regression.intercept_
+        if len(weight_K) == 2:
+            weight_Km, bias_K = (np.concatenate([-part / 2, part / 2]) for part in (weight_Km, bias_K))
+        return weight_Km, bias_K
+
+
+class SeveralLabels:
+    """How features are fitted to labels of 0 and 1, (B, K): each label against the rest."""
+
+    folds: ClassVar[type[KFold] | type[StratifiedKFold]] = KFold
+
+    @staticmethod
+    def has(labels_BK: np.ndarray, label: int) -> np.ndarray:
+        """Whether a document has a label, (B,)."""
+        return labels_BK[:, label] == 1
+
+    @staticmethod
+    def compared(labels_BK: np.ndarray, num_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of which candidates are compared, the most frequent ones, as ids, and the documents' labels among them."""
+        frequent = np.flatnonzero(num_K >= 2 * NUM_FOLDS)
+        frequent = frequent[np.argsort(-num_K[frequent], kind="stable")[:MAX_COMPARED_LABELS]]
+        return frequent, labels_BK[:, frequent]
+
+    @staticmethod
+    def share_explained(value_BF: sparse.csr_matrix, labels_BK: np.ndarray, num_labels: int) -> np.ndarray:
+        """Share of each column's variance that the label that explains most explains, (F,)."""
+        shares = (OneLabel.share_explained(value_BF, label_B.astype(np.int64), 2) for label_B in labels_BK.T)
+        return functools.reduce(np.maximum, shares)
+
+    @staticmethod
+    def fit(
+        value_Bm: Any, labels_BK: np.ndarray, weight_K: np.ndarray, penalty: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (K, m) and bias (K,) of a logistic regression for each label, whose documents have the label's weight; only
+        a bias if all documents or none have it."""
+        weight_Km, bias_K = np.zeros((len(weight_K), value_Bm.shape[1])), np.zeros(len(weight_K))
+        for k, (label_B, weight) in enumerate(zip(labels_BK.T, weight_K, strict=True)):
+            num = int(label_B.sum())
+            if num in (0, len(label_B)):
+                bias_K[k] = np.log((num + 0.5) / (len(label_B) - num + 0.5))
+                continue
+            regression = LogisticRegression(C=penalty, max_iter=2000)
+            regression.fit(value_Bm, label_B, np.where(label_B == 1, weight, 1.0))
+            weight_Km[k], bias_K[k] = regression.coef_[0], regression.intercept_[0]
+        return weight_Km, bias_K
+
+
+def kind_of(labels: np.ndarray) -> type[OneLabel] | type[SeveralLabels]:
+    return OneLabel if labels.ndim == 1 else SeveralLabels
 
 
 def fit_lexical_features(
@@ -115,7 +198,7 @@ def _fit(
         ]
     [(name, penalty)] = candidates
     values = choose_features(name, features_F, count_BF, labels, num_labels, num_features, vocab_size)
-    weight_Km, bias_K = fit_regression(values(count_BF), labels, weight_K, penalty)
+    weight_Km, bias_K = kind_of(labels).fit(values(count_BF), labels, weight_K, penalty)
     idf_m = torch.from_numpy(values.scale_m) if name == "tfidf" else None
     if idf_m is None:
         weight_Km = weight_Km * values.scale_m
@@ -156,7 +239,7 @@ def choose_features(
     num_documents = len(labels)
     log_BF = count_BF.log1p()
     frequency_F = np.bincount(log_BF.indices, minlength=len(features_F))
-    share_F = share_explained(log_BF, labels, num_labels)
+    share_F = kind_of(labels).share_explained(log_BF, labels, num_labels)
     share_F[frequency_F < min(MIN_DOCUMENTS[weighting], max(2, num_documents // 20))] = 0
     if weighting == "log":
         share_F[features_F >= vocab_size] = 0
@@ -175,23 +258,6 @@ def choose_features(
     return FeatureValues(weighting, chosen, share_F[chosen] / share_F.max() / deviation_m)
 
 
-def share_explained(value_BF: sparse.csr_matrix, labels: np.ndarray, num_labels: int) -> np.ndarray:
-    """Share of each column's variance that the classes explain, (F,); with several labels a document, (B, K), the label that
-    explains most."""
-    if labels.ndim == 2:
-        shares = (share_explained(value_BF, label_B.astype(np.int64), 2) for label_B in labels.T)
-        return functools.reduce(np.maximum, shares)
-    is_of_KB = sparse.csr_matrix(np.eye(num_labels)[:, labels])
-    count_K = np.maximum(np.bincount(labels, minlength=num_labels), 1)
-    sum_KF = (is_of_KB @ value_BF).toarray()
-    squares_F = np.asarray(value_BF.multiply(value_BF).sum(axis=0)).ravel()
-    explained_F = (sum_KF**2 / count_K[:, None]).sum(axis=0)
-    between_F = explained_F - sum_KF.sum(axis=0) ** 2 / len(labels)
-    total_F = between_F + squares_F - explained_F
-    varies_F = total_F > 1e-9 * squares_F  # the rest is rounding
-    return np.where(varies_F, between_F / np.where(varies_F, total_F, 1.0), 0.0)
-
-
 def best_candidate(
     candidates: Sequence[tuple[str, float]],
     features_F: np.ndarray,
@@ -201,19 +267,14 @@ def best_candidate(
     num_features: int,
     vocab_size: int,
 ) -> tuple[str, float]:
-    """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare. Of
-    several labels a document, the most frequent ones are compared."""
-    is_multi, num_K = labels.ndim == 2, label_counts(labels, len(weight_K))
-    if is_multi:
-        compared = np.flatnonzero(num_K >= 2 * NUM_FOLDS)
-        compared = compared[np.argsort(-num_K[compared], kind="stable")[:MAX_COMPARED_LABELS]]
-        labels, weight_K, num_K = labels[:, compared], weight_K[compared], num_K[compared]
-    num_labels = len(weight_K)
-    if min(num_K, default=0) < 2 * NUM_FOLDS:
+    """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare."""
+    kind, num_K = kind_of(labels), label_counts(labels, len(weight_K))
+    compared, labels = kind.compared(labels, num_K)
+    weight_K, num_labels = weight_K[compared], len(compared)
+    if min(num_K[compared], default=0) < 2 * NUM_FOLDS:
         return candidates[0]
     losses = dict.fromkeys(candidates, 0.0)
-    kind = KFold if is_multi else StratifiedKFold
-    for fitted, held_out in kind(NUM_FOLDS, shuffle=True, random_state=0).split(labels, labels):
+    for fitted, held_out in kind.folds(NUM_FOLDS, shuffle=True, random_state=0).split(labels, labels):
         for name in dict(candidates):
             try:
                 values = choose_features(
@@ -224,44 +285,17 @@ def best_candidate(
                 continue
             value_Bm, test_Bm = values(count_BF[fitted]), values(count_BF[held_out])
             for penalty in CANDIDATES[name]:
-                weight_Km, bias_K = fit_regression(value_Bm, labels[fitted], weight_K, penalty)
+                weight_Km, bias_K = kind.fit(value_Bm, labels[fitted], weight_K, penalty)
                 logits_BK = test_Bm @ weight_Km.T + bias_K
                 losses[name, penalty] += weighted_log_loss(logits_BK, labels[held_out], weight_K)
     return min(candidates, key=lambda candidate: losses[candidate])
-
-
-def fit_regression(
-    value_Bm: Any, labels: np.ndarray, weight_K: np.ndarray, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (K, m) and bias (K,) of a class-weighted logistic regression; with several labels a document, of one a label."""
-    if labels.ndim == 2:
-        parts = [
-            _fit_label(value_Bm, label_B, weight, penalty) for label_B, weight in zip(labels.T, weight_K, strict=True)
-        ]
-        return np.stack([weight_m for weight_m, _ in parts]), np.array([bias for _, bias in parts])
-    regression = LogisticRegression(C=penalty, max_iter=2000).fit(value_Bm, labels, weight_K[labels])
-    weight_Km, bias_K = regression.coef_, regression.intercept_
-    if len(weight_K) == 2:
-        weight_Km, bias_K = (np.concatenate([-part / 2, part / 2]) for part in (weight_Km, bias_K))
-    return weight_Km, bias_K
-
-
-def _fit_label(value_Bm: Any, label_B: np.ndarray, weight: float, penalty: float) -> tuple[np.ndarray, float]:
-    """Weights (m,) and bias of one label of several, whose documents have a weight; only a bias if all or none have it."""
-    num = int(label_B.sum())
-    if num in (0, len(label_B)):
-        return np.zeros(value_Bm.shape[1]), float(np.log((num + 0.5) / (len(label_B) - num + 0.5)))
-    regression = LogisticRegression(C=penalty, max_iter=2000)
-    regression.fit(value_Bm, label_B, np.where(label_B == 1, weight, 1.0))
-    return regression.coef_[0], float(regression.intercept_[0])
 
 
 def sampled_rows(train: ChunkedDocuments, labels: np.ndarray, num_labels: int) -> np.ndarray:
     """Rows of the documents that features are fitted to: all in a random order, up to the limits, and at least one of each
     class."""
     order = np.random.default_rng(train.seed).permutation(len(labels))
-    of_label = (labels[order][:, k] == 1 if labels.ndim == 2 else labels[order] == k for k in range(num_labels))
-    firsts = [order[np.flatnonzero(is_of_B)[0]] for is_of_B in of_label]
+    firsts = [order[np.flatnonzero(kind_of(labels).has(labels[order], k))[0]] for k in range(num_labels)]
     return np.array(list(dict.fromkeys([*firsts, *order[:MAX_DOCUMENTS].tolist()])))
 
 
