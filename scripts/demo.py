@@ -109,7 +109,7 @@ def main() -> None:
     print(f"  {run_dir}/training_history.json   each epoch's numbers;  {run_dir}/training.log  the complete log")
     print(f"  {run_dir}/README.md               the model card;  {run_dir}/predictions_test.csv  every test story")
     print(f"  {run_dir}                         the model: AutoModelForSequenceClassification.from_pretrained(…)")
-    print(f"  .venv/bin/tensorboard --logdir {run_dir}/runs    curves and confusion matrices in a browser")
+    print(f"  .venv/bin/tensorboard --logdir {run_dir}/runs    curves and a figure of each evaluation in a browser")
 
 
 def step(title: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn import metrics as sklearn_metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.demo_corpus import DESCRIPTORS, descriptor_corpus
 from data.documents import Columns, read_documents
@@ -394,6 +395,13 @@ def test_a_run_learns_labels_keeps_thresholds_and_does_not_depend_on_processes(m
     predicted = [[name in json.loads(row["predicted"]) for name in NAMES] for row in rows]
     expected = sklearn_metrics.f1_score(labels, predicted, average="macro", zero_division=0)
     assert metrics["validation"]["f1_macro"] == pytest.approx(expected)
+    [events] = (tmp_path / "one" / "runs").iterdir()
+    board = EventAccumulator(str(events)).Reload()
+    assert board.Tags()["images"] == ["label_metrics"]
+    steps = [epoch["step"] for epoch in json.loads((tmp_path / "one" / "training_history.json").read_text())["epochs"]]
+    images = board.Images("label_metrics")
+    assert [image.step for image in images] == steps
+    assert (images[-1].width, images[-1].height) == (1080, 396)
 
 
 def test_stories_have_the_descriptors_whose_scenes_happen_in_them():

@@ -11,11 +11,12 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 import modeling.training.trackers
+from modeling.hierarchical_roberta.decision import MULTI_LABEL
 from modeling.training.tensorboard import TensorBoard
-from modeling.training.trackers import ConfusionMatrixCallback, check_trackers
+from modeling.training.trackers import FigureCallback, check_trackers, label_metrics_figure
 from tests.conftest import assert_refused, train, training_command
 from tests.processes import ROOT, run
-from tests.tiny_training import trainer_for
+from tests.tiny_training import SplitLengths, trainer_for
 
 
 class Recorder(TrainerCallback):
@@ -28,17 +29,30 @@ class Recorder(TrainerCallback):
         self.logs.append((state.global_step, dict(logs)))
 
 
-def test_every_tracker_gets_metrics_rates_throughput_and_the_confusion_matrix(roberta_model, tmp_path, monkeypatch):
-    trainer = trainer_for(roberta_model, tmp_path, logging_steps=1, eval_strategy="epoch", num_train_epochs=2)
-    recorder = Recorder()
-    monkeypatch.setitem(
-        modeling.training.trackers.SENDERS,
-        Recorder,
-        lambda tracker, figure, step: tracker.figures.append((step, figure)),
-    )
-    trainer.add_callback(recorder)
-    trainer.add_callback(ConfusionMatrixCallback(trainer, ["a", "b", "c"]))
-    trainer.train()
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Trains for two epochs, and returns what a tracker got."""
+
+    def train_recorded(model, documents) -> Recorder:
+        trainer = trainer_for(
+            model, tmp_path, documents, logging_steps=1, eval_strategy="epoch", num_train_epochs=2, learning_rate=1e-2
+        )
+        recorder = Recorder()
+        monkeypatch.setitem(
+            modeling.training.trackers.SENDERS,
+            Recorder,
+            lambda tracker, name, figure, step: tracker.figures.append((step, name, figure)),
+        )
+        trainer.add_callback(recorder)
+        trainer.add_callback(FigureCallback(trainer, ["a", "b", "c"]))
+        trainer.train()
+        return recorder
+
+    return train_recorded
+
+
+def test_every_tracker_gets_metrics_rates_throughput_and_the_confusion_matrix(recorded, roberta_model):
+    recorder = recorded(roberta_model, SplitLengths())
     step, first = recorder.logs[0]
     assert step == 1
     rates = [
@@ -55,11 +69,48 @@ def test_every_tracker_gets_metrics_rates_throughput_and_the_confusion_matrix(ro
     names = {name for _, logs in recorder.logs for name in logs}
     assert not [name for name in names if "/" in name]
     assert all(isinstance(value, int | float) for _, logs in recorder.logs for value in logs.values())
-    [(at, figure), _] = recorder.figures
-    assert at == 4
+    [(at, name, figure), _] = recorder.figures
+    assert (at, name) == (4, "confusion_matrix")
     assert isinstance(figure, matplotlib.figure.Figure)
     counts = [int(text.get_text().split()[0]) for text in figure.axes[0].texts]
     assert np.sum(counts) == 50
+
+
+def test_several_labels_have_a_figure_of_the_metrics_that_are_logged(recorded, roberta_model):
+    documents = SplitLengths()
+    for item in documents.items:
+        of = item["labels"]
+        item["labels"] = np.array([of < 2, of == 1, len(item["input_ids"]) > 1], dtype=np.float32)
+    roberta_model.config.problem_type = MULTI_LABEL
+    recorder = recorded(roberta_model, documents)
+    evaluations = [logs for _, logs in recorder.logs if "eval_loss" in logs]
+    for (step, name, figure), logs, wanted in zip(recorder.figures, evaluations, (4, 8), strict=True):
+        assert (step, name) == (wanted, "label_metrics")
+        support = {label: int(logs[f"eval_support_{label}"]) for label in "abc"}
+        labels = sorted(support, key=lambda label: -support[label])
+        axes = figure.axes[0]
+        assert [text.get_text() for text in axes.get_yticklabels()] == [f"{each} ({support[each]})" for each in labels]
+        found = [[bar.get_width() for bar in axes.patches], *(line.get_xdata() for line in axes.lines)]
+        for kind, values in zip(("f1", "precision", "recall"), found, strict=True):
+            assert list(values) == pytest.approx([logs[f"eval_{kind}_{each}"] for each in labels])
+    assert any(0 < width < 1 for width in found[0])
+
+
+def test_the_figure_has_the_most_frequent_of_many_labels_with_short_names():
+    rng = np.random.default_rng(0)
+    shares = rng.permutation(np.linspace(0.05, 0.95, 50))
+    labels = (rng.random((400, 50)) < shares).astype(np.float32)
+    names = [f"The ${k} and ${k} of a name that is by far too long to be shown on a line or on two" for k in range(50)]
+    figure = label_metrics_figure(rng.normal(size=labels.shape), labels, names)
+    modeling.training.trackers._pixels(figure)
+    assert "20 most frequent of 50 labels" in figure.get_suptitle()
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    support = labels.sum(axis=0).astype(int)
+    assert [int(re.search(r"\((\d+)\)$", name)[1]) for name in shown] == sorted(support, reverse=True)[:20]
+    for name in shown:
+        k = int(re.search(r"\$(\d+) ", name)[1])
+        assert name.endswith(f"… ({support[k]})")
+        assert max(map(len, name.split("\n"))) < 40
 
 
 def test_missing_tracker_is_named():

@@ -57,5 +57,5 @@ def trainer_for(
         data_collator=DocumentCollator(model.config.encoder_config.pad_token_id, with_ids="id" in documents[0]),
         train_dataset=documents,
         eval_dataset=documents,
-        compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4]),
+        compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4], model.config.is_multi_label),
     )

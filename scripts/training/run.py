@@ -23,7 +23,7 @@ from modeling.training.checkpointing import find_checkpoint
 from modeling.training.monitor import TrainingMonitor
 from modeling.training.runtime import set_num_threads
 from modeling.training.tensorboard import TensorBoard
-from modeling.training.trackers import ConfusionMatrixCallback
+from modeling.training.trackers import FigureCallback
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 from scripts.common.log_setup import set_up_logging
@@ -108,14 +108,13 @@ def add_callbacks(
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     board = TensorBoard(trainer, config) if trainer.pop_callback(TensorBoardCallback) else None
-    # Several labels a document have no confusion matrix.
-    matrices = None if trainer.model.config.is_multi_label else ConfusionMatrixCallback(trainer, labels)
+    figures = FigureCallback(trainer, labels)
     evaluation_log = EvaluationLogCallback(history, labels)
     for callback in (
         ProgressLogCallback(),
         early_stopping,
         board,
-        matrices,
+        figures,
         signals,
         monitor,
         history,
