@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -402,6 +403,25 @@ def test_a_run_learns_labels_keeps_thresholds_and_does_not_depend_on_processes(m
     images = board.Images("label_metrics")
     assert [image.step for image in images] == steps
     assert (images[-1].width, images[-1].height) == (1080, 396)
+
+
+@pytest.mark.slow
+def test_a_search_compares_trials_by_a_metric_of_several_labels(multi_folder, roberta_folder, tmp_path):
+    from tests.test_search import search, trials_of
+
+    # With the words all is told; without them such a learning rate learns nothing.
+    space = {"lexical_features": [0, 20], "learning_rate": {"low": 1e-9, "high": 1e-8, "log": True}}
+    given = {"metric_for_best_model": "f1_micro", "num_train_epochs": 1, "seed": 1}  # of which both numbers are drawn
+    done = search(multi_folder, roberta_folder, tmp_path / "s", space, num_trials=2, **given)
+    assert done.returncode == 0, done.stderr
+    trials = trials_of(tmp_path / "s")
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    without, best = sorted(trials, key=lambda trial: trial.params["lexical_features"])
+    assert without.value < 1.0 == best.value
+    assert "selected by validation f1_micro 1.0000" in (tmp_path / "s" / "search.md").read_text()
+    recipe = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert {name: recipe[name] for name in space} == best.params
+    assert (recipe["lexical_features"], recipe["metric_for_best_model"]) == (20, "f1_micro")
 
 
 def test_stories_have_the_descriptors_whose_scenes_happen_in_them():
