@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+from itertools import pairwise
 
 import datasets
 import evaluate
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling.hierarchical_roberta.chunk_attribution import attributions_of_labels, leave_one_out_attributions
+from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
 from scripts.app import render_result
@@ -39,6 +41,16 @@ TEXTS = [
 
 def sigmoid(logits):
     return 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
+
+
+def save_with_thresholds(model, tokenizer, folder):
+    """Save a model with thresholds between the scores of two texts, at another rank for each label."""
+    classify = HierarchicalClassificationPipeline(model=model, tokenizer=tokenizer, device="cpu")
+    score_BK = np.sort([list(result["scores"].values()) for result in classify(TEXTS, evidence=0)], axis=0)
+    ranks = [len(TEXTS) * part // 10 for part in (6, 6, 6, 7)]
+    model.config.thresholds = [float(score_BK[r - 1 : r + 1, k].mean()) for k, r in enumerate(ranks)]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +74,32 @@ def saved(tmp_path_factory, roberta_folder):
                     weight.mul_(4 if weight.dim() > 1 else 1)
         model.vector_mean.normal_()
         model.vector_scale.uniform_(0.5, 2)
-        tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
-        classify = HierarchicalClassificationPipeline(model=model, tokenizer=tokenizer, device="cpu")
-        score_BK = np.sort([list(result["scores"].values()) for result in classify(TEXTS, evidence=0)], axis=0)
-        # Between the scores of two texts, at another rank for each label.
-        ranks = [len(TEXTS) * part // 10 for part in (6, 6, 6, 7)]
-        model.config.thresholds = [float(score_BK[r - 1 : r + 1, k].mean()) for k, r in enumerate(ranks)]
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_with_thresholds(model, AutoTokenizer.from_pretrained(roberta_folder), folder)
 
     return shared_folder(tmp_path_factory, "multi-label", build)
+
+
+@pytest.fixture(scope="module")
+def saved_words(tmp_path_factory, saved):
+    """The same encoder with lexical features, tokens and pairs, which also select the chunks to encode."""
+
+    def build(folder):
+        model, tokenizer = load_classifier(str(saved))
+        ids = tokenizer(TEXTS[-1], add_special_tokens=False)["input_ids"]
+        vocab_size = model.config.encoder_config.vocab_size
+        pairs = [vocab_size + first * vocab_size + second for first, second in pairwise(ids)]
+        features = torch.tensor([*dict.fromkeys(ids), *dict.fromkeys(pairs)][::3])
+        lexical = LexicalFeatures(vocab_size, len(features), len(NAMES), "tfidf")
+        torch.manual_seed(4)
+        lexical.set_weights(
+            features, torch.randn(len(NAMES), len(features)), torch.zeros(len(NAMES)), torch.rand(len(features)) + 0.5
+        )
+        model.use_lexical_features(lexical)
+        fields = {"lexical_features": len(features), "encoder_weight": 0.7, "lexical_weight": 1.5}
+        model.config.update({**fields, "chunk_policy": "lexical"})
+        save_with_thresholds(model, tokenizer, folder)
+
+    return shared_folder(tmp_path_factory, "multi-label words", build)
 
 
 @pytest.fixture(scope="module")
@@ -236,39 +264,78 @@ def test_predict_prints_the_labels(saved, results, tmp_path):
 # ---- Prediction without torch ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def exported(saved, tmp_path_factory):
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install -e '.[onnx]'")
-    pytest.importorskip("onnxscript", reason="needs the extra onnx: pip install -e '.[onnx]'")
+def need_onnx():
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name, reason="needs the extra onnx: pip install -e '.[onnx]'")
+
+
+@pytest.fixture(scope="module", params=["saved", "saved_words"])
+def exported(request, tmp_path_factory):
+    """A model and its export."""
+    need_onnx()
     from scripts.onnx.export import export_onnx
 
-    return shared_folder(tmp_path_factory, "onnx multi-label", lambda folder: export_onnx(str(saved), folder))
+    model = request.getfixturevalue(request.param)
+    name = f"onnx multi-label {request.param}"
+    return model, shared_folder(tmp_path_factory, name, lambda folder: export_onnx(str(model), folder))
 
 
-def test_an_export_gives_the_results_of_the_pipeline(saved, exported, results):
+def evidence_of(result: dict) -> dict[tuple, float]:
+    # Of chunks that make no difference, rounding decides which are shown.
+    keys = ("label", "start", "end", "text")
+    return {tuple(e[key] for key in keys): e["score"] for e in result["evidence"] if abs(e["score"]) > 1e-4}
+
+
+def test_an_export_gives_the_results_of_the_pipeline(exported):
     from tests.test_onnx import run_alone
 
-    saved_config, config = (json.loads((folder / "config.json").read_text()) for folder in (saved, exported))
+    model, folder = exported
+    model_config, config = (json.loads((each / "config.json").read_text()) for each in exported)
     for name in ("problem_type", "label_calibration", "thresholds"):
-        assert config[name] == saved_config[name] is not None
+        assert config[name] == model_config[name] is not None
     code = (
         "import json\nfrom predict_onnx import OnnxClassifier\n"
         "print(json.dumps(OnnxClassifier()(json.loads(sys.argv[2]), evidence=9)))"
     )
-    found = json.loads(run_alone(exported, code, json.dumps(TEXTS)))
-    expected = pipeline("text-classification", model=str(saved), trust_remote_code=True)(TEXTS, evidence=9)
-
-    def evidence_of(result: dict) -> dict[tuple, float]:
-        # Of chunks that make no difference, rounding decides which are shown.
-        keys = ("label", "start", "end", "text")
-        return {tuple(e[key] for key in keys): e["score"] for e in result["evidence"] if abs(e["score"]) > 1e-4}
-
+    found = json.loads(run_alone(folder, code, json.dumps(TEXTS)))
+    expected = pipeline("text-classification", model=str(model), trust_remote_code=True)(TEXTS, evidence=9)
     for ours, wanted in zip(found, expected, strict=True):
         assert list(ours) == list(wanted)
         assert ours["scores"] == pytest.approx(wanted["scores"], abs=1e-4)
         for name in ("label", "labels", "num_chunks", "num_encoded_chunks", "truncated"):
             assert ours[name] == wanted[name]
         assert evidence_of(ours) == pytest.approx(evidence_of(wanted), abs=2e-4)
+
+
+def test_int8_with_lexical_features_is_close_to_the_pipeline(saved_words, tmp_path, call_command):
+    need_onnx()
+    from scripts import export_onnx
+    from scripts.onnx.predict_onnx import OnnxClassifier
+
+    call_command(export_onnx.main, model=saved_words, output_dir=tmp_path / "int8", quantize="int8")
+    assert b"MatMulInteger" in (tmp_path / "int8" / "encoder.onnx").read_bytes()
+    found = OnnxClassifier(tmp_path / "int8")(TEXTS, evidence=9)
+    expected = pipeline("text-classification", model=str(saved_words), trust_remote_code=True)(TEXTS, evidence=9)
+    config = json.loads((saved_words / "config.json").read_text())
+    score_BK, wanted_BK = (np.array([list(each["scores"].values()) for each in part]) for part in (found, expected))
+    close = 3e-3  # measured: 2e-4
+    assert 0 < np.abs(score_BK - wanted_BK).max() < close < wanted_BK.std(axis=0).min() / 10
+    # A label whose score is that close to its threshold may be decided otherwise.
+    is_clear_BK = np.abs(wanted_BK - config["thresholds"]) > close
+    assert is_clear_BK.mean() > 0.9
+    for ours, wanted, is_clear_K in zip(found, expected, is_clear_BK, strict=True):
+        clear = {name for name, is_clear in zip(NAMES, is_clear_K, strict=True) if is_clear}
+        sure = clear & {*wanted["labels"]}
+        assert clear & {*ours["labels"]} == sure
+        for name in ("num_chunks", "num_encoded_chunks", "truncated"):
+            assert ours[name] == wanted[name]
+        one, other = (
+            {key: score for key, score in evidence_of(each).items() if key[0] in sure} for each in (ours, wanted)
+        )
+        both = one.keys() & other.keys()
+        assert len(both) >= 0.8 * len(other)
+        assert {key: one[key] for key in both} == pytest.approx({key: other[key] for key in both}, abs=close)
+    assert any(result["num_encoded_chunks"] < result["num_chunks"] for result in found)
 
 
 # ---- The page ----------------------------------------------------------------------------------------------------------------
