@@ -5,8 +5,9 @@
     accelerate launch --quiet --multi_gpu --num_processes 2 -m scripts.predict --model outputs/run \\
         --source big.parquet --output out.jsonl
 
-With --output, documents are distributed over the processes, and an interrupted run resumes where it stopped. --model may also
-be a folder of scripts.export_onnx, which is faster on a CPU.
+With --output, documents are distributed over the processes, and an interrupted run resumes where it stopped. --multi_gpu
+starts several processes on a CPU too; --cpu would start one. --model may also be a folder of scripts.export_onnx, which is
+faster on a CPU.
 """
 
 import argparse
