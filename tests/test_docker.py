@@ -1,12 +1,15 @@
 """The Dockerfile agrees with the rest of the repository. .ci/check_dockerfile.py, which downloads gigabytes, executes it."""
 
+import ast
 import importlib.util
 import json
 import re
 import sys
+from importlib import metadata
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 from tests.test_docs import check_command
@@ -53,7 +56,50 @@ def test_versions_are_those_of_the_repository(instructions):
     assert f"Programming Language :: Python :: {python}\n" in (ROOT / "setup.cfg").read_text(encoding="utf-8")
     pins = re.findall(r"torch==[\w.]+", " ".join(all_of(instructions, "RUN")))
     assert pins == re.findall(r"^TORCH := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    assert any("--require-hashes --requirement requirements.lock" in line for line in all_of(instructions, "RUN"))
+    [pip] = re.findall(r"pip==\S+", " ".join(all_of(instructions, "RUN")))
+    assert f"\n{pip} \\\n" in (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+
+def third_party_imports(*commands: str) -> set[str]:
+    """Top names of the packages that commands import, at any depth and inside functions too."""
+    todo, seen, found = list(commands), set(), set()
+    while todo:
+        path = ROOT / todo.pop().replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if path in seen or not path.is_file():
+            continue
+        seen.add(path)
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"import_extra\(\"(\w+)\"", text)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = f"{node.module}." if node.module else ""
+                if node.level:
+                    module = ".".join([*path.relative_to(ROOT).parts[: -node.level], module])
+                names += [module + alias.name for alias in node.names]
+        for name in names:
+            top, *rest = name.split(".")
+            if (ROOT / top).is_dir():
+                todo += [".".join([top, *rest[:depth]]) for depth in range(len(rest) + 1)]
+            elif top not in sys.stdlib_module_names:
+                found.add(top)
+    return found
+
+
+def test_the_image_has_what_its_commands_import(instructions):
+    [line] = [line for line in all_of(instructions, "RUN") if "requirements.lock" in line]
+    options, names = line.split("requirements.lock")
+    assert options.endswith("--require-hashes --constraint ")
+    listed = set(names.split())
+    requirements = [Requirement(text) for name in listed for text in metadata.requires(name) or []]
+    direct = {found.name for found in requirements if not found.marker or found.marker.evaluate({"extra": ""})}
+    imported = third_party_imports("scripts.app", "scripts.predict")
+    assert {"gradio", "mammoth", "onnxruntime", "pypdfium2", "python_calamine"} <= imported
+    available = {name.lower().replace("-", "_") for name in listed | direct | {"torch"}}
+    assert imported <= available, imported - available
+    assert {name.replace("-", "_") for name in listed} <= imported
 
 
 def test_the_command_is_one_of_the_project_and_does_not_run_as_root(instructions):
