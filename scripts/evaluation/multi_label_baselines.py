@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-from scipy.special import log_expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
@@ -24,9 +24,9 @@ from scripts.evaluation.statistics import Prediction
 NUM_FOLDS = 3
 # Words and pairs that are kept however many labels there are: those of rare labels are rare.
 MIN_FEATURES = 20_000
-# Features and penalty are chosen on the most frequent labels; those after the second number share a threshold. Above that
-# many documents, both are chosen on a sample.
-COMPARED_LABELS, THRESHOLD_LABELS, MAX_TUNING_DOCUMENTS = 20, 200, 5_000
+# Features, class weights and penalty are chosen on labels of all frequencies; those after the second number share a threshold.
+# Above that many documents, all are chosen on a sample.
+COMPARED_LABELS, THRESHOLD_LABELS, MAX_TUNING_DOCUMENTS = 30, 200, 5_000
 
 
 def tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
@@ -43,7 +43,8 @@ def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
     """Logistic regressions on TF-IDF of words, or of words and word pairs, tuned by inner folds of `train` (Lin, Chen, Wu & Lin
     2023, "Linear Classifier: An Often-Forgotten Baseline for Text Classification").
 
-    Features and penalty are chosen by the likelihood of the labels out of fold, and each label's threshold by its F1 there.
+    Features, class weights (balanced or none, which decides for rare labels) and penalty are chosen by the mean average precision
+    out of fold, and each label's threshold by its F1 there.
     The prediction of `tfidf` if nothing occurs in two documents, or there are fewer than six.
     """
     labels_BK, texts = label_array(train), list(train["text"])
@@ -55,34 +56,45 @@ def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
         return tfidf(train, test)._replace(options="as tfidf, for want of documents")
     kept_V, tuning_BK = features_of(counter), labels_BK[rows]
     frequent = np.argsort(-tuning_BK.sum(axis=0), kind="stable")
-    compared = frequent[:COMPARED_LABELS]
-    logits = {
-        (features, penalty): out_of_fold(tuning_BV[:, kept], tuning_BK[:, compared], penalty)
+    told = frequent[: max(1, int((tuning_BK.sum(axis=0) >= NUM_FOLDS).sum()))]
+    compared_BK = tuning_BK[:, told[:: -(-len(told) // COMPARED_LABELS)]]
+    precision = {
+        (features, penalty, class_weight): mean_average_precision(
+            compared_BK, out_of_fold(tuning_BV[:, kept], compared_BK, penalty, class_weight)
+        )
         for features, kept in kept_V.items()
+        for class_weight in (None, "balanced")
         for penalty in INVERSE_PENALTIES
     }
-    sign_BK = np.where(tuning_BK[:, compared] == 1, 1.0, -1.0)
-    features, penalty = max(logits, key=lambda choice: log_expit(sign_BK * logits[choice]).mean())
+    features, penalty, class_weight = max(precision, key=precision.__getitem__)
     own = frequent[:THRESHOLD_LABELS]
     own_BK = tuning_BK[:, own]
-    scores_BK = sigmoid(out_of_fold(tuning_BV[:, kept_V[features]], own_BK, penalty))
+    scores_BK = sigmoid(out_of_fold(tuning_BV[:, kept_V[features]], own_BK, penalty, class_weight))
     thresholds_K = np.full(num_labels, best_threshold(scores_BK.ravel(), own_BK.ravel() == 1))
     thresholds_K[own] = fit_thresholds(scores_BK, own_BK, "f1_macro", {})
     train_BV = tuning_BV if len(rows) == len(texts) else counter.transform(texts)
     kept = kept_V[features]
     weighed = weigh(train_BV[:, kept], counter.transform(test["text"])[:, kept])
-    prediction = decided(fit_predict(weighed[0], labels_BK, weighed[1], penalty), thresholds_K)
+    prediction = decided(fit_predict(weighed[0], labels_BK, weighed[1], penalty, class_weight), thresholds_K)
     low, middle, high = np.quantile(thresholds_K, [0, 0.5, 1])
     thresholds = f"thresholds from {low:.3f} to {high:.3f}, median {middle:.3f}"
-    return prediction._replace(options=f"{weighed[0].shape[1]:,} {features}, C {penalty:g}, {thresholds}")
+    return prediction._replace(
+        options=f"{weighed[0].shape[1]:,} {features}, C {penalty:g}, class weights {class_weight or 'none'}, {thresholds}"
+    )
 
 
-def out_of_fold(count_BV: Any, labels_BK: np.ndarray, inverse_penalty: float) -> np.ndarray:
+def mean_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray) -> float:
+    return float(average_precision_score(labels_BK, scores_BK, average="macro"))
+
+
+def out_of_fold(
+    count_BV: Any, labels_BK: np.ndarray, inverse_penalty: float, class_weight: str | None = None
+) -> np.ndarray:
     """Logits (B, K) of each document by regressions that were fitted to the other folds."""
     logits_BK = np.empty(labels_BK.shape)
     for fit, held_out in KFold(NUM_FOLDS, shuffle=True, random_state=0).split(labels_BK):
         weighed = weigh(count_BV[fit], count_BV[held_out])
-        logits_BK[held_out] = fit_predict(weighed[0], labels_BK[fit], weighed[1], inverse_penalty)
+        logits_BK[held_out] = fit_predict(weighed[0], labels_BK[fit], weighed[1], inverse_penalty, class_weight)
     return logits_BK
 
 
