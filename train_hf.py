@@ -60,8 +60,10 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         setup.cache_embeddings(parts, data_args.dataset_dir, args, trainer.accelerator)
         trainer.train_dataset, trainer.eval_dataset = parts.documents["train"], parts.documents["validation"]
         if args.streaming:
-            trainer.train_dataset = setup.stream_of(data_args.train_source, parts.chunked["train"], parts.labels, args)
-        watchers = run.add_callbacks(trainer, parts.labels, config, args, pusher)
+            trainer.train_dataset = setup.stream_of(
+                data_args.train_source, parts.chunked["train"], parts.kind.names, args
+            )
+        watchers = run.add_callbacks(trainer, parts.kind.names, config, args, pusher)
         if args.should_save and (checkpoint is None or not output_dir.is_from_run(checkpoint, args.output_dir)):
             output_dir.clear_earlier_run(args.output_dir)
         if status := run.train(trainer, checkpoint, watchers, pusher):
@@ -70,8 +72,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
 
         # On tokens even if the encoder is frozen: cached embeddings have the precision of training.
         documents = parts.documents if args.evaluate_kept_vectors else parts.chunked
-        metrics = evaluate_splits(trainer, documents, parts.splits, parts.labels, parts.severity_weights)
-        export(trainer, watchers.history, metrics, parts.labels)
+        metrics = evaluate_splits(trainer, documents, parts.splits, parts.kind)
+        export(trainer, watchers.history, metrics, parts.kind.names)
         return run.push_final(pusher, args.output_dir)
 
 

@@ -363,6 +363,19 @@ def test_a_config_tells_what_a_document_gets():
 # ---- runs ----
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"severity_weights": "1,1,1"}, "severity_weights.*one label a document"),
+        ({"decision_metric": "severity_f1"}, "Invalid `decision_metric`.*f1_micro"),
+        ({"metric_for_best_model": "accuracy"}, "metric_for_best_model.*subset_accuracy"),
+        ({"class_weights": "drugs=1"}, "class_weights.*language=1.0"),
+    ],
+)
+def test_options_of_one_label_are_refused(multi_folder, roberta_folder, tmp_path, wrong, said):
+    assert_refused(train(multi_folder, roberta_folder, tmp_path / "run", **wrong), said)
+
+
 def test_a_run_learns_labels_keeps_thresholds_and_does_not_depend_on_processes(multi_folder, roberta_folder, tmp_path):
     given = {"dropout": 0.0, "attention_dropout": 0.0, "num_train_epochs": 2, "per_device_eval_batch_size": 4}
     ways = {"one": (1, 8, 1), "two": (2, 2, 2)}

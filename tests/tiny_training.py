@@ -3,7 +3,7 @@
 import torch
 
 from data.collator import DocumentCollator
-from modeling.training.metrics import compute_metrics_fn
+from modeling.training.metrics import compute_metrics_fn, multi_label_metrics_fn
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
 
@@ -57,5 +57,9 @@ def trainer_for(
         data_collator=DocumentCollator(model.config.encoder_config.pad_token_id, with_ids="id" in documents[0]),
         train_dataset=documents,
         eval_dataset=documents,
-        compute_metrics=compute_metrics_fn(["a", "b", "c"], [0.3, 0.3, 0.4], model.config.is_multi_label),
+        compute_metrics=(
+            multi_label_metrics_fn(list("abc"))
+            if model.config.is_multi_label
+            else compute_metrics_fn(list("abc"), [0.3, 0.3, 0.4])
+        ),
     )

@@ -4,7 +4,7 @@ metric = ClassificationMetrics(["General", "Teen", "Mature"])
 metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import datasets
@@ -134,14 +134,9 @@ def multi_label_metrics(
     return {name: float(value) for name, value in values.items()}
 
 
-def check_metric_name(name: str | None, label_names: Sequence[str], is_multi_label: bool = False) -> None:
-    """Raise ValueError if `metric_for_best_model` is neither a metric of this project nor the loss."""
-    if is_multi_label:
-        few = label_names if len(label_names) <= MOST_LOGGED_LABELS else []
-        none_BK = np.zeros((1, len(few)), dtype=np.int64) if few else np.zeros((1, 2), dtype=np.int64)
-        names = ["loss", *multi_label_metrics(none_BK, none_BK, none_BK, few)]
-    else:
-        names = ["loss", *classification_metrics([0], [0], label_names, [1.0] * len(label_names))]
+def check_metric_name(name: str | None, known: Iterable[str]) -> None:
+    """Raise ValueError if `metric_for_best_model` is neither a known metric nor the loss."""
+    names = ["loss", *known]
     if (name or "loss").removeprefix("eval_") not in names:
         raise ValueError(f"`metric_for_best_model` must be one of {', '.join(names)}, got {name!r}.")
 
@@ -154,21 +149,28 @@ def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: 
 
 
 def compute_metrics_fn(
-    label_names: Sequence[str], severity_weights: Sequence[float], is_multi_label: bool = False
+    label_names: Sequence[str], severity_weights: Sequence[float]
 ) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Build the `compute_metrics` function for `Trainer`. With several labels a document, its decisions are at a score of 0.5
-    before calibration."""
-    if is_multi_label:
-        few, decision = label_names if len(label_names) <= MOST_LOGGED_LABELS else [], SeveralLabels()
-
-        def compute_multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-            logits_BK = np.asarray(prediction.predictions)
-            return multi_label_metrics(decision.decide(logits_BK), prediction.label_ids, logits_BK, few)
-
-        return compute_multi_label_metrics
+    """Build the `compute_metrics` function for `Trainer`."""
     metric = ClassificationMetrics(label_names, severity_weights)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         return metric.compute(predictions=prediction.predictions.argmax(axis=-1), references=prediction.label_ids)
+
+    return compute_metrics
+
+
+def logged_metrics(label_names: Sequence[str]) -> Sequence[str]:
+    """Of several labels a document, those whose own metrics are logged during training: all, or none of many."""
+    return label_names if len(label_names) <= MOST_LOGGED_LABELS else []
+
+
+def multi_label_metrics_fn(label_names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics_fn` for several labels a document: of decisions at a score of 0.5 before calibration."""
+    logged, decision = logged_metrics(label_names), SeveralLabels()
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits_BK = np.asarray(prediction.predictions)
+        return multi_label_metrics(decision.decide(logits_BK), prediction.label_ids, logits_BK, logged)
 
     return compute_metrics

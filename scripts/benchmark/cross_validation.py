@@ -24,6 +24,7 @@ from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
 from scripts.evaluation.statistics import Prediction, TextBaseline
 from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
+from scripts.training.kinds import kind_of
 from scripts.training.setup import choose_class_weights
 
 
@@ -124,7 +125,7 @@ def baselines_of(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str
             ChunkedDocuments(folds.whole.select(rows), folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6}))
             for rows in (fitted, scored)
         )
-        balanced = choose_class_weights(train.documents, names, "balanced")
+        balanced = choose_class_weights(train.documents, kind_of(train.documents), "balanced")
         lexical = fit_lexical_features(train, len(names), LEXICAL_FEATURES, len(folds.tokenizer), balanced)
         return lexical_logits(test, lexical)
 

@@ -100,7 +100,7 @@ class Search:
         setup = self.setup
         options = {name: value for name, value in params.items() if name in MODEL_OPTIONS}
         model_args = replace(self.model_args, **options)
-        model = build_model(model_args, setup.labels, self.args, setup.tokenizer, setup.problem_type)
+        model = build_model(model_args, setup.kind.names, self.args, setup.tokenizer, setup.kind.problem_type)
         model.live_chunks = self.live_chunks
         configure_malloc(model, self.args.device)
         if self.args.freeze_encoder:

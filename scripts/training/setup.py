@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
 from data.documents import shorten
-from data.labels import MULTI, SINGLE, is_multi_label, label_array, label_counts, label_names
+from data.labels import SINGLE, label_array, label_counts
 from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
@@ -35,26 +35,22 @@ from modeling.hierarchical_roberta.configuration_hierarchical_roberta import (
 from modeling.hierarchical_roberta.encoders import trained_config
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
-from modeling.training.decision_metric import check_decision_metric
 from modeling.training.lora import add_adapters
-from modeling.training.losses import balanced_class_weights, balanced_positive_weights
 from modeling.training.memory import SplitLengths, choose_live_chunks
-from modeling.training.metrics import check_metric_name, compute_metrics_fn
-from modeling.training.monitor import extreme_weights_message, frozen_model_message
+from modeling.training.monitor import frozen_model_message
 from modeling.training.optimizer import optimizer_class_and_kwargs
 from modeling.training.runtime import configure_malloc, use_flash_attention_on_cuda
 from modeling.training.sharding import refuse_to_shard, shards_weights
 from modeling.training.step_conversion import is_being_converted
-from modeling.training.thresholds import parse_threshold_metric
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import (
     HierarchicalTrainingArguments,
     parse_class_weights,
-    parse_severity_weights,
 )
 from scripts.training.arguments import CHUNK_OPTIONS, MODEL_OPTIONS, DataArguments, ModelArguments
 from scripts.training.embedding_cache import cache_key, cached_chunk_vectors, document_means
 from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
+from scripts.training.kinds import MultiLabel, SingleLabel, kind_of
 
 logger = logging.getLogger("train_hf")
 
@@ -75,22 +71,20 @@ class TrainingSetup:
 
     Attributes:
         splits, manifest: the prepared dataset and its manifest.
-        labels: label names in their order.
-        class_weights, severity_weights: (K,), None for equal class weights.
+        kind: one label a document or several, with their names in order.
+        class_weights: (K,), None for equal ones.
         chunked: each split as chunks of tokens.
         lengths: each split's document lengths in chunks and tokens.
         document_costs: (B,), relative cost of encoding each training document.
         documents: what the trainer receives for each split: `chunked`, or cached embeddings of a frozen encoder.
         lexical_weighting: log, tfidf, or auto (see `fit_lexical_features`).
-        problem_type: whether a document has one label or several, see data/labels.py.
     """
 
     tokenizer: PreTrainedTokenizerBase
     splits: datasets.DatasetDict
     manifest: dict[str, Any]
-    labels: list[str]
+    kind: SingleLabel | MultiLabel
     class_weights: torch.Tensor | None
-    severity_weights: list[float]
     model: HierarchicalRobertaForSequenceClassification
     chunked: dict[str, ChunkedDocuments]
     lengths: dict[str, SplitLengths]
@@ -98,7 +92,6 @@ class TrainingSetup:
     collator: DocumentCollator
     documents: dict[str, Any]
     lexical_weighting: str = "auto"
-    problem_type: str = SINGLE
 
     def trainer_arguments(self, args: HierarchicalTrainingArguments) -> dict[str, Any]:
         """The keyword arguments of `WeightedTrainer`, except for the model."""
@@ -111,7 +104,7 @@ class TrainingSetup:
             "data_collator": self.collator,
             "train_dataset": self.documents["train"],
             "eval_dataset": self.documents["validation"],
-            "compute_metrics": compute_metrics_fn(self.labels, self.severity_weights, self.problem_type == MULTI),
+            "compute_metrics": self.kind.compute_metrics(),
         }
 
 
@@ -133,13 +126,10 @@ def build_setup(
     splits, manifest = load_prepared(data_args.dataset_dir, tokenizer)
     if not with_test:
         splits.pop("test", None)
-    labels, is_multi = label_names(splits["train"]), is_multi_label(splits["train"])
-    class_weights = choose_class_weights(splits["train"], labels, args.class_weights)
-    severity_weights = parse_severity_weights(args.severity_weights, len(labels))
-    check_metric_name(args.metric_for_best_model, labels, is_multi)
-    check_decision(args.decision_metric, labels, label_array(splits["validation"]))
-    problem_type = MULTI if is_multi else SINGLE
-    model = build_model(model_args, labels, args, tokenizer, problem_type)
+    kind = kind_of(splits["train"], args.severity_weights)
+    class_weights = choose_class_weights(splits["train"], kind, args.class_weights)
+    kind.check(args, label_array(splits["validation"]))
+    model = build_model(model_args, kind.names, args, tokenizer, kind.problem_type)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer would set these with a warning
         if getattr(tokenizer, name) is not None:
             setattr(model.config, name, getattr(tokenizer, name))
@@ -149,9 +139,8 @@ def build_setup(
         tokenizer,
         splits,
         manifest,
-        labels,
+        kind,
         class_weights,
-        severity_weights,
         model,
         chunked,
         lengths,
@@ -159,16 +148,7 @@ def build_setup(
         collator,
         documents=dict(chunked),
         lexical_weighting=model_args.lexical_weighting,
-        problem_type=problem_type,
     )
-
-
-def check_decision(text: str | None, labels: list[str], validation_labels: np.ndarray) -> None:
-    """Raise ValueError if `decision_metric` is invalid for the labels, or cannot be measured on validation."""
-    if validation_labels.ndim == 2:
-        parse_threshold_metric(text or "f1_macro", labels)
-    else:
-        check_decision_metric(text, labels, validation_labels)
 
 
 def build_trainer(setup: TrainingSetup, args: HierarchicalTrainingArguments) -> WeightedTrainer:
@@ -238,9 +218,10 @@ def cache_embeddings(
     setup.model.fit_feature_scaler(document_means(setup.documents["train"]))
 
 
-def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str) -> torch.Tensor | None:
+def choose_class_weights(train: datasets.Dataset, kind: SingleLabel | MultiLabel, choice: str) -> torch.Tensor | None:
     """Class weights (K,), with several labels a document those of the documents that have a label: balanced over the training
     labels, as given, or None."""
+    labels = kind.names
     weights = parse_class_weights(choice, labels)
     counts = label_counts(label_array(train), len(labels)).tolist()
     if missing := [label for label, count in zip(labels, counts, strict=True) if count == 0]:
@@ -251,16 +232,11 @@ def choose_class_weights(train: datasets.Dataset, labels: list[str], choice: str
     if weights == "none":
         return None
     count_of = dict(zip(labels, counts, strict=True))
-    if weights != "balanced":
-        tensor = torch.tensor(weights)
-    elif is_multi_label(train):
-        tensor = balanced_positive_weights(counts, len(train))
-    else:
-        tensor = balanced_class_weights(count_of)
+    tensor = kind.balanced_weights(count_of, len(train)) if weights == "balanced" else torch.tensor(weights)
     weight_of = dict(zip(labels, tensor.tolist(), strict=True))
     listed = [f"{label} {weight:.2f} ({count_of[label]} documents)" for label, weight in weight_of.items()]
     logger.info(f"Class weights: {shorten(listed, 20)}.", extra={"detail": True})
-    if not is_multi_label(train) and (message := extreme_weights_message(weight_of, count_of)):
+    if message := kind.weights_message(weight_of, count_of):
         logger.warning(message)
     return tensor
 
