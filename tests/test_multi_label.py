@@ -237,7 +237,7 @@ def multi_model(roberta_model):
 
 
 @pytest.mark.parametrize("label_smoothing_factor", [0.0, 0.1])
-def test_16x1_and_4x4_and_1x16_are_the_same(multi_model, tmp_path, label_smoothing_factor):
+def test_16x1_and_4x4_and_1x16_are_the_same(multi_model, tmp_path, label_smoothing_factor, recwarn):
     trained = []
     for batch, accumulation in ((16, 1), (4, 4), (1, 16)):
         trainer = trainer_for(
@@ -253,6 +253,7 @@ def test_16x1_and_4x4_and_1x16_are_the_same(multi_model, tmp_path, label_smoothi
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         trained.append((trainer.model.state_dict(), losses))
+    assert not [str(warning.message) for warning in recwarn if "smoothing" in str(warning.message)]
     (reference, losses), *others = trained
     assert len(losses) == 4
     for weights, other in others:

@@ -6,6 +6,7 @@ trainer = WeightedTrainer(model=model, args=args, class_weights=balanced_class_w
 import logging
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -67,7 +68,10 @@ class WeightedTrainer(ResumableTrainer):
         max_loss_spike: float | None = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
+        with warnings.catch_warnings():
+            # Trainer does not smooth several labels a document; `compute_loss` does.
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible with multi-label")
+            super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"DataParallel on {self.args.n_gpu} GPUs would separate documents from their chunks. Start one process "
