@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from scripts.benchmark import worker
 from scripts.benchmark.__main__ import parse_arguments
 from scripts.benchmark.meter import Meter
 from scripts.benchmark.padded_loop import PaddedCollator, PaddedLoop
-from scripts.benchmark.synthetic_documents import evenness
+from scripts.benchmark.synthetic_documents import evenness, topic_documents
 from scripts.benchmark.table import draw, markdown
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, assert_refused, run_command
 from tests.tiny_training import SplitLengths
 
 
@@ -63,6 +64,25 @@ def test_processes_finish_together():
         even = evenness(lengths, ranks)
         assert even["dealt out"] > 0.95
         assert even["dealt out"] > even["random"]
+
+
+def test_reports_have_topics_of_very_different_frequencies(tmp_path):
+    documents = topic_documents(1500, 60)
+    assert documents == topic_documents(1500, 60)
+    counts = Counter(topic for document in documents for topic in document["label"])
+    assert len(counts) == 60
+    assert counts.most_common(1)[0][1] > 20 * min(counts.values())
+    numbers = Counter(len(document["label"]) for document in documents)
+    assert {0, 1, 2} <= set(numbers)
+    assert numbers[1] > 1000
+    done = run_command(
+        "scripts.benchmark.synthetic_documents", documents=20, topics=3, output=tmp_path / "topics.jsonl"
+    )
+    assert done.returncode == 0, done.stderr
+    written = [json.loads(line) for line in (tmp_path / "topics.jsonl").read_text().splitlines()]
+    assert written == topic_documents(20, 3)
+    wrong = run_command("scripts.benchmark.synthetic_documents", topics=0, output=tmp_path / "none.jsonl")
+    assert_refused(wrong, "--topics")
 
 
 @pytest.mark.parametrize(("kind", "documents_at_once"), [("like", 4), ("very uneven", 4), ("very uneven", 1)])

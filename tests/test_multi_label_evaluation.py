@@ -18,6 +18,7 @@ from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attrib
 from modeling.training.metrics import multi_label_metrics
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.thresholds import fit_thresholds
+from scripts.benchmark.synthetic_documents import topic_documents
 from scripts.common.cli import USER_ERRORS
 from scripts.compare_runs import main as compare_main
 from scripts.evaluate_and_explain import main as evaluate_main
@@ -273,6 +274,31 @@ def test_model_is_compared_with_baselines_on_the_same_documents(finished):
         f"test: tfidf_tuned: macro-F1 {found['f1_macro']['value']:.4f}, micro-F1 {found['f1_micro']['value']:.4f}"
         in (done.stdout)
     )
+
+
+def test_the_first_line_says_that_a_linear_baseline_is_better(roberta_folder, tmp_path):
+    """Reports with many rare topics, which made-up terms tell: after one epoch a linear model of all words knows more."""
+    source = tmp_path / "topics.jsonl"
+    source.write_text("".join(f"{json.dumps(document)}\n" for document in topic_documents(500, 30)), encoding="utf-8")
+    given = {"problem_type": "multi_label_classification", "tokenizer": roberta_folder}
+    done = run_command("scripts.prepare_dataset", **given, source=source, output_dir=tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    done = train(tmp_path / "data", roberta_folder, tmp_path / "run", num_train_epochs=1, freeze_encoder=True)
+    assert done.returncode == 0, done.stderr
+    given = {"model": tmp_path / "run", "dataset_dir": tmp_path / "data", "output_dir": tmp_path / "report"}
+    done = run_command("scripts.evaluate_and_explain", "--no_sentences", **given)
+    assert done.returncode == 0, done.stderr
+    metrics = read(tmp_path / "report" / "metrics.json")
+    values = {name: entry["f1_macro"]["value"] for name, entry in metrics["baselines"].items()}
+    best = max(values, key=values.__getitem__)
+    assert best.startswith("tfidf")
+    assert values["tfidf_tuned"] > 0.15 > 0.05 > metrics["model"]["f1_macro"]["value"], (
+        values,
+        metrics["model"]["f1_macro"],
+    )
+    first = next(line for line in done.stdout.splitlines() if line.startswith("This model"))
+    assert first.startswith("This model does not beat the best baseline")
+    assert f"({values[best]:.3f})" in first
 
 
 def test_tuned_baseline_finds_words_and_rare_labels(finished):
