@@ -12,7 +12,7 @@ from data.documents import DataIssues, shorten
 from data.labels import label_sets
 from data.source_files import SPLITS
 
-# Of a part's size against its share of a label: within about 1 % of the documents, and two of each label, in 72 to 3,000.
+# Of a part's number of documents, relative to that of one label (docs/log.md, 2026-11-28).
 SIZE_WEIGHT = 10.0
 
 
@@ -88,8 +88,9 @@ def stratified_parts(
     """Greedy stratified split by group: largest groups first, each to the part with the largest label deficit.
 
     Where documents have several labels, of groups of a size those with the rarest label come first, as in iterative
-    stratification (Sechidis et al. 2011), and a label's first document is in the part `learned`, if any. Documents without
-    any count as having one of their own, and all as having one in common, which keeps the parts' sizes.
+    stratification (Sechidis et al. 2011), and a label's first document is in the part `learned`. Documents without labels share
+    a pseudo-label; another pseudo-label, which all documents have, balances the sizes. Without `learned`, that holds for one
+    label a document too.
     """
     names = {name: k for k, name in enumerate(sorted({name for own in labels for name in own}))}
     # The last columns: no label, and all documents.
@@ -97,7 +98,7 @@ def stratified_parts(
     label_BK = np.zeros((len(labels), len(names) + 2), dtype=np.int64)
     label_BK[rows, columns] = 1
     weight_K = np.ones(len(names) + 2)
-    if has_several := len(rows) > len(labels):
+    if has_several := learned is None or len(rows) > len(labels):
         label_BK[:, -1], weight_K[-1] = 1, SIZE_WEIGHT
     members: dict[int, list[int]] = {}
     for index in np.random.default_rng(seed).permutation(len(labels)).tolist():
@@ -117,7 +118,7 @@ def stratified_parts(
         deficit = ((target - filled - has_several * counts / 2) / denominator * (target > 0)) @ (counts * weight_K)
         deficit[np.equal(fractions, 0)] = -np.inf
         best = int(deficit.argmax())
-        if has_several and learned is not None and (filled[learned][counts > 0] == 0).any():
+        if learned is not None and has_several and (filled[learned][counts > 0] == 0).any():
             best = learned
         filled[best] += counts
         for index in group:

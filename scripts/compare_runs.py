@@ -8,10 +8,9 @@ Differences are relative to the first run, on the documents predicted by both, w
 
 import argparse
 import base64
-import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ import numpy as np
 
 from data.labels import MULTI
 from modeling.file_utils import write_text
-from modeling.training.metrics import multi_label_metrics
 from scripts.common.cli import UserParser, run_main
 from scripts.common.markdown import markdown_table
-from scripts.evaluation import multi_label_statistics, statistics
+from scripts.common.predictions_io import PredictedDocument, label_codes, read_predictions
 from scripts.evaluation.figures import learning_curves_figure
+from scripts.evaluation.multi_label import MultiLabel
+from scripts.evaluation.single_label import SingleLabel
+from scripts.evaluation.statistics import Prediction
 
 # Arguments that always differ between runs.
 IGNORED_KEYS = {"output_dir", "run_name", "started", "command", "logging_dir", "data_sources", "precision_reason"}
@@ -53,76 +54,40 @@ class Run:
     """A run, as read from its directory.
 
     Attributes:
-        predictions: id → (label, predicted) on the compared split; empty if the run has none. With several labels a document,
-            each a list of names in JSON.
+        predictions: documents of the compared split by id; empty if the run has none.
     """
 
     name: str
     history: dict[str, Any]
     metrics: dict[str, float]
-    predictions: dict[str, tuple[str, str]]
+    predictions: dict[str, PredictedDocument]
     labels: list[str]
 
     @property
     def is_multi_label(self) -> bool:
         return self.history["config"].get("problem_type") == MULTI
 
+    @property
+    def kind(self) -> SingleLabel | MultiLabel:
+        return MultiLabel(self.labels) if self.is_multi_label else SingleLabel(self.labels, [1.0] * len(self.labels))
 
-class OneLabel:
-    """How predictions of one label a document are compared. `pairs`: (label, predicted) of each document."""
+    def compared(self) -> list[str]:
+        """The metrics of the table."""
+        if self.is_multi_label:
+            return ["f1_macro", "f1_micro", "f1_samples", "subset_accuracy", "average_precision_macro"]
+        return ["f1_macro", "accuracy", "severity_f1", "quadratic_kappa", f"recall_{self.labels[-1]}"]
 
-    def __init__(self, labels: Sequence[str]):
-        self.labels, self.equal = list(labels), [1.0] * len(labels)
-        self.metrics = ("f1_macro", "accuracy", "severity_f1", "quadratic_kappa", f"recall_{labels[-1]}")
-
-    def codes(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and predictions as class ids, each (B,)."""
-        number_of = {label: k for k, label in enumerate(self.labels)}
-        ids = np.array([[number_of[name] for name in pair] for pair in pairs])
-        return ids[:, 0], ids[:, 1]
-
-    def intervals(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
-        found = statistics.metrics_with_intervals(*self.codes(pairs), self.labels, self.equal)
-        return {name: interval for name, interval in found.items() if name != "severity_f1"}
-
-    def difference(self, pairs: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> dict[str, float]:
-        labels_B, predicted_B = self.codes(pairs)
-        return statistics.difference(labels_B, predicted_B, self.codes(others)[1], self.labels)
+    def predicted(self, ids: Iterable[str]) -> tuple[Prediction, np.ndarray]:
+        """The prediction of documents, and their labels."""
+        rows = [self.predictions[id_] for id_ in ids]
+        labels, predicted = (
+            label_codes(cells, self.labels, self.is_multi_label)
+            for cells in ([row.label for row in rows], [row.predicted for row in rows])
+        )
+        return Prediction(predicted, np.array([row.scores_K for row in rows])), labels
 
 
-class SeveralLabels:
-    """How predictions of several labels a document are compared, from lists in JSON."""
-
-    metrics = ("f1_macro", "f1_micro", "f1_samples", "subset_accuracy", "average_precision_macro")
-
-    def __init__(self, labels: Sequence[str]):
-        self.labels = list(labels)
-
-    def codes(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and predictions as 0 and 1, each (B, K)."""
-        number_of = {label: k for k, label in enumerate(self.labels)}
-        codes_2BK = np.zeros((2, len(pairs), len(self.labels)), dtype=bool)
-        for row, pair in enumerate(pairs):
-            for side, names in enumerate(pair):
-                codes_2BK[side, row, [number_of[name] for name in json.loads(names)]] = True
-        return codes_2BK[0], codes_2BK[1]
-
-    def intervals(self, pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
-        labels_BK, predicted_BK = self.codes(pairs)
-        # Without scores, which the comparison does not read, there is no average precision.
-        prediction = statistics.Prediction(predicted_BK, predicted_BK.astype(float))
-        resampled = multi_label_statistics.resampled_metrics(labels_BK, prediction, 0)
-        values = multi_label_metrics(predicted_BK, labels_BK, prediction.scores, [])
-        names = ("f1_macro", "f1_micro", "f1_samples", "subset_accuracy")
-        return {name: multi_label_statistics.centred_interval(values[name], resampled[name]) for name in names}
-
-    def difference(self, pairs: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> dict[str, float]:
-        labels_BK, *predicted = (*self.codes(pairs), self.codes(others)[1])
-        one, other = (statistics.Prediction(each_BK, each_BK.astype(float)) for each_BK in predicted)
-        return multi_label_statistics.difference(labels_BK, one, other)
-
-
-def kind_of(runs: Sequence[Run]) -> OneLabel | SeveralLabels:
+def kind_of(runs: Sequence[Run]) -> SingleLabel | MultiLabel:
     """How the runs are compared. Raises ValueError if only some have several labels a document."""
     kinds = {run.is_multi_label: run.name for run in runs}
     if len(kinds) > 1:
@@ -130,7 +95,7 @@ def kind_of(runs: Sequence[Run]) -> OneLabel | SeveralLabels:
             f"{kinds[True]} gives a document several labels and {kinds[False]} one: they cannot be compared. Compare runs of "
             "one kind."
         )
-    return SeveralLabels(runs[0].labels) if runs[0].is_multi_label else OneLabel(runs[0].labels)
+    return runs[0].kind
 
 
 @dataclass
@@ -159,8 +124,7 @@ def read_run(folder: Path, name: str, split: str) -> Run:
         raise ValueError(f"{path} is not the history of a run with at least one evaluation.") from None
     predictions, metrics = {}, {}
     if (folder / f"predictions_{split}.csv").is_file():
-        with open(folder / f"predictions_{split}.csv", encoding="utf-8", newline="") as file:
-            predictions = {row["id"]: (row["label"], row["predicted"]) for row in csv.DictReader(file)}
+        predictions = read_predictions(folder / f"predictions_{split}.csv", labels)
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get(split, {})
     return Run(name, history, metrics, predictions, labels)
@@ -189,16 +153,17 @@ def shorten(value: Any, length: int = 60) -> str:
 
 def results_table(runs: Sequence[Run], split: str) -> Table:
     """Metrics of each run's best model, with intervals, and the difference from the first run."""
-    kind = kind_of(runs)
-    head = ["", *(metric.replace("_", " ") for metric in kind.metrics), f"macro-F1 − {runs[0].name}"]
+    kind, compared = kind_of(runs), runs[0].compared()
+    head = ["", *(metric.replace("_", " ") for metric in compared), f"macro-F1 − {runs[0].name}"]
     rows = []
     for run in runs:
-        cells = [number(run.metrics.get(metric)) for metric in kind.metrics]
+        cells = [number(run.metrics.get(metric)) for metric in compared]
         if run.predictions:
-            intervals = type(kind)(run.labels).intervals(list(run.predictions.values()))
+            intervals = run.kind.intervals(*run.predicted(run.predictions), is_model=False)
+            intervals.pop("severity_f1", None)  # its weights are the run's
             cells = [
                 f"{cell} ({number(interval['low'])}–{number(interval['high'])})" if interval else cell
-                for cell, metric in zip(cells, kind.metrics, strict=True)
+                for cell, metric in zip(cells, compared, strict=True)
                 for interval in [intervals.get(metric)]
             ]
         rows.append([run.name, *cells, "" if run is runs[0] else difference_cell(run, runs[0], kind)])
@@ -206,11 +171,16 @@ def results_table(runs: Sequence[Run], split: str) -> Table:
     return Table("Results", note, head, rows)
 
 
-def difference_cell(run: Run, first: Run, kind: OneLabel | SeveralLabels) -> str:
-    ids = [id_ for id_ in run.predictions if first.predictions.get(id_, ("",))[0] == run.predictions[id_][0]]
+def difference_cell(run: Run, first: Run, kind: SingleLabel | MultiLabel) -> str:
+    ids = [
+        id_
+        for id_, document in run.predictions.items()
+        if id_ in first.predictions and first.predictions[id_].label == document.label
+    ]
     if not ids or run.labels != first.labels:
         return "no documents in common"
-    interval = kind.difference(*([each.predictions[id_] for id_ in ids] for each in (run, first)))
+    (prediction, labels), (other, _) = run.predicted(ids), first.predicted(ids)
+    interval = kind.difference(labels, prediction, other)
     count = "" if len(ids) == len(run.predictions) == len(first.predictions) else f", {len(ids)} in common"
     return f"{interval['value']:+.3f} ({interval['low']:+.3f} to {interval['high']:+.3f}{count})"
 

@@ -32,8 +32,8 @@ from modeling.training.calibration import (
 from modeling.training.metrics import classification_metrics
 from scripts.common.cli import USER_ERRORS
 from scripts.evaluate_and_explain import main as evaluate_main
-from scripts.evaluation.explanations import explain_chunks, explain_sentences, read_documents
-from scripts.evaluation.faithfulness import sentence_curves
+from scripts.evaluation.explanations import DocumentResult, explain_chunks, explain_sentences, read_documents
+from scripts.evaluation.faithfulness import chunk_curves, sentence_curves
 from scripts.evaluation.figures import confusion_png, curves_figure
 from scripts.evaluation.report_content import headline_of
 from scripts.evaluation.statistics import (
@@ -326,6 +326,29 @@ def test_sentence_curves_begin_at_the_whole_document_with_overlapping_chunks(rea
     assert curves["documents"] == len(whole)
     assert curves["curves"]["deletion"][0] == pytest.approx(np.mean(whole), abs=1e-6)
     assert curves["curves"]["deletion_random"][0] == pytest.approx(np.mean(whole), abs=1e-6)
+
+
+def test_chunk_curves_delete_and_keep_the_strongest_chunks_first(roberta_model):
+    """As a plain loop does, on a document of five chunks."""
+    torch.manual_seed(0)
+    chunk_CD, contributions = torch.randn(5, roberta_model.config.hidden_size), np.array([0.1, 0.5, -0.2, 0.4, 0.3])
+    roberta_model.eval()
+    nothing = {"logits_K": torch.zeros(3), "weights_C": torch.zeros(5), "bounds": [], "spans": [], "input_ids": []}
+    result = DocumentResult(0, 1, [1], chunk_CD=chunk_CD, read=list(range(5)), contributions=contributions, **nothing)
+    expected = {"deletion": [], "insertion": []}
+    for share in np.arange(0, 1.0, 0.1):
+        number = min(round(share * 5), 4)
+        strongest = [1, 3, 4, 0, 2]
+        for name, kept in (("deletion", strongest[number:]), ("insertion", strongest[: max(number, 1)])):
+            with torch.no_grad():
+                logits, _ = roberta_model.classify(chunk_CD[sorted(kept)], [len(kept)])
+            expected[name].append(logits.softmax(dim=1)[0, 1].item())
+    curves = chunk_curves(roberta_model, [result])
+    assert curves["documents"] == 1
+    for name, values in expected.items():
+        assert curves["curves"][name] == pytest.approx(values, abs=1e-5)
+        assert curves[name] == pytest.approx(np.mean(values), abs=1e-5)
+        assert curves["curves"][f"{name}_random"] != pytest.approx(values, abs=1e-5)
 
 
 # ---- the command ----

@@ -174,6 +174,10 @@ def test_splits_of_frequent_labels_are_even():
     for part in range(5):
         assert (parts == part).sum() == 200
         assert np.abs(marks[parts == part].sum(axis=0) - marks.sum(axis=0) / 5).max() < 3  # at random up to 14
+    # At most one label a document.
+    topics = np.random.default_rng(0).choice(30, 600, p=1 / np.arange(1, 31) / (1 / np.arange(1, 31)).sum())
+    parts = np.array(stratified_parts([[k] for k in topics], list(range(600)), [0.2] * 5, seed=0))
+    assert np.bincount(parts).tolist() == pytest.approx([120] * 5, abs=2)
 
 
 def test_the_prepared_dataset_has_ids_counts_and_what_occurs_together(multi_folder):

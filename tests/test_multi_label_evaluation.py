@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss, label_ranking_average_precision_score
 
-from data.labels import label_array, label_names
+from data.labels import MULTI, label_array, label_feature, label_names
 from data.prepared_dataset import load_prepared
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
 from modeling.training.metrics import multi_label_metrics
@@ -96,6 +97,16 @@ def test_intervals_contain_the_values_of_many_rare_labels():
         entry = found[name]
         assert entry["low"] < entry["value"] < entry["high"], name
         assert entry["high"] - entry["low"] < 0.25
+
+
+def test_intervals_stay_within_the_range_of_a_metric():
+    rng = np.random.default_rng(1)
+    labels = (rng.random((60, 30)) < 0.08).astype(np.int8)
+    for wrong in (0.0, 0.002, 0.9):
+        predicted = (labels == 1) ^ (rng.random(labels.shape) < wrong)
+        prediction = Prediction(predicted, np.clip(predicted * 0.6 + rng.random(labels.shape) * 0.1, 0, 1))
+        for name, entry in metrics_with_intervals(labels, prediction, [str(k) for k in range(30)], most=0).items():
+            assert "low" not in entry or 0 <= entry["low"] <= entry["high"] <= 1, (wrong, name, entry)
 
 
 def test_difference_is_paired():
@@ -307,6 +318,14 @@ def test_tuned_baseline_finds_words_and_rare_labels(finished):
     labels = label_array(splits["test"])
     assert f1_score(labels, prediction.predicted, average="micro") > 0.8
     assert "thresholds" in prediction.options
+    reports = topic_documents(400, 20)
+    names = sorted({topic for report in reports for topic in report["label"]})
+    part = datasets.Dataset.from_list(
+        [{"text": report["text"], "label": [names.index(topic) for topic in report["label"]]} for report in reports],
+        features=datasets.Features({"text": datasets.Value("string"), "label": label_feature(names, MULTI)}),
+    )
+    chosen = baselines.tuned_tfidf(part.select(range(300)), part.select(range(300, 400)))
+    assert "class weights balanced" in chosen.options  # most topics are rare
     most = baselines.most_frequent(splits["train"], splits["test"]).predicted
     assert most[0].sum() == round(label_array(splits["train"]).sum(axis=1).mean())
     # A label that no training document has, or all have.

@@ -132,11 +132,22 @@ def test_several_labels_a_document_are_compared(roberta_folder, tmp_path):
     table = (tmp_path / "quality" / "quality.md").read_text()
     assert "micro-F1" in table
     assert "missed" not in table
-    # A label that some fold could not learn.
-    rows[0]["label"] = "war"
-    given |= {"source": write_csv(tmp_path / "rare.csv", rows), "output_dir": tmp_path / "rare"}
-    assert_refused(run_command("scripts.benchmark.quality", **given), "war")
-    assert_refused(run_command("scripts.benchmark.quality", **given, problem_type="single_label_classification"))
+    assert_refused(
+        run_command("scripts.benchmark.quality", **given | {"label_separator": ","}), "another several_labels: choose"
+    )
+    wrong = run_command("scripts.benchmark.quality", **given, problem_type="single_label_classification")
+    assert_refused(wrong, "--label_separator.*several labels")
+    assert_refused(
+        run_command("scripts.benchmark.quality", **given | {"folds": 100, "output_dir": tmp_path / "many"}),
+        "--folds 72",
+    )
+    # A label that some fold could not learn, in one column a label.
+    marked = [{"text": row["text"], **{name: int(name in row["label"]) for name in words}, "war": 0} for row in rows]
+    marked[0]["war"] = 1
+    given |= {"source": write_csv(tmp_path / "rare.csv", marked), "output_dir": tmp_path / "rare"}
+    del given["label_separator"]
+    wrong = run_command("scripts.benchmark.quality", **given, label_columns=",".join([*words, "war"]))
+    assert_refused(wrong, r"1 of 4 labels have no training document in some fold: war\b")
 
 
 def test_columns_of_takes_the_first_of_two_rows_with_one_id(tmp_path):

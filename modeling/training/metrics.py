@@ -160,14 +160,14 @@ def compute_metrics_fn(
     return compute_metrics
 
 
-def logged_metrics(label_names: Sequence[str]) -> Sequence[str]:
+def logged_labels(label_names: Sequence[str]) -> Sequence[str]:
     """Of several labels a document, those whose own metrics are logged during training: all, or none of many."""
     return label_names if len(label_names) <= MOST_LOGGED_LABELS else []
 
 
 def multi_label_metrics_fn(label_names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics_fn` for several labels a document: of decisions at a score of 0.5 before calibration."""
-    logged, decision = logged_metrics(label_names), SeveralLabels()
+    logged, decision = logged_labels(label_names), SeveralLabels()
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits_BK = np.asarray(prediction.predictions)

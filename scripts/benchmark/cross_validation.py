@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 
 from data.chunk_dataset import ChunkedDocuments, ChunkVectorDocuments
-from data.labels import MULTI, label_array, label_names
+from data.labels import MULTI, label_array, label_counts, label_names
 from data.preparation import describe_source
 from modeling.file_utils import write_json, write_text
+from modeling.hierarchical_roberta.decision import softmax
 from scripts.benchmark.candidates import BASELINES, GEOMETRY, LEXICAL_FEATURES, Candidate, caches_all_chunks
 from scripts.benchmark.folds import Folds
 from scripts.benchmark.quality_table import markdown, summary
 from scripts.common.launch import run_to_end
 from scripts.common.predictions_io import write_predictions
+from scripts.evaluation.single_label import highest
 from scripts.evaluation.statistics import Prediction, TextBaseline
 from scripts.training.fit_lexical_features import fit_lexical_features, lexical_logits
-from scripts.training.kinds import kind_of
-from scripts.training.setup import choose_class_weights
 
 
 def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def check_protocol(arguments: argparse.Namespace) -> dict[str, Any]:
     terms["baselines"] = {"words_alone": LEXICAL_FEATURES}
     if arguments.several_labels["problem_type"] == MULTI:
         terms["several_labels"] = arguments.several_labels
+        terms["baselines"]["tfidf_tuned"] = "class weights by average precision"
     candidates = {candidate.name: candidate.options() for candidate in arguments.candidate}
     stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"terms": terms, "candidates": {}}
     runs = arguments.output_dir / "runs"
@@ -125,16 +126,18 @@ def baselines_of(folds: Folds, vectors: ChunkVectorDocuments | None) -> dict[str
             ChunkedDocuments(folds.whole.select(rows), folds.tokenizer, **(GEOMETRY | {"max_chunks": 10**6}))
             for rows in (fitted, scored)
         )
-        balanced = choose_class_weights(train.documents, kind_of(train.documents), "balanced")
+        counts = label_counts(label_array(train.documents), len(names)).tolist()
+        balanced = kind.balanced_weights(dict(zip(names, counts, strict=True)), len(train))
         lexical = fit_lexical_features(train, len(names), LEXICAL_FEATURES, len(folds.tokenizer), balanced)
         return lexical_logits(test, lexical)
 
     def words(number: int) -> Prediction:
         train, validation, test = (folds.rows[number][split] for split in ("train", "validation", "test"))
-        test_BK = word_logits(train + validation, test)
-        # Thresholds of several labels are fitted on documents that the features do not know.
-        unseen_BK = word_logits(train, validation) if kind.is_multi_label else np.zeros((0, len(names)))
-        return kind.lexical_baseline(unseen_BK, labels[validation], test_BK)
+        logits_BK = word_logits(train + validation, test)
+        if not kind.is_multi_label:
+            return highest(softmax(logits_BK))
+        # Thresholds are fitted on documents that the features do not know.
+        return kind.lexical_baseline(word_logits(train, validation), labels[validation], logits_BK)
 
     def ends(which: list[int]) -> Callable[[int], Prediction]:
         assert vectors is not None

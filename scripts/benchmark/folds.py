@@ -15,7 +15,7 @@ from data.chunk_dataset import ChunkVectorDocuments
 from data.collator import DocumentCollator
 from data.deduplication import join_groups, near_duplicates
 from data.documents import Columns, shorten, to_name
-from data.labels import PROBLEM_TYPES, label_array, label_counts, label_names, label_sets
+from data.labels import label_array, label_counts, label_names, label_sets
 from data.preparation import prepare_dataset
 from data.prepared_dataset import load_prepared, save_prepared
 from data.readers import read_rows
@@ -73,6 +73,11 @@ class Folds:
         else:
             fold_of = self._stratified_folds(arguments.folds, groups)
         self.names = sorted(set(fold_of))
+        if not arguments.fold_column and len(self.names) < arguments.folds:
+            raise ValueError(
+                f"The documents, with groups and near-duplicates kept together, make {len(self.names)} folds only, not "
+                f"{arguments.folds}: set --folds {len(self.names)} or add documents."
+            )
         self.rows: list[dict[str, list[int]]] = []
         for number, fold_name in enumerate(self.names):
             test = [row for row, fold in enumerate(fold_of) if fold == fold_name]
@@ -141,9 +146,7 @@ class Folds:
         model_args, _, args = parse_with_recipe(kinds, ["--config", candidate.recipe, *changes, *paths])
         mixed_precision = "no" if args.precision == "fp32" else args.precision
         accelerator = Accelerator(mixed_precision=mixed_precision, cpu=args.use_cpu)
-        model = build_model(
-            model_args, label_names(self.whole), args, self.tokenizer, PROBLEM_TYPES[self.kind.is_multi_label]
-        )
+        model = build_model(model_args, self.kind.names, args, self.tokenizer, self.kind.problem_type)
         use_flash_attention_on_cuda()
         documents, _ = chunk_splits(datasets.DatasetDict(whole=self.whole), self.tokenizer, model, args)
         collator = DocumentCollator(self.tokenizer.pad_token_id)

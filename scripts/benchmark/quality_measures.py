@@ -3,8 +3,8 @@
 B documents, K labels, R resamples. A system has one prediction for each of its seeds.
 """
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def macro_f1(labels_B: np.ndarray, predicted_B: np.ndarray, rows_RB: np.ndarray,
     return metrics_of(confusion_RKK.reshape(-1, num_labels, num_labels), names, [1.0] * num_labels)["f1_macro"]
 
 
-class OneLabel:
+class OneLabelMeasures:
     """Macro-F1, recall of each class, and the missed share of the most severe class.
 
     `missed_at_rate` is the share of the most severe class that is not flagged when each fold flags as many documents, those
@@ -48,12 +48,6 @@ class OneLabel:
         flagged_B = reference.predicted == len(names) - 1
         self.counts = {int(fold): int(flagged_B[folds_B == fold].sum()) for fold in np.unique(folds_B)}
         self.rows_RB = np.random.default_rng(0).integers(len(labels_B), size=(NUM_RESAMPLES, len(labels_B)))
-
-    @staticmethod
-    def codes(cells: Sequence[str], names: Sequence[str]) -> np.ndarray:
-        """Class ids (B,) from a column of a prediction file."""
-        id_of = {name: k for k, name in enumerate(names)}
-        return np.array([id_of[cell] for cell in cells], dtype=np.int64)
 
     def measured(self, seeds: Sequence[Prediction]) -> dict[str, np.ndarray]:
         """`f1_macro` and `missed_at_rate`, each (1 + R,): on all documents, then on each resample; means over seeds."""
@@ -79,23 +73,14 @@ class OneLabel:
         return {f"recall {' / '.join(names)}": [" / ".join(f"{r:.2f}" for r in each["recall"]) for each in systems]}
 
 
-class SeveralLabels:
+class SeveralLabelsMeasures:
     """Macro-F1 and micro-F1."""
 
     second, second_title = "f1_micro", "micro-F1"
-    interval = staticmethod(multi_label_statistics.centred_interval)
+    interval = staticmethod(partial(multi_label_statistics.centred_interval, lowest=-1.0))
 
     def __init__(self, names: Sequence[str], labels_BK: np.ndarray, folds_B: np.ndarray, reference: Prediction):
         self.labels_BK = labels_BK
-
-    @staticmethod
-    def codes(cells: Sequence[str], names: Sequence[str]) -> np.ndarray:
-        """Whether a document has each label, (B, K), from a column of a prediction file."""
-        id_of = {name: k for k, name in enumerate(names)}
-        codes_BK = np.zeros((len(cells), len(names)), dtype=bool)
-        for row, cell in enumerate(cells):
-            codes_BK[row, [id_of[name] for name in json.loads(cell)]] = True
-        return codes_BK
 
     def measured(self, seeds: Sequence[Prediction]) -> dict[str, np.ndarray]:
         """`f1_macro` and `f1_micro`, each (1 + R,): on all documents, then on each resample; means over seeds."""
@@ -108,6 +93,8 @@ class SeveralLabels:
     def fold_f1(self, one: Prediction, rows: np.ndarray) -> float:
         """Macro-F1 on a fold, over the labels that occur in it."""
         labels_bK = self.labels_BK[rows]
+        if not labels_bK.any():
+            return 0.0
         return float(
             f1_score(labels_bK, one.predicted[rows], average=None, zero_division=0)[labels_bK.any(axis=0)].mean()
         )

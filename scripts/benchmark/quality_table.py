@@ -3,7 +3,6 @@
 B documents, K labels, R resamples.
 """
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmark.quality_measures import OneLabel, SeveralLabels
+from scripts.benchmark.quality_measures import OneLabelMeasures, SeveralLabelsMeasures
 from scripts.common.markdown import markdown_table
+from scripts.common.predictions_io import PredictedDocument, label_codes, read_predictions
 from scripts.evaluation.statistics import Prediction
 
 REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
 WORDS = "words_alone"
-KINDS: dict[bool, type[OneLabel] | type[SeveralLabels]] = {False: OneLabel, True: SeveralLabels}
-
-
-def read_predictions(folder: Path, names: Sequence[str]) -> dict[str, tuple[str, str, np.ndarray]]:
-    """id → (label, prediction, scores (K,)) from predictions_test.csv."""
-    with open(folder / "predictions_test.csv", encoding="utf-8", newline="") as file:
-        return {
-            row["id"]: (row["label"], row["predicted"], np.array([float(row[name]) for name in names]))
-            for row in csv.DictReader(file)
-        }
+FILE = "predictions_test.csv"
+KINDS: dict[bool, type[OneLabelMeasures] | type[SeveralLabelsMeasures]] = {
+    False: OneLabelMeasures,
+    True: SeveralLabelsMeasures,
+}
 
 
 def figures(
-    measures: OneLabel | SeveralLabels,
+    measures: OneLabelMeasures | SeveralLabelsMeasures,
     folds_B: np.ndarray,
     seeds: Sequence[Prediction],
     measured: dict[str, np.ndarray],
@@ -95,26 +90,29 @@ def summary(
         return {**about, "systems": {}}
     labels: list[str] = []
     fold_of: list[int] = []
-    rows: dict[str, list[list[tuple[str, str, np.ndarray]]]] = {
+    rows: dict[str, list[list[PredictedDocument]]] = {
         name: [[] for _ in system_seeds] for name, system_seeds in seeds.items()
     }
     for fold in folds:
-        reference = read_predictions(done[REFERENCE][fold, seeds[REFERENCE][0]], names)
-        labels += [label for label, *_ in reference.values()]
+        reference = read_predictions(done[REFERENCE][fold, seeds[REFERENCE][0]] / FILE, names)
+        labels += [document.label for document in reference.values()]
         fold_of += [fold] * len(reference)
         for name, system_seeds in seeds.items():
             for index, seed in enumerate(system_seeds):
-                by_id = read_predictions(done[name][fold, seed], names)
+                by_id = read_predictions(done[name][fold, seed] / FILE, names)
                 rows[name][index] += [by_id[id_] for id_ in reference]
     predictions = {
         name: [
-            Prediction(kind.codes([row[1] for row in of_seed], names), np.array([row[2] for row in of_seed]))
+            Prediction(
+                label_codes([row.predicted for row in of_seed], names, is_multi_label),
+                np.array([row.scores_K for row in of_seed]),
+            )
             for of_seed in by_seed
         ]
         for name, by_seed in rows.items()
     }
     folds_B = np.array(fold_of)
-    measures = kind(names, kind.codes(labels, names), folds_B, predictions[REFERENCE][0])
+    measures = kind(names, label_codes(labels, names, is_multi_label), folds_B, predictions[REFERENCE][0])
     measured = {name: measures.measured(system) for name, system in predictions.items()}
     others = {name: measured[name] for name in (REFERENCE, WORDS)}
     systems = {

@@ -1,10 +1,13 @@
-"""Atomic writing of prediction files."""
+"""Prediction files: written atomically, and read.
+
+B documents, K labels.
+"""
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -40,6 +43,37 @@ def write_predictions(
         rows = zip(documents["id"], documents["label"], predicted_ids, scores, *kept.values(), strict=True)
         for id_, label, found, row, *values in rows:
             writer.writerow([id_, shown(label), shown(found), *(f"{score:.6f}" for score in row), *values])
+
+
+class PredictedDocument(NamedTuple):
+    """A row of a prediction file: label and predicted as they stand there, and the scores (K,)."""
+
+    label: str
+    predicted: str
+    scores_K: np.ndarray
+
+
+def read_predictions(path: Path, labels: Sequence[str]) -> dict[str, PredictedDocument]:
+    """The rows of a prediction file by id."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {
+            row["id"]: PredictedDocument(
+                row["label"], row["predicted"], np.array([float(row[name]) for name in labels])
+            )
+            for row in csv.DictReader(file)
+        }
+
+
+def label_codes(cells: Sequence[str], labels: Sequence[str], is_multi_label: bool) -> np.ndarray:
+    """Labels or predictions of a prediction file as class ids (B,), or with several labels a document as whether it has each,
+    (B, K)."""
+    id_of = {name: k for k, name in enumerate(labels)}
+    if not is_multi_label:
+        return np.array([id_of[cell] for cell in cells], dtype=np.int64)
+    codes_BK = np.zeros((len(cells), len(labels)), dtype=bool)
+    for row, cell in enumerate(cells):
+        codes_BK[row, [id_of[name] for name in json.loads(cell)]] = True
+    return codes_BK
 
 
 def metadata_columns(documents: datasets.Dataset) -> dict[str, list[Any]]:

@@ -5,28 +5,18 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 
-from data.labels import is_multi_label, label_array, label_names
-from modeling.training.training_args import parse_severity_weights
+from data.labels import label_array
 from scripts.evaluation.multi_label import MultiLabel
 from scripts.evaluation.single_label import SingleLabel
-from scripts.evaluation.statistics import Prediction
+from scripts.training import kinds as training_kinds
 
 
 def kind_of(part: datasets.Dataset, severity_weights: str | None = None) -> SingleLabel | MultiLabel:
-    """The kind of a prepared split.
-
-    Args:
-        severity_weights: see `parse_severity_weights`.
-
-    Raises:
-        ValueError: invalid severity weights, or some for several labels a document.
-    """
-    names = label_names(part)
-    if not is_multi_label(part):
-        return SingleLabel(names, parse_severity_weights(severity_weights, len(names)))
-    if severity_weights is not None:
-        raise ValueError("--severity_weights are for one label a document, and these have several: leave them out.")
-    return MultiLabel(names)
+    """The kind of a prepared split, as `scripts.training.kinds.kind_of`."""
+    kind = training_kinds.kind_of(part, severity_weights)
+    if isinstance(kind, training_kinds.SingleLabel):
+        return SingleLabel(kind.names, kind.severity)
+    return MultiLabel(kind.names)
 
 
 def baseline_metrics(
@@ -45,7 +35,7 @@ def baseline_metrics(
     for split, end in zip(evaluated, ends, strict=True):
         rows = slice(end - len(splits[split]), end)
         metrics[split] = {
-            name: kind.metrics(Prediction(each.predicted[rows], each.scores[rows]), labels[rows])
+            name: kind.metrics(each.predicted[rows], labels[rows], each.scores[rows])
             for name, each in predictions.items()
         }
     return metrics, predictions["tfidf_tuned"].options

@@ -1,6 +1,5 @@
 """Evaluation of several labels a document: what differs from one (single_label.py, which has the same methods)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,7 +7,6 @@ import numpy as np
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.decision import THRESHOLD, SeveralLabels, decision_of
 from modeling.training.calibration import binary_reliability
-from modeling.training.metrics import multi_label_metrics
 from scripts.evaluation import multi_label_baselines as baselines
 from scripts.evaluation.explanations import DocumentResult
 from scripts.evaluation.faithfulness import pointing_game
@@ -22,21 +20,15 @@ from scripts.evaluation.multi_label_statistics import (
 )
 from scripts.evaluation.statistics import Prediction, TextBaseline
 from scripts.evaluation.tables import faithfulness_table, pointing_table, with_interval
+from scripts.training import kinds
 
 # Labels in tables and figures, the most frequent ones; (document, label) pairs to review; scores shown of a document.
 MOST_LISTED, MOST_CURVES, REVIEWED, MOST_SCORES = 50, 7, 25, 5
 
 
-@dataclass
-class MultiLabel:
-    """Metrics, baselines and the report's parts for several labels a document.
+class MultiLabel(kinds.MultiLabel):
+    """Metrics, baselines and the report's parts for several labels a document."""
 
-    Attributes:
-        names: label names in order.
-    """
-
-    names: list[str]
-    is_multi_label: ClassVar[bool] = True
     counted: ClassVar[str] = "labels of documents"
     baseline_titles: ClassVar[dict[str, str]] = {"majority": "the most frequent labels"}
     printed: ClassVar[dict[str, str]] = {"macro-F1": "f1_macro", "micro-F1": "f1_micro"}
@@ -66,9 +58,6 @@ class MultiLabel:
         return baselines.lexical(validation_BK, labels_BK, logits_BK)
 
     # ---- metrics ----
-
-    def metrics(self, prediction: Prediction, labels_BK: np.ndarray) -> dict[str, float]:
-        return multi_label_metrics(prediction.predicted, labels_BK, prediction.scores, self.names)
 
     def intervals(
         self, prediction: Prediction, labels_BK: np.ndarray, is_model: bool = True

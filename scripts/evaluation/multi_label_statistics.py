@@ -103,10 +103,14 @@ def resampled_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray, nu
     return average_KR
 
 
-def centred_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
-    """`interval` of resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10), so that their mean is the value:
-    without the rare labels that a resample lacks, means over labels move."""
-    return interval(value, resampled_R - np.nanmean(resampled_R) + value)
+def centred_interval(value: float, resampled_R: np.ndarray, lowest: float = 0.0) -> dict[str, float]:
+    """`interval` of a mean over labels, with resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10), so that
+    their mean is the value: without the rare labels that a resample lacks, such a mean moves.
+
+    Args:
+        lowest: lowest value that there is; the highest is 1.
+    """
+    return interval(value, np.clip(resampled_R - np.nanmean(resampled_R) + value, lowest, 1.0))
 
 
 def metrics_with_intervals(
@@ -123,7 +127,10 @@ def metrics_with_intervals(
     num_resamples = int(np.clip(MAX_RANKED // max(labels_BK.size, 1), 200, NUM_RESAMPLES))
     average_KR = resampled_average_precision(labels_BK[:, order], reordered.scores, num_resamples)
     resampled["average_precision_macro"] = _mean(average_KR)
-    intervals = {name: centred_interval(observed[name], resampled[name]) for name in OVERALL}
+    intervals = {
+        name: (centred_interval if name.endswith("_macro") else interval)(observed[name], resampled[name])
+        for name in OVERALL
+    }
     rank_of = {int(k): rank for rank, k in enumerate(own)}
     for k, name in enumerate(names):
         for kind in ("precision", "recall", "f1", "average_precision"):
@@ -143,7 +150,7 @@ def difference(labels_BK: np.ndarray, model: Prediction, other: Prediction) -> d
         for each in (model, other)
     )
     model_R, other_R = (resampled_metrics(labels_BK, each, 0)["f1_macro"] for each in (model, other))
-    return centred_interval(model_value - other_value, model_R - other_R)
+    return centred_interval(model_value - other_value, model_R - other_R, lowest=-1.0)
 
 
 def ranking_precision(labels_BK: np.ndarray, scores_BK: np.ndarray) -> np.ndarray:

@@ -1,14 +1,12 @@
 """Evaluation of one label a document: what differs from several (multi_label.py, which has the same methods)."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import OneLabel, softmax
+from modeling.hierarchical_roberta.decision import OneLabel
 from modeling.training.calibration import expected_calibration_error, fit_temperature
-from modeling.training.metrics import classification_metrics
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult
 from scripts.evaluation.faithfulness import pointing_game
@@ -24,6 +22,7 @@ from scripts.evaluation.statistics import (
     operating_points,
 )
 from scripts.evaluation.tables import faithfulness_table, pointing_table, with_interval
+from scripts.training import kinds
 
 REVIEWED = 25
 
@@ -32,18 +31,9 @@ def highest(scores_BK: np.ndarray, options: str = "") -> Prediction:
     return Prediction(scores_BK.argmax(axis=1), scores_BK, options)
 
 
-@dataclass
-class SingleLabel:
-    """Metrics, baselines and the report's parts for one label a document.
+class SingleLabel(kinds.SingleLabel):
+    """Metrics, baselines and the report's parts for one label a document."""
 
-    Attributes:
-        names: label names, mildest first.
-        severity: weight of each label in `severity_f1`.
-    """
-
-    names: list[str]
-    severity: list[float]
-    is_multi_label: ClassVar[bool] = False
     counted: ClassVar[str] = "documents"
     baseline_titles: ClassVar[dict[str, str]] = {}
     printed: ClassVar[dict[str, str]] = {"macro-F1": "f1_macro", "accuracy": "accuracy"}
@@ -70,12 +60,9 @@ class SingleLabel:
         return highest(vector_scores(train_BD, labels_B, test_BD, len(self.names)))
 
     def lexical_baseline(self, validation_BK: np.ndarray, labels_B: np.ndarray, logits_BK: np.ndarray) -> Prediction:
-        return highest(softmax(logits_BK))
+        return highest(logits_BK)
 
     # ---- metrics ----
-
-    def metrics(self, prediction: Prediction, labels_B: np.ndarray) -> dict[str, float]:
-        return classification_metrics(prediction.predicted.tolist(), labels_B.tolist(), self.names, self.severity)
 
     def intervals(
         self, prediction: Prediction, labels_B: np.ndarray, is_model: bool = True

@@ -34,7 +34,7 @@ MIN_DOCUMENTS = {"log": 8, "tfidf": 3}
 MAX_DOCUMENTS, MAX_TOKENS, MAX_COMPARED, MAX_COMPARED_LABELS = 20_000, 20_000_000, 2_000, 20
 
 
-class OneLabel:
+class MultinomialRegression:
     """How features are fitted to labels that are ids (B,)."""
 
     folds: ClassVar[type[KFold] | type[StratifiedKFold]] = StratifiedKFold
@@ -72,7 +72,7 @@ class OneLabel:
         return weight_Km, bias_K
 
 
-class SeveralLabels:
+class LabelRegressions:
     """How features are fitted to labels of 0 and 1, (B, K): each label against the rest."""
 
     folds: ClassVar[type[KFold] | type[StratifiedKFold]] = KFold
@@ -92,7 +92,9 @@ class SeveralLabels:
     @staticmethod
     def share_explained(value_BF: sparse.csr_matrix, labels_BK: np.ndarray, num_labels: int) -> np.ndarray:
         """Share of each column's variance that the label that explains most explains, (F,)."""
-        shares = (OneLabel.share_explained(value_BF, label_B.astype(np.int64), 2) for label_B in labels_BK.T)
+        shares = (
+            MultinomialRegression.share_explained(value_BF, label_B.astype(np.int64), 2) for label_B in labels_BK.T
+        )
         return functools.reduce(np.maximum, shares)
 
     @staticmethod
@@ -113,8 +115,9 @@ class SeveralLabels:
         return weight_Km, bias_K
 
 
-def kind_of(labels: np.ndarray) -> type[OneLabel] | type[SeveralLabels]:
-    return OneLabel if labels.ndim == 1 else SeveralLabels
+def regression_of(labels: np.ndarray) -> type[MultinomialRegression] | type[LabelRegressions]:
+    """What is fitted to labels: ids (B,), or with several labels a document 0 and 1 (B, K)."""
+    return MultinomialRegression if labels.ndim == 1 else LabelRegressions
 
 
 def fit_lexical_features(
@@ -198,7 +201,7 @@ def _fit(
         ]
     [(name, penalty)] = candidates
     values = choose_features(name, features_F, count_BF, labels, num_labels, num_features, vocab_size)
-    weight_Km, bias_K = kind_of(labels).fit(values(count_BF), labels, weight_K, penalty)
+    weight_Km, bias_K = regression_of(labels).fit(values(count_BF), labels, weight_K, penalty)
     idf_m = torch.from_numpy(values.scale_m) if name == "tfidf" else None
     if idf_m is None:
         weight_Km = weight_Km * values.scale_m
@@ -239,7 +242,7 @@ def choose_features(
     num_documents = len(labels)
     log_BF = count_BF.log1p()
     frequency_F = np.bincount(log_BF.indices, minlength=len(features_F))
-    share_F = kind_of(labels).share_explained(log_BF, labels, num_labels)
+    share_F = regression_of(labels).share_explained(log_BF, labels, num_labels)
     share_F[frequency_F < min(MIN_DOCUMENTS[weighting], max(2, num_documents // 20))] = 0
     if weighting == "log":
         share_F[features_F >= vocab_size] = 0
@@ -268,7 +271,7 @@ def best_candidate(
     vocab_size: int,
 ) -> tuple[str, float]:
     """The weighting and penalty with the lowest weighted log loss on held-out folds; the first if a class is too rare."""
-    kind, num_K = kind_of(labels), label_counts(labels, len(weight_K))
+    kind, num_K = regression_of(labels), label_counts(labels, len(weight_K))
     compared, labels = kind.compared(labels, num_K)
     weight_K, num_labels = weight_K[compared], len(compared)
     if min(num_K[compared], default=0) < 2 * NUM_FOLDS:
@@ -295,7 +298,7 @@ def sampled_rows(train: ChunkedDocuments, labels: np.ndarray, num_labels: int) -
     """Rows of the documents that features are fitted to: all in a random order, up to the limits, and at least one of each
     class."""
     order = np.random.default_rng(train.seed).permutation(len(labels))
-    firsts = [order[np.flatnonzero(kind_of(labels).has(labels[order], k))[0]] for k in range(num_labels)]
+    firsts = [order[np.flatnonzero(regression_of(labels).has(labels[order], k))[0]] for k in range(num_labels)]
     return np.array(list(dict.fromkeys([*firsts, *order[:MAX_DOCUMENTS].tolist()])))
 
 

@@ -25,7 +25,7 @@ from modeling.training.metrics import (
     check_metric_name,
     classification_metrics,
     compute_metrics_fn,
-    logged_metrics,
+    logged_labels,
     multi_label_metrics,
     multi_label_metrics_fn,
 )
@@ -48,6 +48,7 @@ class SingleLabel:
     names: list[str]
     severity: list[float]
     problem_type: ClassVar[str] = SINGLE
+    is_multi_label: ClassVar[bool] = False
 
     def check(self, args: HierarchicalTrainingArguments, validation_labels_B: np.ndarray) -> None:
         """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid, or cannot be measured on validation."""
@@ -112,12 +113,13 @@ class MultiLabel:
 
     names: list[str]
     problem_type: ClassVar[str] = MULTI
+    is_multi_label: ClassVar[bool] = True
 
     def check(self, args: HierarchicalTrainingArguments, validation_labels_BK: np.ndarray) -> None:
         """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid."""
         none_BK = np.zeros((1, len(self.names)), dtype=np.int64)
         check_metric_name(
-            args.metric_for_best_model, multi_label_metrics(none_BK, none_BK, none_BK, logged_metrics(self.names))
+            args.metric_for_best_model, multi_label_metrics(none_BK, none_BK, none_BK, logged_labels(self.names))
         )
         parse_threshold_metric(args.decision_metric or "f1_macro", self.names)
 
