@@ -102,11 +102,15 @@ def test_intervals_contain_the_values_of_many_rare_labels():
 def test_intervals_stay_within_the_range_of_a_metric():
     rng = np.random.default_rng(1)
     labels = (rng.random((60, 30)) < 0.08).astype(np.int8)
-    for wrong in (0.0, 0.002, 0.9):
-        predicted = (labels == 1) ^ (rng.random(labels.shape) < wrong)
-        prediction = Prediction(predicted, np.clip(predicted * 0.6 + rng.random(labels.shape) * 0.1, 0, 1))
-        for name, entry in metrics_with_intervals(labels, prediction, [str(k) for k in range(30)], most=0).items():
-            assert "low" not in entry or 0 <= entry["low"] <= entry["high"] <= 1, (wrong, name, entry)
+    one_missed, one_found = labels == 1, np.zeros_like(labels, dtype=bool)
+    first = tuple(np.argwhere(labels)[0])
+    one_missed[first], one_found[first] = False, True
+    for predicted in (labels == 1, one_missed, one_found):
+        found = metrics_with_intervals(
+            labels, Prediction(predicted, predicted * 0.6), [str(k) for k in range(30)], most=0
+        )
+        for name, entry in found.items():
+            assert "low" not in entry or 0 <= entry["low"] <= entry["high"] <= 1, (name, entry)
 
 
 def test_difference_is_paired():
