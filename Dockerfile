@@ -17,7 +17,7 @@ WORKDIR /app
 RUN python -m pip install pip==26.3
 RUN ${TORCH_INDEX:+env PIP_INDEX_URL="$TORCH_INDEX"} python -m pip install torch==2.13.0
 COPY requirements.lock ./
-# Of the lock, by hash, what the two commands import and what that needs. Not what trains, evaluates and tests.
+# Only what the two commands import, with dependencies, pinned and hashed by the lock.
 RUN python -m pip install --require-hashes --constraint requirements.lock \
   accelerate charset-normalizer datasets gradio joblib psutil scipy transformers \
   mammoth onnxruntime pypdfium2 pysubs2 python-calamine

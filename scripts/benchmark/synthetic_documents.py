@@ -62,8 +62,8 @@ GROUP, TERMS, TERMS_SHARED = 6, 8, 3
 def topic_documents(num_documents: int, num_topics: int, seed: int = 7) -> list[dict[str, object]]:
     """Short reports with topics, many of them rare, as in the news of Reuters-21578: `{"id", "text", "label": [topic, …]}`.
 
-    Frequencies follow Zipf's law; a report has 1.1 topics on average and some have none. Its other topics are mostly of the
-    same group, with which they share made-up terms. Every report also mentions a term or two of a topic that it does not have.
+    Frequencies follow Zipf's law, so that many topics do not occur in few documents. Most reports have one topic, some none or
+    several, of a group of topics that share made-up terms. Every report also has two terms of a topic that is drawn at random.
     """
     rng = np.random.default_rng(seed)
     syllables = np.array([first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"])
@@ -73,7 +73,7 @@ def topic_documents(num_documents: int, num_topics: int, seed: int = 7) -> list[
 
     shared = [terms(TERMS_SHARED) for _ in range(-(-num_topics // GROUP))]
     terms_of = [shared[topic // GROUP] + terms(TERMS - TERMS_SHARED) for topic in range(num_topics)]
-    # Frequent and rare topics in every group.
+    # Frequent and rare topics are mixed in the groups.
     share_T = rng.permutation(1 / np.arange(1, num_topics + 1))
     share_T /= share_T.sum()
     stock = " ".join(story for _, story in zip(range(50), stories(), strict=False)).split()
@@ -87,9 +87,9 @@ def topic_documents(num_documents: int, num_topics: int, seed: int = 7) -> list[
         other = int(rng.integers(num_topics))
         start = rng.integers(len(stock) - 200)
         words = stock[start : start + int(rng.integers(40, 160))]
-        told = [str(rng.choice(terms_of[topic])) for topic in own for _ in range(3)]
-        told += [str(rng.choice(terms_of[other])) for _ in range(2)]
-        for term in told:
+        terms_here = [str(rng.choice(terms_of[topic])) for topic in own for _ in range(3)]
+        terms_here += [str(rng.choice(terms_of[other])) for _ in range(2)]
+        for term in terms_here:
             words.insert(int(rng.integers(len(words))), term)
         label = [f"topic-{topic:04d}" for topic in own]
         documents.append({"id": f"report-{number:05d}", "text": " ".join(words), "label": label})

@@ -22,7 +22,7 @@ from scripts.evaluation.baselines import INVERSE_PENALTIES, MAX_WEIGHTS, count, 
 from scripts.evaluation.statistics import Prediction
 
 NUM_FOLDS = 3
-# Words and pairs that are kept however many labels there are: those of rare labels are rare.
+# Words and pairs that are kept however many labels there are: words that indicate rare labels are rare themselves.
 MIN_FEATURES = 20_000
 # Features, class weights and penalty are chosen on labels of all frequencies; those after the second number share a threshold.
 # Above that many documents, all are chosen on a sample.
@@ -56,8 +56,8 @@ def tuned_tfidf(train: datasets.Dataset, test: datasets.Dataset) -> Prediction:
         return tfidf(train, test)._replace(options="as tfidf, for want of documents")
     kept_V, tuning_BK = features_of(counter), labels_BK[rows]
     frequent = np.argsort(-tuning_BK.sum(axis=0), kind="stable")
-    told = frequent[: max(1, int((tuning_BK.sum(axis=0) >= NUM_FOLDS).sum()))]
-    compared_BK = tuning_BK[:, told[:: -(-len(told) // COMPARED_LABELS)]]
+    learnable = frequent[: max(1, int((tuning_BK.sum(axis=0) >= NUM_FOLDS).sum()))]
+    compared_BK = tuning_BK[:, learnable[:: -(-len(learnable) // COMPARED_LABELS)]]
     precision = {
         (features, penalty, class_weight): mean_average_precision(
             compared_BK, out_of_fold(tuning_BV[:, kept], compared_BK, penalty, class_weight)
