@@ -340,6 +340,12 @@ def test_calibration_finds_the_slope_and_intercept_of_each_label():
     few = fit_label_calibration(np.array([[9.0, 1.0], [8.0, 0.0], [-9.0, 2.0]]), np.array([[1, 0], [1, 0], [0, 0]]))
     assert 0.6 < SeveralLabels(few.tolist()).scores(np.array([[9.0, 1.0]]))[0, 0] < 0.9
     assert np.isfinite(few).all()
+    # The scores of rare labels stay comparable with those of the others.
+    logits = rng.normal(size=(300, 40))
+    labels = rng.random(logits.shape) < SeveralLabels([[2.0, -6.0]] * 40).scores(logits)
+    assert labels.sum(axis=0).min() == 0
+    assert labels.sum(axis=0).max() <= 12
+    np.testing.assert_allclose(fit_label_calibration(logits, labels), [[2.0, -6.0]] * 40, atol=0.8)
 
 
 def test_encoder_and_words_are_weighed_by_the_likelihood_under_sigmoids():
