@@ -90,7 +90,8 @@ class Columns:
         if self.label_columns:
             return marked_labels(values, self.label_columns)
         labels = split_labels(values.get(self.label), self.label_separator)
-        return None if labels is None else list(dict.fromkeys(filter(None, map(to_label, labels))))
+        names = [""] if labels is None else [to_label(label) for label in labels]
+        return list(dict.fromkeys(names)) if all(names) else None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -171,8 +172,8 @@ def to_label(value: Any) -> str:
         isinstance(value, str) and LISTED.fullmatch(value.strip())
     ):
         raise ValueError(
-            f"expected one label, got {str(value)[:60]}; for several labels a document, scripts.prepare_dataset and "
-            f"scripts.run take --problem_type {MULTI}"
+            f"expected one label, got {str(value)[:60]}; for several labels a document, the commands that prepare data take "
+            f"--problem_type {MULTI}"
         )
     name = to_name(value)
     return name.split(".")[0] if NUMBER.fullmatch(name) and not name.partition(".")[2].strip("0") else name

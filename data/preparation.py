@@ -116,9 +116,8 @@ def prepare_dataset(
             unread = list(rows.found.unread)
             labels = labels or stored or list(columns.label_columns) or sorted_labels(documents["label"])
             if len(labels) < 2:
-                raise ValueError(
-                    f"The column {columns.label!r} has a single label ({labels[0]!r}); expected at least two."
-                )
+                found = f"a single label ({labels[0]!r})" if labels else "no label in any document"
+                raise ValueError(f"The column {columns.label!r} has {found}; expected at least two labels.")
             split_of = split_documents(
                 documents, issues, split_fractions, seed, validation_from_train, duplicate_threshold
             )

@@ -4,10 +4,12 @@ import csv
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 
 from scripts.common.cli import USER_ERRORS
+from scripts.common.predictions_io import label_codes, read_predictions, write_predictions
 from scripts.compare_runs import main as compare_main
 from tests.conftest import LABELS, run_command
 
@@ -75,3 +77,18 @@ def test_folder_without_a_run_is_named(tmp_path, runs, content, call_command):
         (folder / "training_history.json").write_text(content)
     with pytest.raises(USER_ERRORS, match=r"training_history\.json"):
         call_command(compare_main, *map(str, runs), folder)
+
+
+def test_prediction_files_are_read_back_whatever_the_labels_are_called(tmp_path):
+    names = ["id", "predicted", "two words"]
+    kept = ['{"two words": "kept"}', '{"two words": null}']
+    documents = datasets.Dataset.from_dict({"id": ["a", "b"], "label": [[0, 2], []], "metadata": kept})
+    scores, predicted = np.array([[0.9, 0.2, 0.7], [0.1, 0.6, 0.3]]), np.array([[1, 0, 1], [0, 1, 0]], dtype=bool)
+    write_predictions(tmp_path / "predictions.csv", documents, names, scores, predicted)
+    read = read_predictions(tmp_path / "predictions.csv", names)
+    assert list(read) == ["a", "b"]
+    assert label_codes([row.label for row in read.values()], names, True).tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert label_codes([row.predicted for row in read.values()], names, True).tolist() == predicted.tolist()
+    assert np.array([row.scores_K for row in read.values()]).tolist() == scores.tolist()
+    with pytest.raises(ValueError, match="not of a model with these labels"):
+        read_predictions(tmp_path / "predictions.csv", ["id", "two words"])

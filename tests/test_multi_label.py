@@ -26,6 +26,7 @@ from modeling.training.calibration import fit_label_calibration, fit_logit_weigh
 from modeling.training.losses import balanced_positive_weights, weight_sum, weighted_loss_sum
 from modeling.training.metrics import multi_label_metrics
 from modeling.training.thresholds import best_threshold, fit_thresholds, parse_threshold_metric
+from scripts.training.kinds import MultiLabel
 from tests.conftest import assert_refused, run_command, tiny_rows, train
 from tests.tiny_training import SplitLengths, trainer_for
 
@@ -385,6 +386,24 @@ def test_a_config_tells_what_a_document_gets():
 )
 def test_options_of_one_label_are_refused(multi_folder, roberta_folder, tmp_path, wrong, said):
     assert_refused(train(multi_folder, roberta_folder, tmp_path / "run", **wrong), said)
+
+
+def test_a_label_whose_metrics_would_overwrite_others_is_refused():
+    with pytest.raises(ValueError, match=r"average_precision_macro, f1_macro, .*rename"):
+        MultiLabel(["drugs", "macro"])
+
+
+def test_a_missing_label_in_a_list_is_a_missing_label(roberta_folder, tmp_path):
+    columns = Columns(problem_type=MULTI)
+    assert columns.labels_of({"label": ["a", "a"]}) == ["a"]
+    assert columns.labels_of({"label": []}) == []
+    for missing in ([None], ["a", ""], ["nan"], None):
+        assert columns.labels_of({"label": missing}) is None
+    rows = [{"id": str(k), "text": f"a text {k}", "label": []} for k in range(9)]
+    source = tmp_path / "none.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    given = {"source": source, "tokenizer": roberta_folder, "output_dir": tmp_path / "p", "problem_type": MULTI}
+    assert_refused(run_command("scripts.prepare_dataset", **given), "no label in any document")
 
 
 def test_a_run_learns_labels_keeps_thresholds_and_does_not_depend_on_processes(multi_folder, roberta_folder, tmp_path):

@@ -93,7 +93,7 @@ def test_intervals_contain_the_values_of_many_rare_labels():
     labels = (rng.random((100, 300)) < 0.01).astype(np.int8)
     predicted = (labels == 1) ^ (rng.random(labels.shape) < 0.005)
     found = metrics_with_intervals(labels, Prediction(predicted, predicted * 0.6), [str(k) for k in range(300)], most=0)
-    for name in ("f1_macro", "precision_macro", "recall_macro", "average_precision_macro"):
+    for name in ("f1_macro", "f1_weighted", "precision_macro", "recall_macro", "average_precision_macro"):
         entry = found[name]
         assert entry["low"] < entry["value"] < entry["high"], name
         assert entry["high"] - entry["low"] < 0.25
@@ -116,6 +116,13 @@ def test_intervals_stay_within_the_range_of_a_metric():
 def test_difference_is_paired():
     labels, prediction = some_labels(150)
     assert difference(labels, prediction, prediction) == {"value": 0.0, "low": 0.0, "high": 0.0}
+    # A document that a third of the resamples lack is no difference beyond chance.
+    for seed in range(6):
+        sure, _ = some_labels(60, seed)
+        one_wrong = sure == 1
+        one_wrong[5, 1] = ~one_wrong[5, 1]
+        gap = difference(sure, Prediction(sure == 1, sure), Prediction(one_wrong, sure))
+        assert gap["low"] <= 0 < gap["value"] < gap["high"]
     worse = Prediction(np.zeros_like(prediction.predicted), prediction.scores)
     gap = difference(labels, prediction, worse)
     assert gap["value"] == pytest.approx(f1_score(labels, prediction.predicted, average="macro", zero_division=0))

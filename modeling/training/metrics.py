@@ -43,10 +43,7 @@ class ClassificationMetrics(evaluate.Metric):
         self.severity_weights = list(severity_weights or [1.0] * len(self.label_names))
         if len(self.severity_weights) != len(self.label_names):
             raise ValueError(f"Got {len(self.severity_weights)} severity weights for {len(self.label_names)} labels.")
-        overall = classification_metrics([0], [0], [""], [1.0])
-        per_class = [f"{kind}_{name}" for kind in ("precision", "recall", "f1") for name in self.label_names]
-        if duplicates := [name for name in per_class if name in overall]:
-            raise ValueError(f"Per-class metrics would overwrite {', '.join(duplicates)}: rename the label.")
+        check_label_names(self.label_names, classification_metrics([0], [0], [""], [1.0]))
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -132,6 +129,13 @@ def multi_label_metrics(
         values |= {f"precision_{name}": precision[i], f"recall_{name}": recall[i], f"f1_{name}": f1[i]}
         values |= {f"average_precision_{name}": average_precision[i], f"support_{name}": support[i]}
     return {name: float(value) for name, value in values.items()}
+
+
+def check_label_names(label_names: Sequence[str], overall: Iterable[str]) -> None:
+    """Raise ValueError if a metric of a label has the name of one of all, such as `f1_macro`."""
+    of_label = {f"{kind}_{name}" for kind in ("precision", "recall", "f1", "average_precision") for name in label_names}
+    if duplicates := sorted(of_label & set(overall)):
+        raise ValueError(f"Per-class metrics would overwrite {', '.join(duplicates)}: rename the label.")
 
 
 def check_metric_name(name: str | None, known: Iterable[str]) -> None:

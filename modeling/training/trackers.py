@@ -6,6 +6,7 @@ Everything else reaches trackers through `Trainer.log`.
 B documents, K labels, M of them in the figure.
 """
 
+import warnings
 from collections.abc import Callable
 from textwrap import wrap
 from typing import Any
@@ -27,6 +28,7 @@ from transformers.integrations import (
 from ..hierarchical_roberta.decision import SeveralLabels
 from .trainer import WeightedTrainer
 
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # characters of names that the font lacks
 # Confusion matrix: maximum size in inches, and maximum number of labels for which cells are annotated.
 MAX_INCHES, MAX_ANNOTATED = 15.0, 20
 # Several labels a document: maximum number of labels in the figure, the most frequent ones; characters in a line of a name.

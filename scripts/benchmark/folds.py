@@ -94,6 +94,8 @@ class Folds:
         self, column: str, column_of: Callable[[str], dict[str, Any]], groups: np.ndarray
     ) -> list[str]:
         fold_of = [to_name(column_of(id_)[column]) for id_ in self.whole["id"]]
+        if not any(fold_of):
+            raise ValueError(f"No document has a value in the column {column!r}: is there such a column?")
         if missing := [id_ for id_, fold in zip(self.whole["id"], fold_of, strict=True) if not fold]:
             raise ValueError(f"{len(missing)} documents have no value in {column!r}, for example {missing[0]}.")
         if len(set(fold_of)) < 2:

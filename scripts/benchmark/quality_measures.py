@@ -4,7 +4,6 @@ B documents, K labels, R resamples. A system has one prediction for each of its 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class OneLabelMeasures:
     """
 
     second, second_title = "missed_at_rate", "{} missed at the tuned TF-IDF's flag rate"
-    interval = staticmethod(statistics.interval)
+    f1_interval = staticmethod(statistics.interval)
 
     def __init__(self, names: Sequence[str], labels_B: np.ndarray, folds_B: np.ndarray, reference: Prediction):
         self.names, self.labels_B, self.folds_B = names, labels_B, folds_B
@@ -77,7 +76,7 @@ class SeveralLabelsMeasures:
     """Macro-F1 and micro-F1."""
 
     second, second_title = "f1_micro", "micro-F1"
-    interval = staticmethod(partial(multi_label_statistics.centred_interval, lowest=-1.0))
+    f1_interval = staticmethod(multi_label_statistics.difference_interval)
 
     def __init__(self, names: Sequence[str], labels_BK: np.ndarray, folds_B: np.ndarray, reference: Prediction):
         self.labels_BK = labels_BK

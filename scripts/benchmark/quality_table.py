@@ -13,7 +13,7 @@ import numpy as np
 from scripts.benchmark.quality_measures import OneLabelMeasures, SeveralLabelsMeasures
 from scripts.common.markdown import markdown_table
 from scripts.common.predictions_io import PredictedDocument, label_codes, read_predictions
-from scripts.evaluation.statistics import Prediction
+from scripts.evaluation.statistics import Prediction, interval
 
 REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
 WORDS = "words_alone"
@@ -39,7 +39,7 @@ def figures(
 
     def less(metric: str, other: str) -> dict[str, float]:
         difference = measured[metric] - others[other][metric]
-        return measures.interval(difference[0], difference[1:])
+        return (measures.f1_interval if metric == "f1_macro" else interval)(difference[0], difference[1:])
 
     rows = [np.flatnonzero(folds_B == fold) for fold in np.unique(folds_B)]
     by_fold = np.array([np.mean([measures.fold_f1(one, of_fold) for one in seeds]) for of_fold in rows])
@@ -163,4 +163,5 @@ def markdown(measured: dict[str, Any]) -> str:
 
 
 def format_interval(value: dict[str, float]) -> str:
-    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+    shown = {name: f"{round(number, 3) + 0.0:+.3f}" for name, number in value.items()}  # + 0.0: not -0.000
+    return "{value} [{low}, {high}]".format(**shown)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
+from data.documents import shorten
 from modeling.file_utils import atomic_write
 
 
@@ -54,14 +55,18 @@ class PredictedDocument(NamedTuple):
 
 
 def read_predictions(path: Path, labels: Sequence[str]) -> dict[str, PredictedDocument]:
-    """The rows of a prediction file by id."""
+    """The rows of a prediction file by id.
+
+    Raises:
+        ValueError: its labels are others.
+    """
     with open(path, encoding="utf-8", newline="") as file:
-        return {
-            row["id"]: PredictedDocument(
-                row["label"], row["predicted"], np.array([float(row[name]) for name in labels])
-            )
-            for row in csv.DictReader(file)
-        }
+        # By position: a label or a kept column may have any name.
+        header, *rows = csv.reader(file)
+    if header[3 : 3 + len(labels)] != list(labels):
+        raise ValueError(f"{path} is not of a model with these labels: {shorten(labels, 20)}.")
+    scores_BK = np.array([row[3 : 3 + len(labels)] for row in rows], dtype=np.float64)
+    return {row[0]: PredictedDocument(row[1], row[2], scores_K) for row, scores_K in zip(rows, scores_BK, strict=True)}
 
 
 def label_codes(cells: Sequence[str], labels: Sequence[str], is_multi_label: bool) -> np.ndarray:

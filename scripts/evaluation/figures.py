@@ -1,6 +1,7 @@
 """Figures of the report, as PNG."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from modeling.training.trackers import confusion_figure
 
 matplotlib.use("Agg")
 matplotlib.rcParams["text.parse_math"] = False  # labels may contain dollar signs
+warnings.filterwarnings("ignore", "Glyph .* missing from")  # and characters that the font lacks
 # Okabe and Ito's palette, distinguishable by colour-blind readers.
 COLOURS = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")

@@ -26,6 +26,8 @@ OVERALL = (
     *("label_ranking_average_precision", "average_precision_macro", "precision_macro", "recall_macro"),
 )
 
+OVER_LABELS = ("f1_macro", "f1_weighted", "average_precision_macro", "precision_macro", "recall_macro")
+
 
 @lru_cache(maxsize=1)
 def resample_counts(num_documents: int, seed: int = 0) -> np.ndarray:
@@ -38,10 +40,9 @@ def resample_counts(num_documents: int, seed: int = 0) -> np.ndarray:
 
 def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: int) -> dict[str, np.ndarray]:
     """The metrics of `multi_label_metrics` on bootstrap resamples, each (R,): all over labels, and precision, recall and F1 of
-    the first `num_own` labels.
+    the first `num_own` labels, NaN where a resample lacks the label.
 
-    A label that a resample happens to lack is left out of its means, which are of the labels that occur at all; those that
-    do not count 0, as in the value.
+    In means over labels, one that a resample lacks has its value on all documents.
     """
     labels_BK, predicted_BK = np.asarray(labels_BK) == 1, np.asarray(prediction.predicted) == 1
     parts = [
@@ -55,25 +56,25 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
         "hamming_loss": (labels_BK != predicted_BK).mean(axis=1),
         "label_ranking_average_precision": ranking_precision(labels_BK, prediction.scores),
     }
-    occurring = labels_BK.any(axis=0).mean()  # share of the labels
+    whole_3K1 = _rates(*(part @ np.ones((len(labels_BK), 1)) for part in parts))
     blocks: list[dict[str, np.ndarray]] = []
     count_BR = resample_counts(len(labels_BK))
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
         block_BR = count_BR[:, start : start + RESAMPLES_AT_ONCE].astype(np.float64)
         right_KR, support_KR, found_KR = (part @ block_BR for part in parts)
-        precision_KR = np.where(support_KR > 0, _ratio(right_KR, found_KR), np.nan)
-        recall_KR = np.where(support_KR > 0, _ratio(right_KR, support_KR), np.nan)
-        f1_KR = np.where(support_KR > 0, _ratio(2 * right_KR, support_KR + found_KR), np.nan)
+        rates_3KR = _rates(right_KR, support_KR, found_KR)
+        precision_KR, recall_KR, f1_KR = np.where(support_KR > 0, rates_3KR, whole_3K1)
         block = {
-            "f1_macro": occurring * _mean(f1_KR),
+            "f1_macro": f1_KR.mean(axis=0),
             "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + found_KR).sum(axis=0)),
-            "f1_weighted": _ratio(np.nansum(f1_KR * support_KR, axis=0), support_KR.sum(axis=0)),
-            "precision_macro": occurring * _mean(precision_KR),
-            "recall_macro": occurring * _mean(recall_KR),
+            "f1_weighted": _ratio((f1_KR * support_KR).sum(axis=0), support_KR.sum(axis=0)),
+            "precision_macro": precision_KR.mean(axis=0),
+            "recall_macro": recall_KR.mean(axis=0),
         }
         block |= {name: value_B @ block_BR / len(labels_BK) for name, value_B in by_document.items()}
         for k in range(num_own):
-            block |= {f"precision_{k}": precision_KR[k], f"recall_{k}": recall_KR[k], f"f1_{k}": f1_KR[k]}
+            own_3R = np.where(support_KR[k] > 0, rates_3KR[:, k], np.nan)
+            block |= {f"precision_{k}": own_3R[0], f"recall_{k}": own_3R[1], f"f1_{k}": own_3R[2]}
         blocks.append(block)
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -103,14 +104,18 @@ def resampled_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray, nu
     return average_KR
 
 
-def centred_interval(value: float, resampled_R: np.ndarray, lowest: float = 0.0) -> dict[str, float]:
-    """`interval` of a mean over labels, with resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10), so that
-    their mean is the value: without the rare labels that a resample lacks, such a mean moves.
+def centred_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
+    """`interval` of a mean over labels, from 0 to 1, with resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10),
+    so that their mean is the value: with one or two documents of a label, resamples that have one score it too high."""
+    return interval(value, np.clip(resampled_R - resampled_R.mean() + value, 0.0, 1.0))
 
-    Args:
-        lowest: lowest value that there is; the highest is 1.
-    """
-    return interval(value, np.clip(resampled_R - np.nanmean(resampled_R) + value, lowest, 1.0))
+
+def difference_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
+    """`interval` of a difference of two such means, likewise shifted, but not so that it excludes 0 only for that."""
+    plain, shifted = interval(value, resampled_R), interval(value, resampled_R - resampled_R.mean() + value)
+    if plain["low"] <= 0 <= plain["high"]:
+        shifted |= {"low": min(shifted["low"], 0.0), "high": max(shifted["high"], 0.0)}
+    return shifted
 
 
 def metrics_with_intervals(
@@ -126,9 +131,11 @@ def metrics_with_intervals(
     resampled = resampled_metrics(labels_BK[:, order], reordered, len(own))
     num_resamples = int(np.clip(MAX_RANKED // max(labels_BK.size, 1), 200, NUM_RESAMPLES))
     average_KR = resampled_average_precision(labels_BK[:, order], reordered.scores, num_resamples)
-    resampled["average_precision_macro"] = _mean(average_KR)
+    average_K1 = np.array([observed[f"average_precision_{names[k]}"] for k in order])[:, None]
+    occurs_K = labels_BK[:, order].any(axis=0)
+    resampled["average_precision_macro"] = np.where(np.isnan(average_KR), average_K1, average_KR)[occurs_K].mean(axis=0)
     intervals = {
-        name: (centred_interval if name.endswith("_macro") else interval)(observed[name], resampled[name])
+        name: (centred_interval if name in OVER_LABELS else interval)(observed[name], resampled[name])
         for name in OVERALL
     }
     rank_of = {int(k): rank for rank, k in enumerate(own)}
@@ -150,7 +157,7 @@ def difference(labels_BK: np.ndarray, model: Prediction, other: Prediction) -> d
         for each in (model, other)
     )
     model_R, other_R = (resampled_metrics(labels_BK, each, 0)["f1_macro"] for each in (model, other))
-    return centred_interval(model_value - other_value, model_R - other_R, lowest=-1.0)
+    return difference_interval(model_value - other_value, model_R - other_R)
 
 
 def ranking_precision(labels_BK: np.ndarray, scores_BK: np.ndarray) -> np.ndarray:
@@ -216,9 +223,9 @@ def by_group(
     return rows
 
 
-def _mean(values_KR: np.ndarray) -> np.ndarray:
-    """Mean over the labels, ignoring NaN, (R,)."""
-    return _ratio(np.nansum(values_KR, axis=0), (~np.isnan(values_KR)).sum(axis=0))
+def _rates(right: np.ndarray, support: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1, stacked."""
+    return np.stack([_ratio(right, found), _ratio(right, support), _ratio(2 * right, support + found)])
 
 
 def _ratio(numerator: Any, denominator: Any) -> np.ndarray:

@@ -22,6 +22,7 @@ from modeling.training.calibration import fit_label_calibration, fit_temperature
 from modeling.training.decision_metric import check_decision_metric, fit_decision, parse_decision_metric
 from modeling.training.losses import balanced_class_weights, balanced_positive_weights
 from modeling.training.metrics import (
+    check_label_names,
     check_metric_name,
     classification_metrics,
     compute_metrics_fn,
@@ -115,6 +116,10 @@ class MultiLabel:
     problem_type: ClassVar[str] = MULTI
     is_multi_label: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        none_BK = np.zeros((1, 2), dtype=np.int64)
+        check_label_names(self.names, multi_label_metrics(none_BK, none_BK, none_BK, []))
+
     def check(self, args: HierarchicalTrainingArguments, validation_labels_BK: np.ndarray) -> None:
         """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid."""
         none_BK = np.zeros((1, len(self.names)), dtype=np.int64)
@@ -162,7 +167,8 @@ def kind_of(part: datasets.Dataset, severity_weights: str | None = None) -> Sing
         severity_weights: see `parse_severity_weights`.
 
     Raises:
-        ValueError: invalid severity weights, or some for several labels a document.
+        ValueError: invalid severity weights, or some for several labels a document; or, there, a label named `macro` or the
+            like, whose metrics would overwrite others.
     """
     names = label_names(part)
     if not is_multi_label(part):
