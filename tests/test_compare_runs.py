@@ -92,3 +92,8 @@ def test_prediction_files_are_read_back_whatever_the_labels_are_called(tmp_path)
     assert np.array([row.scores_K for row in read.values()]).tolist() == scores.tolist()
     with pytest.raises(ValueError, match="not of a model with these labels"):
         read_predictions(tmp_path / "predictions.csv", ["id", "two words"])
+    whole = (tmp_path / "predictions.csv").read_text()
+    for text, said in (("", "not of a model"), (whole[: whole.rindex(",")], "is cut")):
+        (tmp_path / "predictions.csv").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            read_predictions(tmp_path / "predictions.csv", names)

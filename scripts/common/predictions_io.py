@@ -58,13 +58,15 @@ def read_predictions(path: Path, labels: Sequence[str]) -> dict[str, PredictedDo
     """The rows of a prediction file by id.
 
     Raises:
-        ValueError: its labels are others.
+        ValueError: its labels are others, or it is cut.
     """
     with open(path, encoding="utf-8", newline="") as file:
         # By position: a label or a kept column may have any name.
-        header, *rows = csv.reader(file)
+        header, *rows = list(csv.reader(file)) or [[]]
     if header[3 : 3 + len(labels)] != list(labels):
         raise ValueError(f"{path} is not of a model with these labels: {shorten(labels, 20)}.")
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"{path} is cut: a row has fewer columns than the header.")
     scores_BK = np.array([row[3 : 3 + len(labels)] for row in rows], dtype=np.float64)
     return {row[0]: PredictedDocument(row[1], row[2], scores_K) for row, scores_K in zip(rows, scores_BK, strict=True)}
 
