@@ -42,7 +42,7 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
     """The metrics of `multi_label_metrics` on bootstrap resamples, each (R,): all over labels, and precision, recall and F1 of
     the first `num_own` labels, NaN where a resample lacks the label.
 
-    In means over labels, one that a resample lacks has its value on all documents.
+    Means over labels, NaN without any, are of the labels that a resample has: `centred_interval` takes out the bias of that.
     """
     labels_BK, predicted_BK = np.asarray(labels_BK) == 1, np.asarray(prediction.predicted) == 1
     parts = [
@@ -56,25 +56,28 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
         "hamming_loss": (labels_BK != predicted_BK).mean(axis=1),
         "label_ranking_average_precision": ranking_precision(labels_BK, prediction.scores),
     }
-    whole_3K1 = _rates(*(part @ np.ones((len(labels_BK), 1)) for part in parts))
     blocks: list[dict[str, np.ndarray]] = []
     count_BR = resample_counts(len(labels_BK))
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
         block_BR = count_BR[:, start : start + RESAMPLES_AT_ONCE].astype(np.float64)
         right_KR, support_KR, found_KR = (part @ block_BR for part in parts)
-        rates_3KR = _rates(right_KR, support_KR, found_KR)
-        precision_KR, recall_KR, f1_KR = np.where(support_KR > 0, rates_3KR, whole_3K1)
+        precision_KR, recall_KR, f1_KR = (
+            np.where(support_KR > 0, _ratio(right, size), np.nan)
+            for right, size in (
+                *((right_KR, found_KR), (right_KR, support_KR)),
+                (2 * right_KR, support_KR + found_KR),
+            )
+        )
         block = {
-            "f1_macro": f1_KR.mean(axis=0),
+            "f1_macro": _mean(f1_KR),
             "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + found_KR).sum(axis=0)),
-            "f1_weighted": _ratio((f1_KR * support_KR).sum(axis=0), support_KR.sum(axis=0)),
-            "precision_macro": precision_KR.mean(axis=0),
-            "recall_macro": recall_KR.mean(axis=0),
+            "f1_weighted": _ratio(np.nansum(f1_KR * support_KR, axis=0), support_KR.sum(axis=0)),
+            "precision_macro": _mean(precision_KR),
+            "recall_macro": _mean(recall_KR),
         }
         block |= {name: value_B @ block_BR / len(labels_BK) for name, value_B in by_document.items()}
         for k in range(num_own):
-            own_3R = np.where(support_KR[k] > 0, rates_3KR[:, k], np.nan)
-            block |= {f"precision_{k}": own_3R[0], f"recall_{k}": own_3R[1], f"f1_{k}": own_3R[2]}
+            block |= {f"precision_{k}": precision_KR[k], f"recall_{k}": recall_KR[k], f"f1_{k}": f1_KR[k]}
         blocks.append(block)
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -106,13 +109,14 @@ def resampled_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray, nu
 
 def centred_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
     """`interval` of a mean over labels, from 0 to 1, with resamples shifted by their bias (Efron & Tibshirani 1993, chapter 10),
-    so that their mean is the value: with one or two documents of a label, resamples that have one score it too high."""
-    return interval(value, np.clip(resampled_R - resampled_R.mean() + value, 0.0, 1.0))
+    so that their mean is the value: labels that a resample lacks are not in its mean, and with one or two documents of a
+    label, resamples that have one score it too high."""
+    return interval(value, np.clip(_centred(value, resampled_R), 0.0, 1.0))
 
 
 def difference_interval(value: float, resampled_R: np.ndarray) -> dict[str, float]:
     """`interval` of a difference of two such means, likewise shifted, but not so that it excludes 0 only for that."""
-    plain, shifted = interval(value, resampled_R), interval(value, resampled_R - resampled_R.mean() + value)
+    plain, shifted = interval(value, resampled_R), interval(value, _centred(value, resampled_R))
     if plain["low"] <= 0 <= plain["high"]:
         shifted |= {"low": min(shifted["low"], 0.0), "high": max(shifted["high"], 0.0)}
     return shifted
@@ -131,9 +135,7 @@ def metrics_with_intervals(
     resampled = resampled_metrics(labels_BK[:, order], reordered, len(own))
     num_resamples = int(np.clip(MAX_RANKED // max(labels_BK.size, 1), 200, NUM_RESAMPLES))
     average_KR = resampled_average_precision(labels_BK[:, order], reordered.scores, num_resamples)
-    average_K1 = np.array([observed[f"average_precision_{names[k]}"] for k in order])[:, None]
-    occurs_K = labels_BK[:, order].any(axis=0)
-    resampled["average_precision_macro"] = np.where(np.isnan(average_KR), average_K1, average_KR)[occurs_K].mean(axis=0)
+    resampled["average_precision_macro"] = _mean(average_KR)
     intervals = {
         name: (centred_interval if name in OVER_LABELS else interval)(observed[name], resampled[name])
         for name in OVERALL
@@ -223,9 +225,16 @@ def by_group(
     return rows
 
 
-def _rates(right: np.ndarray, support: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Precision, recall and F1, stacked."""
-    return np.stack([_ratio(right, found), _ratio(right, support), _ratio(2 * right, support + found)])
+def _mean(values_KR: np.ndarray) -> np.ndarray:
+    """Mean over the labels that are not NaN, (R,): NaN without any."""
+    num_R = (~np.isnan(values_KR)).sum(axis=0)
+    return np.where(num_R > 0, _ratio(np.nansum(values_KR, axis=0), num_R), np.nan)
+
+
+def _centred(value: float, resampled_R: np.ndarray) -> np.ndarray:
+    """Resamples that are not NaN, shifted so that their mean is the value; the value alone without any."""
+    defined_R = resampled_R[~np.isnan(resampled_R)]
+    return defined_R - defined_R.mean() + value if len(defined_R) else np.array([value])
 
 
 def _ratio(numerator: Any, denominator: Any) -> np.ndarray:
