@@ -60,9 +60,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: Hierarchica
         setup.cache_embeddings(parts, data_args.dataset_dir, args, trainer.accelerator)
         trainer.train_dataset, trainer.eval_dataset = parts.documents["train"], parts.documents["validation"]
         if args.streaming:
-            trainer.train_dataset = setup.stream_of(
-                data_args.train_source, parts.chunked["train"], parts.kind.names, args
-            )
+            trainer.train_dataset = setup.stream_of(data_args.train_source, parts, args)
         watchers = run.add_callbacks(trainer, parts.kind.names, config, args, pusher)
         if args.should_save and (checkpoint is None or not output_dir.is_from_run(checkpoint, args.output_dir)):
             output_dir.clear_earlier_run(args.output_dir)

@@ -142,13 +142,17 @@ def _together(train: datasets.Dataset, names: Sequence[str]) -> dict[str, Any] |
         return None
     label_BK = label_array(train)
     counts = label_counts(label_BK, len(names))
-    number = {name: int(counts[i]) for i, name in enumerate(names)}
     return {
         "mean": float(label_BK.sum(axis=1).mean()),
         "num_without": int((label_BK.sum(axis=1) == 0).sum()),
         "pairs": [
-            {"first": first, "second": second, "both": both, "shares": (both / number[first], both / number[second])}
-            for first, second, both in labels_together(label_BK, names, 20)
+            {
+                "first": names[first],
+                "second": names[second],
+                "both": both,
+                "shares": (both / counts[first], both / counts[second]),
+            }
+            for first, second, both in labels_together(label_BK, 20)
         ],
     }
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from typing import Any
@@ -50,7 +50,9 @@ ADVICE = {
     "duplicate_id": "To number the documents instead, use --id_column none.",
     "unknown_split": "To create the splits instead, use --split_column none.",
 }
-DESCRIPTIONS = PROBLEMS | {"evidence": "gold evidence that is not [{start, end}, …] in the unchanged text"}
+DESCRIPTIONS = PROBLEMS | {
+    "evidence": "gold evidence that is not [{start, end}, …] in the unchanged text, or of a label that the document does not have"
+}
 # Problems that `keep` accepts; rows with the others are unusable.
 KEEPABLE = ("empty", "similar_label", "duplicate", "group_leak")
 
@@ -88,8 +90,13 @@ class Columns:
             label = to_label(values.get(self.label))
             return [label] if label else None
         if self.label_columns:
-            return marked_labels(values, self.label_columns)
-        labels = split_labels(values.get(self.label), self.label_separator)
+            return list(dict.fromkeys(map(to_label, marked_labels(values, self.label_columns))))
+        value = values.get(self.label)
+        if is_missing(value):
+            return None
+        if self.label_separator and isinstance(value, int | float):  # a single label such as 1984
+            value = to_name(value)
+        labels = split_labels(value, self.label_separator)
         names = [""] if labels is None else [to_label(label) for label in labels]
         return list(dict.fromkeys(names)) if all(names) else None
 
@@ -255,9 +262,9 @@ def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, lis
     return normalized, moved
 
 
-def _spans(value: Any, text: str) -> str | None:
+def _spans(value: Any, text: str, labels: Sequence[str]) -> str | None:
     """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters, and the "label" that a span is evidence of if
-    it has one; "" without any, None if they are none."""
+    it has one; "" without any, None if they are none, or of a label that the document does not have."""
     if is_missing(value) or value in ("", []):
         return ""
     if isinstance(value, str):  # a CSV cell
@@ -267,11 +274,21 @@ def _spans(value: Any, text: str) -> str | None:
             return None
     if not isinstance(value, list) or not all(_is_span(span, len(text)) for span in value):
         return None
-    return (
-        json.dumps([{key: span[key] for key in ("start", "end", "label") if key in span} for span in value])
-        if value
-        else ""
-    )
+    name_of = {look_alike_key(label): label for label in labels}
+    spans = [{key: span[key] for key in ("start", "end")} for span in value]
+    for span, given in zip(spans, value, strict=True):
+        if "label" in given:
+            span["label"] = name_of.get(look_alike_key(given["label"]))
+    return None if None in [span.get("label", "") for span in spans] else json.dumps(spans)
+
+
+def _renamed_evidence(evidence: str, names: Mapping[str, str]) -> str:
+    """The JSON of `_spans` with other names for some labels."""
+    spans = json.loads(evidence) if evidence and names else []
+    for span in spans:
+        if "label" in span:
+            span["label"] = renamed(span["label"], names)
+    return json.dumps(spans) if spans else evidence
 
 
 def _is_span(value: Any, length: int) -> bool:
@@ -325,7 +342,9 @@ def read_documents(
             found = document["label"]
             own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in found))
             if own != found:
-                merged.update((label, alike[look_alike_key(label)]) for label in found if label not in own)
+                others = {label: alike[look_alike_key(label)] for label in found if label not in own}
+                merged.update(others.items())
+                document["evidence"] = document["evidence"] and _renamed_evidence(document["evidence"], others)
             file = _table_of(row)
             if file and files_of_id.get(document["id"], file) != file:  # another table that numbers its rows from 1
                 document["id"] = f"{file}:{document['id']}"
@@ -384,7 +403,7 @@ def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) 
         "text": text or "",
         "split": to_split(to_name(values.get(columns.split))),
         "group": to_name(values.get(columns.group)),
-        "evidence": _spans(evidence, text or "") if is_unchanged or is_missing(evidence) else None,
+        "evidence": _spans(evidence, text or "", document["label"]) if is_unchanged or is_missing(evidence) else None,
         "metadata": metadata_of(values, columns.keep),
         "sections": json.dumps(sections, ensure_ascii=False) if sections else "",
     }
@@ -417,8 +436,13 @@ def _resolve_similar_labels(
     ]
     if merge:
         issues.decisions["similar_label"] = "merged"
-        merged = [renamed(label, similar) for label in table["label"]]
-        return table.remove_columns("label").add_column("label", merged, feature=table.features["label"])
+        columns = {
+            "label": [renamed(label, similar) for label in table["label"]],
+            "evidence": [_renamed_evidence(evidence, similar) for evidence in table["evidence"]],
+        }
+        for name, values in columns.items():
+            table = table.remove_columns(name).add_column(name, values, feature=table.features[name])
+        return table
     if issues.decisions.get("similar_label") == "dropped":
         return table.select([i for i, label in enumerate(table["label"]) if renamed(label, similar) == label])
     return table

@@ -110,12 +110,12 @@ def label_array(part: datasets.Dataset) -> np.ndarray:
     return label_BK
 
 
-def labels_together(label_BK: np.ndarray, names: Sequence[str], most: int = 50) -> list[tuple[str, str, int]]:
-    """Pairs of labels and the documents that have both, the most frequent first."""
+def labels_together(label_BK: np.ndarray, most: int = 50) -> list[tuple[int, int, int]]:
+    """Pairs of labels (ids) and the documents that have both, the most frequent first."""
     sparse_BK = sparse.csr_matrix(label_BK, dtype=np.int64)
     both = sparse.triu(sparse_BK.T @ sparse_BK, k=1).tocoo()
     order = np.argsort(-both.data, kind="stable")[:most]
-    return [(names[both.row[i]], names[both.col[i]], int(both.data[i])) for i in order]
+    return [(int(both.row[i]), int(both.col[i]), int(both.data[i])) for i in order]
 
 
 def shown_labels(label: int | Sequence[int], names: Sequence[str]) -> str:

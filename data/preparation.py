@@ -22,6 +22,7 @@ from data.documents import (
     Columns,
     DataIssues,
     check_decisions,
+    look_alike_key,
     read_documents,
     shorten,
     to_label,
@@ -109,15 +110,17 @@ def prepare_dataset(
         else:
             columns = columns or Columns()
             rows = Source(sources, dataclasses.replace(read_options or ReadOptions(), text_columns=columns.texts))
-            stored = None if labels else list(map(to_label, rows.label_names(columns.label) or ()))
+            stored = [] if labels or columns.label_columns else rows.label_names(columns.label) or []
+            stored = list(map(to_label, stored))
             documents, issues = read_documents(
                 rows, columns, labels or stored, drop, keep, merge_labels, cache_dir=str(workspace)
             )
             unread = list(rows.found.unread)
-            labels = labels or stored or list(columns.label_columns) or sorted_labels(documents["label"])
+            labels = labels or stored or _named_labels(columns, documents)
             if len(labels) < 2:
                 found = f"a single label ({labels[0]!r})" if labels else "no label in any document"
-                raise ValueError(f"The column {columns.label!r} has {found}; expected at least two labels.")
+                place = f"The column {columns.label!r} has" if not columns.label_columns else "--label_columns names"
+                raise ValueError(f"{place} {found}; expected at least two labels.")
             split_of = split_documents(
                 documents, issues, split_fractions, seed, validation_from_train, duplicate_threshold
             )
@@ -246,6 +249,14 @@ def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_
     if max_chunks < 1:
         raise ValueError(f"`max_chunks` must be at least 1, got {max_chunks}.")
     return body_length
+
+
+def _named_labels(columns: Columns, documents: datasets.Dataset) -> list[str]:
+    """Labels in order: those of columns of 0 and 1, less those that were merged into another, or sorted those that occur."""
+    occurring = sorted_labels(documents["label"])
+    names, keys = set(occurring), set(map(look_alike_key, occurring))
+    marked = dict.fromkeys(map(to_label, columns.label_columns))
+    return [name for name in marked if name in names or look_alike_key(name) not in keys] or occurring
 
 
 def describe_options(columns: Columns | None, read_options: ReadOptions | None, **others: Any) -> dict[str, Any]:

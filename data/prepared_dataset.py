@@ -56,7 +56,7 @@ def describe_several(label_BK: np.ndarray, names: list[str]) -> dict[str, Any]:
     numbers, counts = np.unique(label_BK.sum(axis=1, dtype=np.int64), return_counts=True)
     return {
         "labels_of_a_document": dict(zip(map(str, numbers.tolist()), counts.tolist(), strict=True)),
-        "labels_together": labels_together(label_BK, names),
+        "labels_together": [(names[first], names[second], both) for first, second, both in labels_together(label_BK)],
     }
 
 

@@ -430,8 +430,8 @@ def _read_sheet(file: SourceFile, sheet: Iterator[list[Any]], unread: dict[str, 
         values = {name: cells[index] for index, name in columns.items()}
         if any(isinstance(value, str) and len(value) == MAX_CELL for value in values.values()):
             unread[f"{file.name}, row {number} beyond the {MAX_CELL:,} characters that a cell can hold"] = None
-        if any(value is not None for value in values.values()):
-            yield Row(f"row {number}", values)
+        if any(value is not None for value in values.values()):  # empty cells are those of a CSV
+            yield Row(f"row {number}", {name: "" if value is None else value for name, value in values.items()})
 
 
 def _cell(value: Any) -> Any:

@@ -84,16 +84,24 @@ def prepared_stream(chunked: ChunkedDocuments, **options: Any) -> StreamedDocume
 
 
 def source_stream(
-    source: str, chunked: ChunkedDocuments, labels: Sequence[str], encoding_errors: str = "strict", **options: Any
+    source: str,
+    chunked: ChunkedDocuments,
+    labels: Sequence[str],
+    columns: Columns | None = None,
+    encoding_errors: str = "strict",
+    **options: Any,
 ) -> StreamedDocuments:
     """Stream the rows of a source, tokenized on the fly and cut like `chunked`.
+
+    Args:
+        columns: of the source; default: those named text and label, with a list of labels where `chunked` has several.
 
     Raises:
         ValueError: during iteration, for a row without text or with a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
-    columns = Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
-    found = Source([source], ReadOptions(encoding_errors=encoding_errors))
+    columns = columns or Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
+    found = Source([source], ReadOptions(encoding_errors=encoding_errors, text_columns=columns.texts))
 
     def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)

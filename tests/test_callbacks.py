@@ -1,6 +1,7 @@
 """Early stopping's rule, the warnings of the training monitor, the files that are written whole."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -47,12 +48,8 @@ def test_smaller_is_better_where_the_arguments_say_so():
 
 
 def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
-    trainer = SimpleNamespace(
-        last_grad_norm=None,
-        stats=SimpleNamespace(totals={}),
-        model=SimpleNamespace(config=SimpleNamespace(num_labels=3, is_multi_label=False)),
-    )
-    health, control = TrainingMonitor(trainer), TrainerControl()
+    trainer = SimpleNamespace(last_grad_norm=None, stats=SimpleNamespace(totals={}))
+    health, control = TrainingMonitor(trainer, chance=math.log(3)), TrainerControl()
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
         trainer.stats.totals = {"loss": loss, "steps": 1}
         health.on_evaluate(ARGS, TrainerState(epoch=epoch), control, metrics={"eval_loss": eval_loss})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
 
-from modeling.training.losses import balanced_class_weights, weight_sum, weighted_loss_sum
+from modeling.training.losses import balanced_class_weights, chance_loss, weight_sum, weighted_loss_sum
 
 
 def test_balanced_weights_of_the_case_it_was_made_for():
@@ -35,3 +35,24 @@ def test_the_parts_add_up_to_torchs_weighted_cross_entropy(label_smoothing):
     whole = torch.nn.functional.cross_entropy(logits, labels, weights, label_smoothing=label_smoothing)
     torch.testing.assert_close(sum(parts) / weight_sum(labels, weights), whole)
     assert weight_sum(labels, None) == 15
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("is_multi_label", [False, True])
+def test_chance_loss_is_the_lowest_of_the_same_logits_for_every_document(is_multi_label, weighted):
+    rng = np.random.default_rng(0)
+    ids = torch.as_tensor(rng.choice(3, size=200, p=[0.6, 0.3, 0.1]))
+    labels = torch.as_tensor(rng.random((200, 3)) < [0.02, 0.3, 0.9]).long() if is_multi_label else ids
+    counts = labels.sum(dim=0) if is_multi_label else torch.bincount(ids)
+    weights = torch.tensor([5.0, 1.0, 0.3]) if weighted else None
+    logits = torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = weighted_loss_sum(logits.expand(200, 3), labels, weights) / weight_sum(labels, weights)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert chance_loss(counts.numpy(), 200, weights, is_multi_label) == pytest.approx(loss().item(), rel=1e-5)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from sklearn import metrics as sklearn_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import EvalPrediction
 
 from data.demo_corpus import DESCRIPTORS, descriptor_corpus
 from data.documents import Columns, read_documents
@@ -24,10 +26,11 @@ from modeling.hierarchical_roberta.configuration_hierarchical_roberta import Hie
 from modeling.hierarchical_roberta.decision import SeveralLabels, decision_of
 from modeling.training.calibration import fit_label_calibration, fit_logit_weights
 from modeling.training.losses import balanced_positive_weights, weight_sum, weighted_loss_sum
-from modeling.training.metrics import multi_label_metrics
+from modeling.training.metrics import multi_label_metrics, multi_label_metrics_fn
 from modeling.training.thresholds import best_threshold, fit_thresholds, parse_threshold_metric
 from scripts.training.kinds import MultiLabel
 from tests.conftest import assert_refused, run_command, tiny_rows, train
+from tests.test_sources import write_workbook
 from tests.tiny_training import SplitLengths, trainer_for
 
 NAMES = ["drugs", "language", "violence"]
@@ -121,6 +124,58 @@ def test_label_hygiene_is_that_of_one_label(tmp_path):
     assert list(named["label"]) == [["DRUGS"], ["DRUGS", "1"], ["DRUGS"], ["1"]]
     with pytest.raises(ValueError, match=r"not in --labels \[unknown_label\].*'drugs'"):
         read_documents(source, columns, labels=["Drugs", "1"])
+
+
+def test_labels_are_read_in_the_odd_forms_of_tables():
+    several = {"problem_type": MULTI}
+    tags = Columns(label_separator=";", **several)
+    read = [tags.labels_of({"label": value}) for value in ("1;2", 1, 2.0, "", None, float("nan"))]
+    assert read == [["1", "2"], ["1"], ["2"], [], None, None]
+    lists = Columns(**several)
+    assert [lists.labels_of({"label": value}) for value in ("NaN", float("nan"), '["a"]')] == [None, None, ["a"]]
+    marks = Columns(label_columns=["1.0", "b"], **several)
+    assert marks.labels_of({"1.0": 1, "b": 0}) == ["1"]
+
+
+def test_an_empty_cell_of_a_spreadsheet_is_no_label(tmp_path):
+    write_workbook(tmp_path / "a.xlsx", {"Texts": [["text", "label"], ["One.", "a; b"], ["Two.", None]]})
+    documents, _ = read_documents(Source([str(tmp_path / "a.xlsx")]), Columns(problem_type=MULTI, label_separator=";"))
+    assert list(documents["label"]) == [["a", "b"], []]
+
+
+def test_columns_of_labels_win_over_a_label_column_and_can_be_merged(roberta_folder, tmp_path):
+    rows = [row | {"Teen": int(k % 2 == 0), "teen": int(k % 5 == 0), "c": 1} for k, row in enumerate(tiny_rows())]
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("id", "text")}
+        | {"label": datasets.ClassLabel(names=["General", "Teen", "Mature"])}
+        | {name: datasets.Value("int64") for name in ("Teen", "teen", "c")}
+    )
+    rows = [{name: row[name] for name in features} for row in rows]
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    columns = Columns(problem_type=MULTI, label_columns=["Teen", "teen", "c"])
+    given = {"columns": columns, "merge_labels": True, "keep": ["duplicate"]}
+    prepare_dataset(str(tmp_path / "a.parquet"), str(roberta_folder), tmp_path / "data", **given)
+    about = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert about["labels"] == ["Teen", "c"]
+    numbers = [split["labels"]["Teen"] for split in about["splits"].values()]
+    assert sum(numbers) == sum(row["Teen"] or row["teen"] for row in rows)
+
+
+def test_labels_of_evidence_are_those_of_the_document(tmp_path):
+    spans = [[{"start": 0, "end": 3, "label": name}] for name in ("teen ", "1.0", "war")]
+    rows = [
+        {"text": f"A text {k}.", "label": own, "evidence": span}
+        for k, (own, span) in enumerate(zip((["Teen"], ["1"], ["Teen"]), spans, strict=True))
+    ]
+    rows += [{"text": "Another.", "label": ["TEEN"], "evidence": [{"start": 0, "end": 3, "label": "TEEN"}]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source, columns = Source([str(tmp_path / "a.jsonl")]), Columns(problem_type=MULTI)
+    for labels in (None, ["Teen", "1"]):
+        documents, issues = read_documents(source, columns, labels=labels, merge_labels=True)
+        found = [[span["label"] for span in json.loads(text or "[]")] for text in documents["evidence"]]
+        assert found == [["Teen"], ["1"], [], ["Teen"]]
+        assert len(issues.rows["evidence"]) == 1
+        assert "row 3" in issues.rows["evidence"][0]
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path, roberta_folder):
@@ -326,6 +381,8 @@ def test_thresholds_are_best_by_f1_or_reach_a_recall():
     only = fit_thresholds(scores, labels, *parse_threshold_metric("recall_drugs=1.0", NAMES))
     assert only[0] < thresholds[0]
     assert only[1:].tolist() == thresholds[1:].tolist()
+    adjacent = np.array([np.nextafter(0.7, 1), 0.7, 0.7, 0.2])
+    assert (adjacent >= best_threshold(adjacent, np.array([1, 0, 0, 0]))).tolist() == [True, False, False, False]
     for wrong in ("accuracy", "recall=2", "recall_none=0.5", "recall_drugs"):
         with pytest.raises(ValueError, match="Invalid `decision_metric`"):
             parse_threshold_metric(wrong, NAMES)
@@ -386,6 +443,23 @@ def test_a_config_tells_what_a_document_gets():
 )
 def test_options_of_one_label_are_refused(multi_folder, roberta_folder, tmp_path, wrong, said):
     assert_refused(train(multi_folder, roberta_folder, tmp_path / "run", **wrong), said)
+
+
+def test_a_recall_that_validation_cannot_measure_is_refused(caplog):
+    labels = np.array([[1, 0], [1, 0]])
+    args = SimpleNamespace(metric_for_best_model="f1_macro", decision_metric="recall_b=0.9")
+    with pytest.raises(ValueError, match=r"no validation document is labelled b"):
+        MultiLabel(["a", "b"]).check(args, labels)
+    args.decision_metric = "recall=0.9"
+    MultiLabel(["a", "b"]).check(args, labels)
+    assert "No validation document has b" in caplog.text
+
+
+def test_a_diverged_model_has_metrics():
+    labels = np.array([[1, 0, 1], [0, 1, 0]])
+    values = multi_label_metrics_fn(NAMES)(EvalPrediction(np.full((2, 3), np.nan), labels))
+    assert values["f1_macro"] == 0
+    assert all(np.isfinite(value) for value in values.values())
 
 
 def test_a_label_whose_metrics_would_overwrite_others_is_refused():

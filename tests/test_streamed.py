@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from data.chunk_dataset import ChunkedDocuments
+from data.documents import Columns
+from data.labels import MULTI
 from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
 from scripts.common.cli import one_paragraph
 from tests.conftest import LABELS, assert_refused, tiny_rows, train, write_csv
@@ -60,6 +63,21 @@ def test_source_stream_gives_the_items_of_the_prepared_stream(splits, csv_file, 
     for id_, item in prepared.items():
         assert item["labels"] == streamed[id_]["labels"]
         assert all((a == b).all() for a, b in zip(item["input_ids"], streamed[id_]["input_ids"], strict=True))
+
+
+def test_source_stream_reads_labels_as_they_were_prepared(splits, csv_file, roberta_folder, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(roberta_folder)
+    rows = [{"story": "One.", "tags": "b; a"}, {"story": "Two.", "tags": ""}]
+    source = tmp_path / "a.csv"
+    source.write_text("story,tags\n" + "".join(f"{row['story']},{row['tags']}\n" for row in rows))
+    columns = Columns(text="story", label="tags", label_separator=";", problem_type=MULTI)
+    features = datasets.Features(
+        splits["train"].features | {"label": datasets.List(datasets.ClassLabel(names=["a", "b"]))}
+    )
+    part = splits["train"].select(range(2)).map(lambda _: {"label": [0]}, features=features)
+    chunked = ChunkedDocuments(part, tokenizer, chunk_length=16, max_chunks=4)
+    items = take(source_stream(str(source), chunked, ["a", "b"], columns, seed=0, buffer_size=1), 2)
+    assert [item["labels"].tolist() for item in items] == [[1, 1], [0, 0]]
 
 
 @pytest.mark.slow

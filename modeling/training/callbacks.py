@@ -299,7 +299,7 @@ class ProgressLogCallback(ProgressCallback):
         listed = ", ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if not is_timing(name) and name != "learning_rate" and "support" not in name
+            if not is_timing(name) and name != "learning_rate" and not name.startswith("support_")
         )
         line = f"step {state.global_step}, epoch {state.epoch:.2f}: {kind}: {listed}"
         logger.info(line, extra={"detail": True})

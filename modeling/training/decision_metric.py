@@ -61,10 +61,14 @@ def check_decision_metric(text: str | None, label_names: Sequence[str], validati
         return
     metric = parse_decision_metric(text, label_names)
     if metric.label is not None and metric.label not in validation_labels_B:
-        raise ValueError(
-            f"`decision_metric` {text!r}: no validation document is labelled {label_names[metric.label]}, so its recall "
-            "cannot be measured. Add documents to the validation split, or choose another metric."
-        )
+        raise ValueError(no_recall_message(text, label_names[metric.label]))
+
+
+def no_recall_message(text: str, label: str) -> str:
+    return (
+        f"`decision_metric` {text!r}: no validation document is labelled {label}, so its recall cannot be measured. Add "
+        "documents to the validation split, or choose another metric."
+    )
 
 
 def fit_decision(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy.special import entr
 from torch import nn
 
 MAX_POSITIVE_WEIGHT = 100.0
@@ -82,3 +83,21 @@ def weight_sum(labels: torch.Tensor, class_weights_K: torch.Tensor | None) -> to
     if class_weights_K is None or labels.dim() == 2:
         return counts.sum(dtype=torch.float32)
     return (class_weights_K.to(labels.device)[labels.clamp(min=0)] * counts).sum()
+
+
+def chance_loss(
+    count_K: Sequence[int] | np.ndarray, num_documents: int, class_weights_K: torch.Tensor | None, is_multi_label: bool
+) -> float:
+    """The weighted loss, without label smoothing, of the best scores that are the same for every document: what a model
+    reaches that knows only how frequent the labels are.
+
+    >>> chance_loss([50, 50], 100, None, False), chance_loss([90, 10], 100, torch.tensor([1.0, 9.0]), False)
+    (0.6931471805599453, 0.6931471805599453)
+    """
+    count_K = np.asarray(count_K, dtype=np.float64)
+    own_K = count_K if class_weights_K is None else count_K * class_weights_K.cpu().numpy()
+    if not is_multi_label:
+        return float(entr(own_K / own_K.sum()).sum())
+    total_K = own_K + num_documents - count_K
+    losses_K = total_K * (entr(own_K / total_K) + entr(1 - own_K / total_K))
+    return float(losses_K.sum() / (num_documents * len(count_K)))

@@ -174,7 +174,8 @@ def multi_label_metrics_fn(label_names: Sequence[str]) -> Callable[[EvalPredicti
     logged, decision = logged_labels(label_names), SeveralLabels()
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits_BK = np.asarray(prediction.predictions)
+        # A model that diverged has metrics too, as with one label a document; its loss is not finite.
+        logits_BK = np.nan_to_num(prediction.predictions, nan=-1e4, posinf=1e4, neginf=-1e4)
         return multi_label_metrics(decision.decide(logits_BK), prediction.label_ids, logits_BK, logged)
 
     return compute_metrics

@@ -35,13 +35,17 @@ SUGGESTIONS = {
 class TrainingMonitor(TrainerCallback, ExportableState):
     """Log each warning once, and end a run after too many consecutive skipped steps.
 
+    Args:
+        chance: loss of the same scores for every document, see `chance_loss`; without it losses that stay high are not
+            reported.
+
     Attributes:
         warnings: names of the warnings issued, in order.
         failure: why the run was ended, or None.
     """
 
-    def __init__(self, trainer: WeightedTrainer):
-        self.trainer = trainer
+    def __init__(self, trainer: WeightedTrainer, chance: float = math.inf):
+        self.trainer, self.chance = trainer, chance
         self.warnings: list[str] = []
         self.failure: str | None = None
         self.losses: list[float] = []
@@ -101,8 +105,6 @@ class TrainingMonitor(TrainerCallback, ExportableState):
             return
         self.evaluations.append((totals["loss"] / totals["steps"], metrics["eval_loss"]))
         train, evaluated = (list(values) for values in zip(*self.evaluations, strict=True))
-        config = self.trainer.model.config
-        chance = math.log(2 if config.is_multi_label else config.num_labels)
         count = len(train)
         if count >= 4 and all(train[-k] < train[-k - 1] and evaluated[-k] > evaluated[-k - 1] for k in (1, 2, 3)):
             self.warn(
@@ -110,17 +112,17 @@ class TrainingMonitor(TrainerCallback, ExportableState):
                 "training loss fell while validation loss rose in three consecutive evaluations (now "
                 f"{train[-1]:.3f} and {evaluated[-1]:.3f})",
             )
-        if count >= 3 and min(train[1:]) > 0.99 * train[0] and train[-1] > 0.9 * chance:
+        if count >= 3 and min(train[1:]) > 0.99 * train[0] and train[-1] > 0.9 * self.chance:
             self.warn(
                 "not_learning",
                 f"training loss has not decreased (evaluation 1: {train[0]:.3f}, evaluation {count}: {train[-1]:.3f})",
             )
         halfway = count >= 5 and (state.epoch or 0) >= args.num_train_epochs / 2
-        if halfway and train[-1] > 0.85 * chance and evaluated[-1] > 0.85 * chance:
+        if halfway and min(train[-1], evaluated[-1]) > 0.85 * self.chance:
             self.warn(
                 "underfitting",
                 f"training and validation loss are still high ({train[-1]:.3f} and {evaluated[-1]:.3f}; guessing gives "
-                f"{chance:.3f})",
+                f"{self.chance:.3f})",
             )
 
 

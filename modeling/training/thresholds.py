@@ -81,6 +81,7 @@ def best_threshold(score_B: np.ndarray, label_B: np.ndarray) -> float:
 
 
 def _between(score_B: np.ndarray, lowest: float) -> float:
-    """Halfway between a score and the next lower one."""
-    below = score_B[score_B < lowest]
-    return float((lowest + (below.max() if len(below) else 0.0)) / 2)
+    """Halfway between a score and the next lower one; that score where nothing is between them."""
+    below = score_B[score_B < lowest].max(initial=0.0)
+    middle = (lowest + below) / 2
+    return float(middle if middle > below else lowest)

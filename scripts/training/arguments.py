@@ -62,8 +62,9 @@ class DataArguments:
     train_source: str | None = field(
         default=None,
         metadata={
-            "help": "With --streaming: CSV, JSONL, Parquet or the like with columns text and label, read in place of the "
-            "prepared training split (which then tells labels, class weights and lengths). Default: that split."
+            "help": "With --streaming: CSV, JSONL, Parquet or the like with the columns of the source that was prepared, read "
+            "in place of the prepared training split (which then tells labels, class weights and lengths). Default: that "
+            "split."
         },
     )
 

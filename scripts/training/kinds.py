@@ -19,7 +19,12 @@ from data.labels import MULTI, SINGLE, is_multi_label, label_names
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.decision import SeveralLabels, decide
 from modeling.training.calibration import fit_label_calibration, fit_temperature
-from modeling.training.decision_metric import check_decision_metric, fit_decision, parse_decision_metric
+from modeling.training.decision_metric import (
+    check_decision_metric,
+    fit_decision,
+    no_recall_message,
+    parse_decision_metric,
+)
 from modeling.training.losses import balanced_class_weights, balanced_positive_weights
 from modeling.training.metrics import (
     check_label_names,
@@ -121,12 +126,20 @@ class MultiLabel:
         check_label_names(self.names, multi_label_metrics(none_BK, none_BK, none_BK, []))
 
     def check(self, args: HierarchicalTrainingArguments, validation_labels_BK: np.ndarray) -> None:
-        """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid."""
+        """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid, or a recall of a label that no validation
+        document has."""
         none_BK = np.zeros((1, len(self.names)), dtype=np.int64)
         check_metric_name(
             args.metric_for_best_model, multi_label_metrics(none_BK, none_BK, none_BK, logged_labels(self.names))
         )
-        parse_threshold_metric(args.decision_metric or "f1_macro", self.names)
+        _, recalls = parse_threshold_metric(args.decision_metric or "f1_macro", self.names)
+        absent = [self.names[k] for k in recalls if not validation_labels_BK[:, k].any()]
+        if absent and len(recalls) == 1:
+            raise ValueError(no_recall_message(args.decision_metric, absent[0]))
+        if absent:
+            logger.warning(
+                f"No validation document has {shorten(absent)}: no threshold is chosen for its recall there."
+            )
 
     def compute_metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
         return multi_label_metrics_fn(self.names)

@@ -12,6 +12,7 @@ from torch.distributed import DistError
 from transformers import PrinterCallback, ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
+from data.labels import MULTI
 from modeling.training.callbacks import (
     EarlyStopping,
     EvaluationLogCallback,
@@ -20,6 +21,7 @@ from modeling.training.callbacks import (
     SignalCallback,
 )
 from modeling.training.checkpointing import find_checkpoint
+from modeling.training.losses import chance_loss
 from modeling.training.monitor import TrainingMonitor
 from modeling.training.runtime import set_num_threads
 from modeling.training.tensorboard import TensorBoard
@@ -102,7 +104,11 @@ def add_callbacks(
     totals that it reads.
     """
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
-    monitor, signals = TrainingMonitor(trainer), SignalCallback(args.grace_seconds, args.ddp_timeout)
+    counts = list(config["label_counts"]["train"].values())
+    chance = chance_loss(
+        counts, config["num_documents"]["train"], trainer.class_weights, config["problem_type"] == MULTI
+    )
+    monitor, signals = TrainingMonitor(trainer, chance), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = signals
     history = HistoryCallback(trainer, early_stopping, config)
     for callback in (ProgressCallback, PrinterCallback):

@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from data.documents import shorten
+from data.documents import Columns, shorten
 from data.labels import SINGLE, label_array, label_counts
 from data.prepared_dataset import load_prepared, num_tokens_of
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
@@ -385,13 +385,17 @@ def chunk_splits(
     return chunked, lengths
 
 
-def stream_of(
-    source: str | None, train: ChunkedDocuments, labels: list[str], args: HierarchicalTrainingArguments
-) -> StreamedDocuments:
-    """This process's training documents as a stream, from a source or from the prepared split."""
+def stream_of(source: str | None, parts: TrainingSetup, args: HierarchicalTrainingArguments) -> StreamedDocuments:
+    """This process's training documents as a stream, from a source with the columns of the prepared one, or from the
+    prepared split."""
     options = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
     options |= {"process_index": args.process_index, "num_processes": args.world_size}
-    return prepared_stream(train, **options) if source is None else source_stream(source, train, labels, **options)
+    if source is None:
+        return prepared_stream(parts.chunked["train"], **options)
+    given = parts.manifest.get("options", {}).get("columns")
+    return source_stream(
+        source, parts.chunked["train"], parts.kind.names, Columns(**given) if given else None, **options
+    )
 
 
 def plan_memory(
