@@ -23,7 +23,7 @@ from data.prepared_dataset import load_prepared
 from data.readers import Source
 from data.splits import make_splits, stratified_parts
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import SeveralLabels, decision_of
+from modeling.hierarchical_roberta.decision import MultiLabelDecision, decision_of
 from modeling.training.calibration import fit_label_calibration, fit_logit_weights
 from modeling.training.losses import balanced_positive_weights, weight_sum, weighted_loss_sum
 from modeling.training.metrics import multi_label_metrics, multi_label_metrics_fn
@@ -392,15 +392,15 @@ def test_calibration_finds_the_slope_and_intercept_of_each_label():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(20_000, 2))
     truth = np.array([[2.0, -1.0], [0.5, 0.7]])
-    labels = rng.random(logits.shape) < SeveralLabels(truth.tolist()).scores(logits)
+    labels = rng.random(logits.shape) < MultiLabelDecision(truth.tolist()).scores(logits)
     np.testing.assert_allclose(fit_label_calibration(logits, labels), truth, atol=0.1)
     # Of a few documents that are all decided rightly, nothing is certain; nor of a label that none has.
     few = fit_label_calibration(np.array([[9.0, 1.0], [8.0, 0.0], [-9.0, 2.0]]), np.array([[1, 0], [1, 0], [0, 0]]))
-    assert 0.6 < SeveralLabels(few.tolist()).scores(np.array([[9.0, 1.0]]))[0, 0] < 0.9
+    assert 0.6 < MultiLabelDecision(few.tolist()).scores(np.array([[9.0, 1.0]]))[0, 0] < 0.9
     assert np.isfinite(few).all()
     # The scores of rare labels stay comparable with those of the others.
     logits = rng.normal(size=(300, 40))
-    labels = rng.random(logits.shape) < SeveralLabels([[2.0, -6.0]] * 40).scores(logits)
+    labels = rng.random(logits.shape) < MultiLabelDecision([[2.0, -6.0]] * 40).scores(logits)
     assert labels.sum(axis=0).min() == 0
     assert labels.sum(axis=0).max() <= 12
     np.testing.assert_allclose(fit_label_calibration(logits, labels), [[2.0, -6.0]] * 40, atol=0.8)
@@ -409,7 +409,7 @@ def test_calibration_finds_the_slope_and_intercept_of_each_label():
 def test_encoder_and_words_are_weighed_by_the_likelihood_under_sigmoids():
     rng = np.random.default_rng(0)
     good, noise = rng.normal(size=(2, 3000, 3))
-    labels = (rng.random(good.shape) < SeveralLabels().scores(2 * good)).astype(int)
+    labels = (rng.random(good.shape) < MultiLabelDecision().scores(2 * good)).astype(int)
     assert fit_logit_weights(np.stack([good, noise]), labels) == pytest.approx([2.0, 0.0], abs=0.1)
 
 

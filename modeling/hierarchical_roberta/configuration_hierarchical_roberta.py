@@ -50,7 +50,7 @@ class HierarchicalRobertaConfig(PreTrainedConfig):
             label, fitted on the validation documents (None: the label with the highest score).
         decision_metric: what `class_biases` or `thresholds` were fitted for, e.g. `f1_macro` or `recall_Mature=0.95`.
         problem_type: `multi_label_classification` if a document may have several labels, otherwise one.
-        label_calibration: with several labels, slope and intercept of each label's calibrated logit (see `SeveralLabels`),
+        label_calibration: with several labels, slope and intercept of each label's calibrated logit (see `MultiLabelDecision`),
             fitted on the validation documents (None: not fitted).
         thresholds: with several labels, the score from which a document has each label, fitted on the validation documents
             (None: 0.5).

@@ -42,7 +42,7 @@ def softmax(logits_BK: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class OneLabel:
+class SingleLabelDecision:
     """The softmax of logits / temperature; the label with the highest log score plus class bias."""
 
     temperature: float | None = None
@@ -78,7 +78,7 @@ class OneLabel:
 
 
 @dataclass
-class SeveralLabels:
+class MultiLabelDecision:
     """The sigmoid of slope × logit + intercept, for each label (Platt 1999); every label whose score reaches its threshold.
 
     Attributes:
@@ -121,8 +121,8 @@ class SeveralLabels:
         return np.asarray(logits_SK, dtype=np.float64)[:, label]
 
 
-def decision_of(config: Any) -> OneLabel | SeveralLabels:
+def decision_of(config: Any) -> SingleLabelDecision | MultiLabelDecision:
     """The decision that a model's config describes."""
     if getattr(config, "problem_type", None) == MULTI_LABEL:
-        return SeveralLabels(config.label_calibration, config.thresholds)
-    return OneLabel(config.temperature, config.class_biases)
+        return MultiLabelDecision(config.label_calibration, config.thresholds)
+    return SingleLabelDecision(config.temperature, config.class_biases)

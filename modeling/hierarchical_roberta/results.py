@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from .chunking import evidence_spans
-from .decision import OneLabel, SeveralLabels, sigmoid, softmax
+from .decision import MultiLabelDecision, SingleLabelDecision, sigmoid, softmax
 
 
-def scores_of(decision: OneLabel | SeveralLabels, logits_K: np.ndarray, function: str) -> list[float]:
+def scores_of(decision: SingleLabelDecision | MultiLabelDecision, logits_K: np.ndarray, function: str) -> list[float]:
     """Softmax or sigmoid of the calibrated logits, or, with `none`, the logits themselves."""
     if function == "none":
         return np.asarray(logits_K, dtype=np.float64).tolist()
     return {"softmax": softmax, "sigmoid": sigmoid}[function](decision.calibrated(logits_K)).tolist()
 
 
-def explained_labels(decision: OneLabel | SeveralLabels, logits_K: np.ndarray) -> list[int]:
+def explained_labels(decision: SingleLabelDecision | MultiLabelDecision, logits_K: np.ndarray) -> list[int]:
     """Ids of the labels that evidence is given for: those of the document, or the one with the highest score if it has
     none."""
     return decision.labels_of(logits_K) or [decision.first_label(logits_K)]
@@ -28,7 +28,7 @@ def explained_labels(decision: OneLabel | SeveralLabels, logits_K: np.ndarray) -
 
 def result_of(
     document: dict[str, Any],
-    decision: OneLabel | SeveralLabels,
+    decision: SingleLabelDecision | MultiLabelDecision,
     names: Sequence[str],
     logits_K: np.ndarray,
     scores: Sequence[float],

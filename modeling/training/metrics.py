@@ -21,7 +21,7 @@ from sklearn.metrics import (
 )
 from transformers import EvalPrediction
 
-from ..hierarchical_roberta.decision import SeveralLabels
+from ..hierarchical_roberta.decision import MultiLabelDecision
 
 # With more labels than this, their own metrics are not logged during training.
 MOST_LOGGED_LABELS = 50
@@ -171,7 +171,7 @@ def logged_labels(label_names: Sequence[str]) -> Sequence[str]:
 
 def multi_label_metrics_fn(label_names: Sequence[str]) -> Callable[[EvalPrediction], dict[str, float]]:
     """`compute_metrics_fn` for several labels a document: of decisions at a score of 0.5 before calibration."""
-    logged, decision = logged_labels(label_names), SeveralLabels()
+    logged, decision = logged_labels(label_names), MultiLabelDecision()
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         # A model that diverged has metrics too, as with one label a document; its loss is not finite.

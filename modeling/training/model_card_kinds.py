@@ -17,7 +17,7 @@ def listed(items: Sequence[str], separator: str = ", ") -> str:
     return separator.join(items[:MOST_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-class OneLabelCard:
+class SingleLabelCard:
     """A card for classes of which each document has one."""
 
     index = {"f1_macro": ("f1", "Macro-F1"), "accuracy": ("accuracy", "Accuracy"), "f1_weighted": ("f1", "Weighted F1")}
@@ -76,7 +76,7 @@ class OneLabelCard:
         return f"on {split}, {miss_rate:.0%} of the {most_severe} documents were assigned a lower class"
 
 
-class SeveralLabelsCard:
+class MultiLabelCard:
     """A card for labels of which a document has any number."""
 
     index = {
@@ -147,6 +147,6 @@ class SeveralLabelsCard:
         return f"on {split}, the labels most often missed, of the documents that have them: {shares}"
 
 
-def kind_of(config: dict[str, Any]) -> OneLabelCard | SeveralLabelsCard:
+def kind_of(config: dict[str, Any]) -> SingleLabelCard | MultiLabelCard:
     """The card's kind, from the `config` of a training history."""
-    return SeveralLabelsCard() if config.get("problem_type") == "multi_label_classification" else OneLabelCard()
+    return MultiLabelCard() if config.get("problem_type") == "multi_label_classification" else SingleLabelCard()

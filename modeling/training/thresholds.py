@@ -3,9 +3,13 @@
 B documents, K labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from modeling.hierarchical_roberta.decision import MultiLabelDecision
+
+from .calibration import fit_label_calibration
 
 # Labels with fewer validation documents have the threshold that is best over all labels together.
 # So have those whose own best F1 is below MIN_F1: it is that of giving everyone a label that cannot be told (SCutFBR, Lewis
@@ -40,7 +44,19 @@ def parse_threshold_metric(text: str, label_names: Sequence[str]) -> tuple[str, 
     return "f1_macro", dict.fromkeys(recalls[name], recall)
 
 
-def fit_thresholds(scores_BK: np.ndarray, labels_BK: np.ndarray, metric: str, recalls: dict[int, float]) -> np.ndarray:
+def fit_multi_label_decision(
+    logits_BK: np.ndarray, labels_BK: np.ndarray, metric: str = "f1_macro", recalls: Mapping[int, float] | None = None
+) -> tuple[list[list[float]], list[float]]:
+    """The calibration of each label (slope and intercept), and thresholds of the calibrated scores; arguments as for
+    `fit_thresholds`."""
+    calibration = fit_label_calibration(logits_BK, labels_BK).tolist()
+    scores_BK = MultiLabelDecision(calibration).scores(logits_BK)
+    return calibration, fit_thresholds(scores_BK, labels_BK, metric, recalls or {}).tolist()
+
+
+def fit_thresholds(
+    scores_BK: np.ndarray, labels_BK: np.ndarray, metric: str, recalls: Mapping[int, float]
+) -> np.ndarray:
     """Thresholds (K,) that are best on documents that the model was not trained on.
 
     Args:

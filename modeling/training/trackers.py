@@ -25,7 +25,7 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
 )
 
-from ..hierarchical_roberta.decision import SeveralLabels
+from ..hierarchical_roberta.decision import MultiLabelDecision
 from .trainer import WeightedTrainer
 
 warnings.filterwarnings("ignore", "Glyph .* missing from")  # characters of names that the font lacks
@@ -154,7 +154,10 @@ def label_metrics_figure(logits_BK: np.ndarray, labels_BK: np.ndarray, label_nam
     """F1 (bars), precision and recall (points) of the most frequent labels, as training's metrics have them: at a score of 0.5
     before calibration."""
     most_M = np.argsort(-labels_BK.sum(axis=0), kind="stable")[:MOST_LABELS]
-    labels_BM, predicted_BM = labels_BK[:, most_M].astype(int), SeveralLabels().decide(logits_BK[:, most_M]).astype(int)
+    labels_BM, predicted_BM = (
+        labels_BK[:, most_M].astype(int),
+        MultiLabelDecision().decide(logits_BK[:, most_M]).astype(int),
+    )
     precision_M, recall_M, f1_M, support_M = precision_recall_fscore_support(
         labels_BM, predicted_BM, average=None, zero_division=0
     )

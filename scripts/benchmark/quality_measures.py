@@ -31,7 +31,7 @@ def macro_f1(labels_B: np.ndarray, predicted_B: np.ndarray, rows_RB: np.ndarray,
     return metrics_of(confusion_RKK.reshape(-1, num_labels, num_labels), names, [1.0] * num_labels)["f1_macro"]
 
 
-class OneLabelMeasures:
+class SingleLabelMeasures:
     """Macro-F1, recall of each class, and the missed share of the most severe class.
 
     `missed_at_rate` is the share of the most severe class that is not flagged when each fold flags as many documents, those
@@ -72,7 +72,7 @@ class OneLabelMeasures:
         return {f"recall {' / '.join(names)}": [" / ".join(f"{r:.2f}" for r in each["recall"]) for each in systems]}
 
 
-class SeveralLabelsMeasures:
+class MultiLabelMeasures:
     """Macro-F1 and micro-F1."""
 
     second, second_title = "f1_micro", "micro-F1"

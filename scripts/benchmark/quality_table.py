@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmark.quality_measures import OneLabelMeasures, SeveralLabelsMeasures
+from scripts.benchmark.quality_measures import MultiLabelMeasures, SingleLabelMeasures
 from scripts.common.markdown import markdown_table
 from scripts.common.predictions_io import PredictedDocument, label_codes, read_predictions
 from scripts.evaluation.statistics import Prediction, interval
@@ -18,14 +18,14 @@ from scripts.evaluation.statistics import Prediction, interval
 REFERENCE = "tfidf_tuned"  # also for the number of flagged documents
 WORDS = "words_alone"
 FILE = "predictions_test.csv"
-KINDS: dict[bool, type[OneLabelMeasures] | type[SeveralLabelsMeasures]] = {
-    False: OneLabelMeasures,
-    True: SeveralLabelsMeasures,
+KINDS: dict[bool, type[SingleLabelMeasures] | type[MultiLabelMeasures]] = {
+    False: SingleLabelMeasures,
+    True: MultiLabelMeasures,
 }
 
 
 def figures(
-    measures: OneLabelMeasures | SeveralLabelsMeasures,
+    measures: SingleLabelMeasures | MultiLabelMeasures,
     folds_B: np.ndarray,
     seeds: Sequence[Prediction],
     measured: dict[str, np.ndarray],

@@ -5,6 +5,7 @@ B documents, C chunks of a document that the model read, L tokens, D hidden, K l
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from data.chunk_dataset import ChunkedDocuments
 from data.collator import DocumentCollator
-from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions
+from modeling.hierarchical_roberta.chunk_attribution import attributions_of_labels
 from modeling.hierarchical_roberta.decision import decision_of
 from modeling.hierarchical_roberta.encoder_batches import batches_by_tokens
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.precision import full_precision
+from modeling.hierarchical_roberta.results import explained_labels
 from modeling.token_attribution import token_attributions
 
 # Number of chunks per document, the strongest ones, that get token attributions.
@@ -132,7 +134,7 @@ def read_documents(
             read, rest = item["selected"].tolist(), item.get("rest_counts")
             yield DocumentResult(
                 item["index"],
-                decided[0] if decided else int(decision.scores(logits_K.numpy()).argmax()),
+                explained_labels(decision, logits_K.numpy())[0],
                 decided,
                 logits_K,
                 chunk_CD,
@@ -158,11 +160,14 @@ def spans_of(chunked: ChunkedDocuments, index: int) -> tuple[list[tuple[int, int
 
 
 def explain_chunks(model: HierarchicalRobertaForSequenceClassification, results: list[DocumentResult]) -> None:
-    """Set `contributions` of each result, to its predicted label."""
-    for result in results:
-        counts = (result.chunk_counts(model), result.rest_M)
-        attribution_C = leave_one_out_attributions(model, result.chunk_CD, result.predicted, *counts)
-        result.contributions = attribution_C.cpu().numpy()
+    """Set `contributions` of each result, to its predicted label; those of a document, side by side, at the cost of one."""
+    for _, group in groupby(results, key=lambda result: result.index):
+        first, *others = group
+        labels = [result.predicted for result in (first, *others)]
+        counts = (first.chunk_counts(model), first.rest_M)
+        attribution_EC = attributions_of_labels(model, first.chunk_CD, labels, *counts).cpu().numpy()
+        for result, attribution_C in zip((first, *others), attribution_EC, strict=True):
+            result.contributions = attribution_C
 
 
 def explain_sentences(

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import THRESHOLD, SeveralLabels, decision_of
+from modeling.hierarchical_roberta.decision import THRESHOLD, MultiLabelDecision, decision_of
 from modeling.training.calibration import binary_reliability
 from scripts.evaluation import multi_label_baselines as baselines
 from scripts.evaluation.explanations import DocumentResult
@@ -35,10 +35,10 @@ class MultiLabel(kinds.MultiLabel):
 
     def decision(
         self, config: HierarchicalRobertaConfig, validation_BK: np.ndarray, labels_BK: np.ndarray
-    ) -> tuple[SeveralLabels, dict[str, Any]]:
+    ) -> tuple[MultiLabelDecision, dict[str, Any]]:
         """The model's decision, which training always fits: nothing is missing in the config."""
         decision = decision_of(config)
-        assert isinstance(decision, SeveralLabels)
+        assert isinstance(decision, MultiLabelDecision)
         return decision, {}
 
     # ---- baselines ----

@@ -15,9 +15,8 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from data.labels import label_array
-from modeling.hierarchical_roberta.decision import THRESHOLD, SeveralLabels, sigmoid
-from modeling.training.calibration import fit_label_calibration
-from modeling.training.thresholds import best_threshold, fit_thresholds
+from modeling.hierarchical_roberta.decision import THRESHOLD, MultiLabelDecision, sigmoid
+from modeling.training.thresholds import best_threshold, fit_multi_label_decision, fit_thresholds
 from scripts.evaluation.baselines import INVERSE_PENALTIES, MAX_WEIGHTS, count, features_of, ngram_counter, weigh
 from scripts.evaluation.statistics import Prediction
 
@@ -140,8 +139,6 @@ def vectors(train_BD: np.ndarray, labels_BK: np.ndarray, test_BD: np.ndarray) ->
 
 
 def lexical(validation_BK: np.ndarray, validation_labels_BK: np.ndarray, logits_BK: np.ndarray) -> Prediction:
-    """Logits of lexical features alone, calibrated and with thresholds as the model's, from validation."""
-    decision = SeveralLabels(fit_label_calibration(validation_BK, validation_labels_BK).tolist())
-    scores_BK = decision.scores(validation_BK)
-    decision.thresholds = fit_thresholds(scores_BK, validation_labels_BK, "f1_macro", {}).tolist()
+    """Logits of lexical features alone, with calibration and thresholds for macro-F1 from validation."""
+    decision = MultiLabelDecision(*fit_multi_label_decision(validation_BK, validation_labels_BK))
     return Prediction(decision.decide(logits_BK), decision.scores(logits_BK))

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import OneLabel
+from modeling.hierarchical_roberta.decision import SingleLabelDecision
 from modeling.training.calibration import expected_calibration_error, fit_temperature
 from scripts.evaluation.baselines import majority_predictions, tfidf_scores, tuned_tfidf_scores, vector_scores
 from scripts.evaluation.explanations import DocumentResult
@@ -40,11 +40,11 @@ class SingleLabel(kinds.SingleLabel):
 
     def decision(
         self, config: HierarchicalRobertaConfig, validation_BK: np.ndarray, labels_B: np.ndarray
-    ) -> tuple[OneLabel, dict[str, Any]]:
+    ) -> tuple[SingleLabelDecision, dict[str, Any]]:
         """The model's decision, and what it takes that the config lacks (of older models, the temperature), fitted on
         validation."""
         fitted = {} if config.temperature is not None else {"temperature": fit_temperature(validation_BK, labels_B)}
-        return OneLabel(fitted.get("temperature", config.temperature), config.class_biases), fitted
+        return SingleLabelDecision(fitted.get("temperature", config.temperature), config.class_biases), fitted
 
     # ---- baselines ----
 

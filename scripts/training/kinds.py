@@ -17,8 +17,8 @@ from transformers import EvalPrediction
 from data.documents import shorten
 from data.labels import MULTI, SINGLE, is_multi_label, label_names
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
-from modeling.hierarchical_roberta.decision import SeveralLabels, decide
-from modeling.training.calibration import fit_label_calibration, fit_temperature
+from modeling.hierarchical_roberta.decision import decide
+from modeling.training.calibration import fit_temperature
 from modeling.training.decision_metric import (
     check_decision_metric,
     fit_decision,
@@ -36,7 +36,7 @@ from modeling.training.metrics import (
     multi_label_metrics_fn,
 )
 from modeling.training.monitor import extreme_weights_message
-from modeling.training.thresholds import fit_thresholds, parse_threshold_metric
+from modeling.training.thresholds import fit_multi_label_decision, parse_threshold_metric
 from modeling.training.training_args import HierarchicalTrainingArguments, parse_severity_weights
 
 logger = logging.getLogger("train_hf")
@@ -132,10 +132,11 @@ class MultiLabel:
         check_metric_name(
             args.metric_for_best_model, multi_label_metrics(none_BK, none_BK, none_BK, logged_labels(self.names))
         )
-        _, recalls = parse_threshold_metric(args.decision_metric or "f1_macro", self.names)
+        metric = args.decision_metric or "f1_macro"
+        _, recalls = parse_threshold_metric(metric, self.names)
         absent = [self.names[k] for k in recalls if not validation_labels_BK[:, k].any()]
         if absent and len(recalls) == 1:
-            raise ValueError(no_recall_message(args.decision_metric, absent[0]))
+            raise ValueError(no_recall_message(metric, absent[0]))
         if absent:
             logger.warning(
                 f"No validation document has {shorten(absent)}: no threshold is chosen for its recall there."
@@ -155,10 +156,9 @@ class MultiLabel:
     ) -> None:
         """Fit in `config`, on validation documents, the calibration and the threshold of each label."""
         config.decision_metric = metric or "f1_macro"
-        config.label_calibration = fit_label_calibration(logits_BK, labels_BK).tolist()
-        scores_BK = SeveralLabels(config.label_calibration).scores(logits_BK)
-        average, recalls = parse_threshold_metric(config.decision_metric, self.names)
-        config.thresholds = fit_thresholds(scores_BK, labels_BK, average, recalls).tolist()
+        config.label_calibration, config.thresholds = fit_multi_label_decision(
+            logits_BK, labels_BK, *parse_threshold_metric(config.decision_metric, self.names)
+        )
         listed = [f"{name} {value:.3f}" for name, value in zip(self.names, config.thresholds, strict=True)]
         logger.info(
             f"Scores are calibrated for each label, and thresholds chosen for {config.decision_metric}, on validation: "
