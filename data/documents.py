@@ -90,13 +90,16 @@ class Columns:
             label = to_label(values.get(self.label))
             return [label] if label else None
         if self.label_columns:
-            return list(dict.fromkeys(map(to_label, marked_labels(values, self.label_columns))))
+            marked = marked_labels(values, self.label_columns)
+            return None if marked is None else list(dict.fromkeys(map(to_label, marked)))
         value = values.get(self.label)
         if is_missing(value):
             return None
         if self.label_separator and isinstance(value, int | float):  # a single label such as 1984
             value = to_name(value)
         labels = split_labels(value, self.label_separator)
+        if any(isinstance(label, list | tuple | dict) for label in labels or ()):
+            raise ValueError(f"expected a list of labels such as ['a', 'b'], got a list in it: {str(labels)[:60]}")
         names = [""] if labels is None else [to_label(label) for label in labels]
         return list(dict.fromkeys(names)) if all(names) else None
 
@@ -503,7 +506,9 @@ def require_columns(row: Row, options: Sequence[tuple[str, str]], source: str, n
     if len(row.values) == 1 and all(name in next(iter(row.values)) for _, name in absent):
         hints.append(" Of a CSV with another delimiter, pass its --delimiter.")
     hints += [f" {note}"] if note else []
+    # A name with a comma is written as lists of options take it.
+    columns = [f'"{name}"' if "," in name else name for name in row.values]
+    if any("," in name for name in row.values) and any(option == "--label_columns" for option, _ in absent):
+        hints.append(" A name with a comma is given in double quotes.")
     listed = ", ".join(f"{option} {name}" for option, name in absent)
-    raise ValueError(
-        f"{source}: no column for {listed}; the columns are {shorten(list(row.values), 20)}.{''.join(hints)}"
-    )
+    raise ValueError(f"{source}: no column for {listed}; the columns are {shorten(columns, 20)}.{''.join(hints)}")

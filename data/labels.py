@@ -4,6 +4,7 @@ B documents, K labels.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy import sparse
 
 SINGLE, MULTI = PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+UNMARKED = ("", "none", "nan", "nat", "<na>", "#n/a")
 
 
 def split_labels(value: Any, separator: str | None) -> list[Any] | None:
@@ -32,6 +34,10 @@ def split_labels(value: Any, separator: str | None) -> list[Any] | None:
     if isinstance(value, list | tuple | set):
         return list(value)
     if separator is not None and isinstance(value, str):
+        if re.fullmatch(r"""\[\s*["'].*\]""", value.strip(), re.DOTALL):
+            raise ValueError(
+                f"expected labels separated by {separator!r}, got a list: {value[:60]}; leave --label_separator out"
+            )
         return [part for part in value.split(separator) if part.strip()]
     if value is None or value == "":
         return None
@@ -47,20 +53,19 @@ def split_labels(value: Any, separator: str | None) -> list[Any] | None:
     return labels
 
 
-def marked_labels(values: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """The names of the columns that are 1, of columns of 0 and 1.
+def marked_labels(values: dict[str, Any], names: Sequence[str]) -> list[str] | None:
+    """The names of the columns that are 1, of columns of 0 and 1; None if a column has no value.
 
     Raises:
         ValueError: a column has another value.
     """
-    found = []
-    for name in names:
-        value = str(values.get(name, "")).strip().lower()
-        if value in TRUE:
-            found.append(name)
-        elif value not in FALSE:
+    value_of = {name: str(values.get(name)).strip().lower() for name in names}
+    for name, value in value_of.items():
+        if value not in (*TRUE, *FALSE, *UNMARKED):
             raise ValueError(f"expected 0 or 1 in the column {name!r}, got {values.get(name)!r}")
-    return found
+    if any(value in UNMARKED for value in value_of.values()):
+        return None
+    return [name for name, value in value_of.items() if value in TRUE]
 
 
 def renamed(label: str | list[str], names: Mapping[str, str]) -> str | list[str]:

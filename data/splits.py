@@ -191,6 +191,11 @@ def _check_splits(labels: Sequence[list[str]], splits: Sequence[str], in_each: S
         if absent:
             total = sum(counts[split, label] for split in present)
             raise ValueError(
-                f"The class {label[:60]!r} ({total} documents) has none in {', '.join(absent)}. Provide at least three that "
-                "share no group and are no near-duplicates, or remove the class."
+                f"The class {label[:60]!r} ({total} documents) has none in {', '.join(absent)}. "
+                + (
+                    "Put some of them there, use --split_column none to mix all documents and create the splits, "
+                    if len(in_each) == 1
+                    else "Provide at least three that share no group and are no near-duplicates, "
+                )
+                + "or remove the class."
             )

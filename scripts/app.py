@@ -33,6 +33,7 @@ from data.document_files import DOCUMENT_SUFFIXES, Section, read_document_file
 MODEL = ""  # in a Space: the model's id, which the variable MODEL_ID of the Space overrides
 MAX_UPLOAD_MB, MAX_CHARACTERS, REVIEW_BELOW, REVIEW_MARGIN = 20, 1_000_000, 0.7, 0.2
 ENDPOINT_KEYS = ("label", "labels", "scores", "num_chunks", "truncated", "evidence")
+MOST_BARS = 20
 UNPACKED = 10  # an EPUB, DOCX or ODT may unpack to so many times the upload limit
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 STORIES = {"Mature": (12, 0), "Teen": (8, 4), "General": (20, 2)}  # examples: number of chunks, seed
@@ -220,11 +221,14 @@ def render_choice(names: list[str]) -> str:
 
 
 def render_scores(result: dict[str, Any], config: Any, thresholds: dict[str, float]) -> str:
-    """A bar for each label; with thresholds, the highest first, and each threshold marked."""
+    """A bar for each label; with thresholds, each is marked, and of many labels the highest scores and the document's labels
+    are shown, the highest first."""
     scores, rows = result["scores"], ""
     order, calibrated = list(scores), config.temperature
     if thresholds:
         order, calibrated = sorted(scores, key=lambda name: -scores[name]), config.label_calibration
+        shown = {*order[:MOST_BARS], *result["labels"]}
+        order = [name for name in order if name in shown]
     for name in order:
         label, mark, note = html.escape(name), "", ""
         if name in thresholds:
@@ -234,6 +238,8 @@ def render_scores(result: dict[str, Any], config: Any, thresholds: dict[str, flo
             label = f"<strong>{label}</strong>" if name in result["labels"] else label
         bar = f"<i style='width: {100 * scores[name]:.1f}%'></i>"
         rows += f"<li><span>{label}</span><span class='meter'>{bar}{mark}</span><span>{100 * scores[name]:.1f} %{note}</span></li>"
+    if rest := len(scores) - len(order):
+        rows += f"<li>and {rest:,} more labels</li>"
     return f'<ul class="scores" aria-label="{"Calibrated scores" if calibrated else "Scores"}">{rows}</ul>'
 
 

@@ -15,6 +15,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Imported here, so that --help is answered at once.
     from data.prepared_dataset import load_prepared
+    from modeling.training.metrics import absent_labels_note
     from scripts.evaluation.kinds import baseline_metrics, kind_of
 
     splits, _ = load_prepared(arguments.dataset_dir)
@@ -24,6 +25,8 @@ def main() -> None:
         for name, metrics in baselines.items():
             values = ", ".join(f"{title} {metrics[key]:.4f}" for title, key in printed.items())
             print(f"{split}: {name}: {values}")
+        if note := absent_labels_note(baselines["majority"]):
+            print(f"{split}: macro-F1: {note}")
     print(f"tfidf_tuned: {chosen}")
 
 

@@ -134,7 +134,15 @@ def test_labels_are_read_in_the_odd_forms_of_tables():
     lists = Columns(**several)
     assert [lists.labels_of({"label": value}) for value in ("NaN", float("nan"), '["a"]')] == [None, None, ["a"]]
     marks = Columns(label_columns=["1.0", "b"], **several)
-    assert marks.labels_of({"1.0": 1, "b": 0}) == ["1"]
+    assert [marks.labels_of({"1.0": 1, "b": value}) for value in (0, "yes", "", None)] == [
+        ["1"],
+        ["1", "b"],
+        None,
+        None,
+    ]
+    for columns, value in ((tags, '["a", "b"]'), (lists, '[["a"]]'), (lists, "[[1]]")):
+        with pytest.raises(ValueError, match="a list"):
+            columns.labels_of({"label": value})
 
 
 def test_an_empty_cell_of_a_spreadsheet_is_no_label(tmp_path):

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, f1_score, hamming_loss, lab
 from data.labels import MULTI, label_array, label_feature, label_names
 from data.prepared_dataset import load_prepared
 from modeling.hierarchical_roberta.chunk_attribution import leave_one_out_attributions, log_odds
-from modeling.training.metrics import multi_label_metrics
+from modeling.training.metrics import absent_labels_note, multi_label_metrics
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.thresholds import fit_thresholds
 from scripts.benchmark.synthetic_documents import topic_documents
@@ -96,6 +96,13 @@ def test_intervals_contain_the_values_of_many_rare_labels():
         entry = found[name]
         assert entry["low"] < entry["value"] < entry["high"], name
         assert entry["high"] - entry["low"] < 0.25
+
+
+def test_labels_without_documents_are_told():
+    assert absent_labels_note({"support_a": 3, "support_b": 1}) == ""
+    assert "2 of 3 labels have no document here and count 0, so that it is at most 0.333" in absent_labels_note(
+        {"support_a": 3, "support_b": 0, "support_c": 0, "f1_a": 0.0}
+    )
 
 
 def test_intervals_of_rare_labels_contain_the_mean_over_test_sets():
@@ -455,6 +462,8 @@ def test_report_of_many_labels_stays_small(tmp_path):
     }  # fmt: skip
     write_report(report, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 500_000
+    absent = sum(not count for count in labels.sum(axis=0))
+    assert f"{absent:,} of {len(names):,} labels have no document here" in (tmp_path / "report.html").read_text()
 
 
 def test_mistaken_options_are_named(finished, finished_run, prepared_folder, tmp_path, call_command):

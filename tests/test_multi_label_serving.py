@@ -23,7 +23,7 @@ from modeling.hierarchical_roberta.chunk_attribution import attributions_of_labe
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
 from modeling.hierarchical_roberta.modeling_hierarchical_roberta import HierarchicalRobertaForSequenceClassification
 from modeling.hierarchical_roberta.pipeline import HierarchicalClassificationPipeline
-from scripts.app import render_result
+from scripts.app import render_result, render_scores
 from scripts.common.loading import load_classifier
 from scripts.hub.space import write_space
 from tests.conftest import run_command, shared_folder, tiny_rows
@@ -378,6 +378,15 @@ def test_page_shows_the_labels_thresholds_and_a_choice_of_contributions(classify
     page = render_result(results[i], TEXTS[i], [], "name", config, 0.7)
     assert "<strong>None of the labels</strong>" in page
     assert f"What each chunk contributes to {html.escape(results[i]['label'])}:" in page
+
+
+def test_page_of_many_labels_shows_the_highest_scores_and_the_documents_labels(classify):
+    names = [f"topic {k}" for k in range(300)]
+    result = {"labels": ["topic 250"], "scores": {name: 1 / (k + 2) for k, name in enumerate(names)}}
+    shown = render_scores(result, classify.model.config, dict.fromkeys(names, 0.004))
+    assert shown.count("class='meter'") == 21
+    assert "<strong>topic 250</strong>" in shown
+    assert "and 279 more labels" in shown
 
 
 def test_advice_names_the_scores_near_their_thresholds(classify, results, monkeypatch):

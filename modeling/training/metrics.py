@@ -4,7 +4,7 @@ metric = ClassificationMetrics(["General", "Teen", "Mature"])
 metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -129,6 +129,23 @@ def multi_label_metrics(
         values |= {f"precision_{name}": precision[i], f"recall_{name}": recall[i], f"f1_{name}": f1[i]}
         values |= {f"average_precision_{name}": average_precision[i], f"support_{name}": support[i]}
     return {name: float(value) for name, value in values.items()}
+
+
+def absent_labels_note(metrics: Mapping[str, float]) -> str:
+    """What to know about means over labels, of which some have no document (`support_LABEL` is 0); "" without such.
+
+    >>> absent_labels_note({"support_a": 3, "support_b": 0})
+    '1 of 2 labels has no document here and counts 0, so that it is at most 0.500'
+    """
+    supports = [value for name, value in metrics.items() if name.startswith("support_")]
+    absent = sum(not value for value in supports)
+    if not absent:
+        return ""
+    verbs = ("has", "counts") if absent == 1 else ("have", "count")
+    return (
+        f"{absent:,} of {len(supports):,} labels {verbs[0]} no document here and {verbs[1]} 0, so that it is at most "
+        f"{1 - absent / len(supports):.3f}"
+    )
 
 
 def check_label_names(label_names: Sequence[str], overall: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .metrics import absent_labels_note
 from .model_card_kinds import kind_of, listed
 
 
@@ -140,7 +141,9 @@ def _interval(entry: dict[str, float]) -> str:
 def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> list[str]:
     config = record["config"]
     split, values = list(metrics.items())[-1]
+    note = absent_labels_note(values)
     return [
+        *([f"Macro-F1 on {split}: {note}."] if note else []),
         f"False negatives: {kind_of(config).misses(split, values, labels)}. Consequential decisions need a human who has read the evidence.",
         f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are "
         + (

@@ -26,6 +26,8 @@
 | bf16, fp16 | by device | False | see `choose_precision` |
 """
 
+import csv
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -318,7 +320,10 @@ class HierarchicalTrainingArguments(TrainingArguments):
                 "`evaluate_kept_vectors` requires `freeze_encoder`: without it there are no cached embeddings."
             )
         if self.freeze_encoder and self.freeze_layers:
-            raise ValueError("`freeze_encoder` already freezes all of the encoder's layers: remove `freeze_layers`.")
+            raise ValueError(
+                "`freeze_encoder` already freezes all of the encoder's layers: remove `freeze_layers`, or set it to 0 if a "
+                "recipe has it."
+            )
         if self.freeze_encoder and self.lora_rank:
             raise ValueError("`freeze_encoder` leaves nothing of the encoder to adapt: remove it, or `lora_rank`.")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -412,17 +417,20 @@ def refuse(table: Mapping[str, tuple[tuple[Any, ...], str]], values: Mapping[str
 
 
 def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:
-    """Parse `balanced`, `none`, or weights such as `General=0.7,Teen=1.5,Mature=3.8`, returned in label order.
+    """Parse `balanced`, `none`, or weights such as `General=0.7,Teen=1.5,Mature=3.8`, returned in label order; an item with a
+    comma is in double quotes, as in CSV.
 
     Raises:
         ValueError: invalid syntax, a missing or unknown label, or a weight that is not positive.
     """
     if text in ("balanced", "none"):
         return text
-    expected = f"expected balanced, none, or a weight for each label: {','.join(f'{label}=1.0' for label in labels)}"
+    example = io.StringIO()
+    csv.writer(example, lineterminator="").writerow([f"{label}=1.0" for label in labels])
+    expected = f"expected balanced, none, or a weight for each label: {example.getvalue()}"
     weights: dict[str, float] = {}
-    for item in text.split(","):
-        label, separator, value = item.partition("=")
+    for item in next(csv.reader([text], skipinitialspace=True), []):
+        label, separator, value = item.rpartition("=")
         try:
             weights[label.strip()] = float(value)
         except ValueError:

@@ -7,6 +7,7 @@ import numpy as np
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.decision import THRESHOLD, MultiLabelDecision, decision_of
 from modeling.training.calibration import binary_reliability
+from modeling.training.metrics import absent_labels_note
 from scripts.evaluation import multi_label_baselines as baselines
 from scripts.evaluation.explanations import DocumentResult
 from scripts.evaluation.faithfulness import pointing_game
@@ -160,8 +161,9 @@ class MultiLabel(kinds.MultiLabel):
 
     def headline_numbers(self, metrics: dict[str, Any]) -> list[dict[str, Any]]:
         """The headline metrics, each with a short explanation."""
+        absent = absent_labels_note({f"support_{name}": count for name, count in metrics["support"].items()})
         headline = [
-            ("f1_macro", "Macro-F1", "mean F1 over the labels, equally weighted"),
+            ("f1_macro", "Macro-F1", "mean F1 over the labels, equally weighted" + (f"; {absent}" if absent else "")),
             ("f1_micro", "Micro-F1", "F1 over all labels of all documents together"),
             ("f1_samples", "Samples F1", "mean F1 over the documents"),
             ("average_precision_macro", "Mean average precision", "how well scores rank the documents of each label"),

@@ -10,6 +10,7 @@ import numpy as np
 from modeling.file_utils import write_json, write_text
 from modeling.hierarchical_roberta.decision import decision_of
 from modeling.training.callbacks import HistoryCallback, is_timing
+from modeling.training.metrics import absent_labels_note
 from modeling.training.model_card import latex_paragraph, model_card
 from modeling.training.trainer import WeightedTrainer
 from scripts.common.predictions_io import write_predictions
@@ -57,8 +58,9 @@ def evaluate_splits(
                 Path(trainer.args.output_dir) / f"predictions_{split}.csv", splits[split], kind.names, scores, predicted
             )
         optimistic = f" (optimistic: {fitted} were fitted on it)" if fitted and split == "validation" else ""
+        absent = f" ({note})" if (note := absent_labels_note(metrics[split])) else ""
         logger.info(
-            f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}, loss {metrics[split]['loss']:.4f}{optimistic}."
+            f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}{absent}, loss {metrics[split]['loss']:.4f}{optimistic}."
         )
     return metrics
 
