@@ -300,17 +300,17 @@ def _encrypted_parts(archive: zipfile.ZipFile) -> set[str]:
 
 def _elements(content: bytes, tag: str) -> list[dict[str, str]]:
     """Attributes of the XML elements of a name in small letters, whatever their prefix."""
-    found = []
+    attributes = []
 
     class Elements(HTMLParser):
         def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
             if name.rpartition(":")[2] == tag:
-                found.append({key: value or "" for key, value in attrs})
+                attributes.append({key: value or "" for key, value in attrs})
 
     parser = Elements()
     parser.feed(_decode_html(content))
     parser.close()
-    return found
+    return attributes
 
 
 def _decode_html(content: bytes, encoding: str | None = None, errors: str = "strict") -> str:

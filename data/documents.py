@@ -342,10 +342,10 @@ def read_documents(
             except ValueError as error:
                 issues.add("malformed", f"{row.location}: {error}")
                 continue
-            found = document["label"]
-            own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in found))
-            if own != found:
-                others = {label: alike[look_alike_key(label)] for label in found if label not in own}
+            original = document["label"]
+            own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in original))
+            if own != original:
+                others = {label: alike[look_alike_key(label)] for label in original if label not in own}
                 merged.update(others.items())
                 document["evidence"] = document["evidence"] and _renamed_evidence(document["evidence"], others)
             file = _table_of(row)

@@ -77,8 +77,8 @@ def renamed(label: str | list[str], names: Mapping[str, str]) -> str | list[str]
 
 def class_labels(features: Mapping[str, Any]) -> dict[str, datasets.ClassLabel]:
     """The columns that are ids of named classes, or lists of them."""
-    found = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: feature for name, feature in found.items() if isinstance(feature, datasets.ClassLabel)}
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: feature for name, feature in inner.items() if isinstance(feature, datasets.ClassLabel)}
 
 
 def label_names(part: datasets.Dataset) -> list[str]:

@@ -98,8 +98,8 @@ class Source:
         if len(self.names) > 1 and (self.saved or self.on_hub):
             raise ValueError(f"{self}: a dataset on the hub, or saved by datasets, must be the only --source.")
         if not self.saved and not self.on_hub:
-            found = find_source_files(self.names, self._has_documents, self.options.by_folder)
-            self.on_hub, self.found = found is None, found or self.found
+            files = find_source_files(self.names, self._has_documents, self.options.by_folder)
+            self.on_hub, self.found = files is None, files or self.found
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -389,11 +389,11 @@ def _values_of(column: pa.Array, name: str, path: Path) -> list[Any]:
 def _with_label_names(row: Row, features: dict[str, datasets.ClassLabel]) -> Row:
     for name, feature in features.items():
         value = row.values.get(name)
-        found = [
+        names = [
             feature.int2str(i) if i is not None and 0 <= i < feature.num_classes else None
             for i in (value if isinstance(value, list) else [value])
         ]
-        row.values[name] = found if isinstance(value, list) else found[0]
+        row.values[name] = names if isinstance(value, list) else names[0]
     return row
 
 

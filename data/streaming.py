@@ -11,6 +11,7 @@ from data.chunk_dataset import ChunkedDocuments
 from data.documents import Columns, check_surrogates, joined_text, normalize_sections, to_name
 from data.labels import MULTI, SINGLE
 from data.readers import ReadOptions, Row, Source
+from data.source_files import shorten
 from modeling.hierarchical_roberta.chunking import tokenize_batch
 
 
@@ -101,11 +102,11 @@ def source_stream(
     """
     ids = {label: i for i, label in enumerate(labels)}
     columns = columns or Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
-    found = Source([source], ReadOptions(encoding_errors=encoding_errors, text_columns=columns.texts))
+    documents = Source([source], ReadOptions(encoding_errors=encoding_errors, text_columns=columns.texts))
 
     def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)
-        return enumerate(found, 1)
+        return enumerate(documents, 1)
 
     def cut(numbered: tuple[int, Row]) -> dict[str, Any]:
         number, row = numbered
@@ -115,9 +116,10 @@ def source_stream(
             own, (text, _) = columns.labels_of(row.values), joined_text(row, columns)
             if text is None:
                 raise ValueError("no text")
-            if own is None or not ids.keys() >= set(own):
-                unknown = [label for label in own or [""] if label not in ids]
-                raise ValueError(f"label {unknown[0]!r}, expected one of {', '.join(ids)}")
+            if own is None:
+                raise ValueError("no label")
+            if unknown := [label for label in own if label not in ids]:
+                raise ValueError(f"label {unknown[0]!r}, expected one of {shorten(list(ids), 20)}")
             text, _ = normalize_sections(check_surrogates(text, encoding_errors), [])
         except ValueError as error:
             raise ValueError(f"{source}: {row.location}: {error}.") from error

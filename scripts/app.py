@@ -87,9 +87,9 @@ def check_text(text: str, max_characters: int) -> str:
         raise ValueError("There is no text: paste one, or drop a file.")
     if len(text) > max_characters:
         raise ValueError(f"The text has {len(text):,} characters, and this page takes up to {max_characters:,}.")
-    if len(found := CONTROL.findall(text)) > len(text) / 100:
+    if len(controls := CONTROL.findall(text)) > len(text) / 100:
         raise ValueError(
-            f"This is not a text: {len(found):,} of its {len(text):,} characters are control characters. Paste the text "
+            f"This is not a text: {len(controls):,} of its {len(text):,} characters are control characters. Paste the text "
             "itself, or upload the file that it is in."
         )
     return text
@@ -332,8 +332,8 @@ def render_text(result: dict[str, Any], text: str, sections: list[Section]) -> I
     def contribution(chunk: dict[str, Any], k: int) -> str:
         ranks = (
             f" · evidence {rank}"
-            for rank, found in enumerate(evidence[k], 1)
-            if chunk["start"] <= found["start"] < found["end"] <= chunk["end"]
+            for rank, strongest in enumerate(evidence[k], 1)
+            if chunk["start"] <= strongest["start"] < strongest["end"] <= chunk["end"]
         )
         return _signed(chunk["scores"][explained[k]]) + "".join(ranks)
 

@@ -79,10 +79,10 @@ def evidence_spans(
     """
     order = sorted(range(len(spans)), key=lambda i: -attributions[i])[:number]
     shown = [i for rank, i in enumerate(order) if rank == 0 or attributions[i] > 0]
-    found = [(*trimmed(text, *spans[i]), attributions[i]) for i in shown]
+    parts = [(*trimmed(text, *spans[i]), attributions[i]) for i in shown]
     return [
         {"start": start, "end": end, "score": score, "text": text[start:end]}
-        for start, end, score in found
+        for start, end, score in parts
         if start < end
     ]
 

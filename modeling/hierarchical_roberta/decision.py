@@ -109,8 +109,8 @@ class MultiLabelDecision:
     def labels_of(self, logits_K: np.ndarray) -> list[int]:
         """Ids of a document's labels, those with the highest scores first; it may have none."""
         score_K = self.scores(logits_K)
-        found = np.flatnonzero(self.decide(logits_K))
-        return found[np.argsort(-score_K[found], kind="stable")].tolist()
+        ids = np.flatnonzero(self.decide(logits_K))
+        return ids[np.argsort(-score_K[ids], kind="stable")].tolist()
 
     def first_label(self, logits_K: np.ndarray) -> int:
         """The id that is a result's `label`: the highest score, whether or not it reaches its threshold."""

@@ -184,8 +184,8 @@ def fit_label_calibration(logits_BK: np.ndarray, labels_BK: np.ndarray) -> np.nd
     # Labels do not depend on each other, but some hundreds of them are fitted faster together.
     bounds = [limits] * size + [(None, None)] * size
     start = np.repeat(common, size)
-    found = minimize(penalized_loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
-    return found.reshape(2, size).T
+    fitted = minimize(penalized_loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=options).x
+    return fitted.reshape(2, size).T
 
 
 def expected_calibration_error(scores_BK: np.ndarray, labels_B: np.ndarray, num_bins: int = 15) -> float:

@@ -70,13 +70,13 @@ def fit_thresholds(
     own = np.flatnonzero(labels_BK.sum(axis=0) >= MIN_POSITIVES).tolist() if metric == "f1_macro" else []
     for k in own:
         threshold = best_threshold(scores_BK[:, k], labels_BK[:, k])
-        found_B = scores_BK[:, k] >= threshold
-        if 2 * (found_B & labels_BK[:, k]).sum() >= MIN_F1 * (found_B.sum() + labels_BK[:, k].sum()):
+        predicted_B = scores_BK[:, k] >= threshold
+        if 2 * (predicted_B & labels_BK[:, k]).sum() >= MIN_F1 * (predicted_B.sum() + labels_BK[:, k].sum()):
             thresholds_K[k] = threshold
     for k, recall in recalls.items():
-        found = np.sort(scores_BK[labels_BK[:, k], k])[::-1]
-        if len(found):
-            lowest = found[int(np.ceil(recall * len(found) - 1e-9)) - 1]
+        own_scores = np.sort(scores_BK[labels_BK[:, k], k])[::-1]
+        if len(own_scores):
+            lowest = own_scores[int(np.ceil(recall * len(own_scores) - 1e-9)) - 1]
             thresholds_K[k] = _between(scores_BK[:, k], lowest)
     return thresholds_K
 

@@ -42,8 +42,8 @@ def write_predictions(
         writer = csv.writer(file)
         writer.writerow(["id", "label", "predicted", *labels, *kept])
         rows = zip(documents["id"], documents["label"], predicted_ids, scores, *kept.values(), strict=True)
-        for id_, label, found, row, *values in rows:
-            writer.writerow([id_, shown(label), shown(found), *(f"{score:.6f}" for score in row), *values])
+        for id_, label, predicted_own, row, *values in rows:
+            writer.writerow([id_, shown(label), shown(predicted_own), *(f"{score:.6f}" for score in row), *values])
 
 
 class PredictedDocument(NamedTuple):

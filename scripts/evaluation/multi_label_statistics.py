@@ -60,17 +60,17 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
     count_BR = resample_counts(len(labels_BK))
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
         block_BR = count_BR[:, start : start + RESAMPLES_AT_ONCE].astype(np.float64)
-        right_KR, support_KR, found_KR = (part @ block_BR for part in parts)
+        right_KR, support_KR, predicted_KR = (part @ block_BR for part in parts)
         precision_KR, recall_KR, f1_KR = (
             np.where(support_KR > 0, _ratio(right, size), np.nan)
             for right, size in (
-                *((right_KR, found_KR), (right_KR, support_KR)),
-                (2 * right_KR, support_KR + found_KR),
+                *((right_KR, predicted_KR), (right_KR, support_KR)),
+                (2 * right_KR, support_KR + predicted_KR),
             )
         )
         block = {
             "f1_macro": _mean(f1_KR),
-            "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + found_KR).sum(axis=0)),
+            "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + predicted_KR).sum(axis=0)),
             "f1_weighted": _ratio(np.nansum(f1_KR * support_KR, axis=0), support_KR.sum(axis=0)),
             "precision_macro": _mean(precision_KR),
             "recall_macro": _mean(recall_KR),
@@ -212,8 +212,8 @@ def by_group(
         index = np.flatnonzero(member_B)
         if len(index):
             there = np.flatnonzero(labels_BK[index].any(axis=0))
-            own, found = labels_BK[index] == 1, prediction.predicted[index] == 1
-            right_K, size_K = (own & found).sum(axis=0), own.sum(axis=0) + found.sum(axis=0)
+            own, predicted = labels_BK[index] == 1, prediction.predicted[index] == 1
+            right_K, size_K = (own & predicted).sum(axis=0), own.sum(axis=0) + predicted.sum(axis=0)
             f1_K = _ratio(2.0 * right_K, size_K)
             row = {
                 "group": name,
@@ -221,7 +221,7 @@ def by_group(
                 "f1_macro": float(f1_K[there].mean()) if len(there) else None,
             }
             row |= {"f1_micro": float(_ratio(2.0 * right_K.sum(), size_K.sum()))}
-            rows.append(row | {"subset_accuracy": float((own == found).all(axis=1).mean())})
+            rows.append(row | {"subset_accuracy": float((own == predicted).all(axis=1).mean())})
     return rows
 
 

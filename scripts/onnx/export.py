@@ -74,8 +74,8 @@ def write_export(
         write_head(model, folder / "head.onnx")
         write_encoder(model, folder / "exported.onnx")
         fuse(folder / "exported.onnx", folder / "encoder.onnx")
-    found = predict_onnx.OnnxClassifier(folder)(texts)
-    difference = largest_difference(expected, found)
+    exported = predict_onnx.OnnxClassifier(folder)(texts)
+    difference = largest_difference(expected, exported)
     if not difference <= TOLERANCE:
         raise ValueError(
             f"The export's scores differ from the model's by {difference:.1e} (at most {TOLERANCE:.0e} is accepted): the "
@@ -88,8 +88,8 @@ def write_export(
             for path in folder.glob("encoder.onnx*"):
                 path.unlink()
             fuse(folder / "quantized.onnx", folder / "encoder.onnx")
-        found = predict_onnx.OnnxClassifier(folder)(texts)
-        difference = largest_difference(expected, found)
+        exported = predict_onnx.OnnxClassifier(folder)(texts)
+        difference = largest_difference(expected, exported)
         if not difference <= 1:
             raise ValueError("The quantized encoder gives non-finite scores: export without --quantize.")
         logger.info(
@@ -130,16 +130,16 @@ def sample_texts(pipeline: HierarchicalClassificationPipeline) -> list[str]:
     return ["", *(tokenizer.decode(each, skip_special_tokens=True) for each in ids)]
 
 
-def largest_difference(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> float:
+def largest_difference(expected: list[dict[str, Any]], exported: list[dict[str, Any]]) -> float:
     """Largest absolute difference of a score.
 
     Raises:
         ValueError: other chunks were read.
     """
-    for ours, exported in zip(expected, found, strict=True):
-        if any(ours[name] != exported[name] for name in ("num_chunks", "num_encoded_chunks", "truncated")):
+    for ours, theirs in zip(expected, exported, strict=True):
+        if any(ours[name] != theirs[name] for name in ("num_chunks", "num_encoded_chunks", "truncated")):
             raise ValueError(
                 "The export splits documents into other chunks than the model: its tokenizer cannot be used."
             )
-    one, other = (np.array([list(result["scores"].values()) for result in results]) for results in (expected, found))
+    one, other = (np.array([list(result["scores"].values()) for result in results]) for results in (expected, exported))
     return float(np.abs(one - other).max())

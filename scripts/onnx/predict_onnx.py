@@ -72,13 +72,13 @@ class LexicalFeatures:
     def features(self, tokens: np.ndarray) -> np.ndarray:
         """The features in a chunk, given without special tokens and prefix; repeated where they occur repeatedly."""
         num_features = len(self.weight_KM[0])
-        found = self.feature_of_token[tokens]
+        features = self.feature_of_token[tokens]
         if self.pairs is not None and self.feature_of_pair is not None:
             pair = tokens[:-1] * len(self.feature_of_token) + tokens[1:]
             index = np.searchsorted(self.pairs, pair).clip(max=len(self.pairs) - 1)
             of_pair = np.where(self.pairs[index] == pair, self.feature_of_pair[index], num_features)
-            found = np.concatenate([found, of_pair])
-        return found[found < num_features]
+            features = np.concatenate([features, of_pair])
+        return features[features < num_features]
 
     def count(self, chunks: list[np.ndarray]) -> np.ndarray:
         """Occurrences of each feature in each chunk, (C, M)."""
