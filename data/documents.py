@@ -332,7 +332,7 @@ def read_documents(
 
     def documents() -> Iterator[dict[str, Any]]:
         files_of_id: dict[str, str] = {}
-        rows = tqdm(_rows_with_columns(source, columns), desc="Reading", unit=" documents", disable=None)
+        rows = tqdm(rows_with_columns(source, columns), desc="Reading", unit=" documents", disable=None)
         for number, row in enumerate(rows, 1):
             if row.error:
                 issues.add("malformed", f"{row.location}: {row.error}")
@@ -467,7 +467,7 @@ def _write_table(
     return datasets.Dataset.from_file(path) if num_rows else empty
 
 
-def _rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
+def rows_with_columns(source: Source, columns: Columns) -> Iterator[Row]:
     """Yield the rows after checking that each table has the required columns. Of JSON, single rows may lack one."""
     for table, rows in groupby(source, _table_of):
         head = list(islice(rows, 100))

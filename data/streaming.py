@@ -2,13 +2,22 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from data.chunk_dataset import ChunkedDocuments
-from data.documents import Columns, check_surrogates, joined_text, normalize_sections, to_name
+from data.documents import (
+    Columns,
+    check_surrogates,
+    joined_text,
+    look_alike_key,
+    normalize_sections,
+    rows_with_columns,
+    to_name,
+)
 from data.labels import MULTI, SINGLE
 from data.readers import ReadOptions, Row, Source
 from data.source_files import shorten
@@ -89,6 +98,7 @@ def source_stream(
     chunked: ChunkedDocuments,
     labels: Sequence[str],
     columns: Columns | None = None,
+    merge_labels: bool = False,
     encoding_errors: str = "strict",
     **options: Any,
 ) -> StreamedDocuments:
@@ -96,17 +106,20 @@ def source_stream(
 
     Args:
         columns: of the source; default: those named text and label, with a list of labels where `chunked` has several.
+        merge_labels: count labels that look alike as one (see `look_alike_key`).
 
     Raises:
         ValueError: during iteration, for a row without text or with a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
     columns = columns or Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
+    needed = replace(columns, split="none", group="none", evidence="none", keep=())
+    alike = {look_alike_key(label): label for label in labels} if merge_labels else {}
     documents = Source([source], ReadOptions(encoding_errors=encoding_errors, text_columns=columns.texts))
 
     def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)
-        return enumerate(documents, 1)
+        return enumerate(rows_with_columns(documents, needed), 1)
 
     def cut(numbered: tuple[int, Row]) -> dict[str, Any]:
         number, row = numbered
@@ -118,6 +131,7 @@ def source_stream(
                 raise ValueError("no text")
             if own is None:
                 raise ValueError("no label")
+            own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in own))
             if unknown := [label for label in own if label not in ids]:
                 raise ValueError(f"label {unknown[0]!r}, expected one of {shorten(list(ids), 20)}")
             text, _ = normalize_sections(check_surrogates(text, encoding_errors), [])

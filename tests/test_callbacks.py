@@ -48,7 +48,7 @@ def test_smaller_is_better_where_the_arguments_say_so():
 
 
 def watch(train: list[float], evaluated: list[float]) -> TrainingMonitor:
-    trainer = SimpleNamespace(last_grad_norm=None, stats=SimpleNamespace(totals={}))
+    trainer = SimpleNamespace(last_grad_norm=None, stats=SimpleNamespace(totals={}), is_world_process_zero=lambda: True)
     health, control = TrainingMonitor(trainer, chance=math.log(3)), TrainerControl()
     for epoch, (loss, eval_loss) in enumerate(zip(train, evaluated, strict=True), 1):
         trainer.stats.totals = {"loss": loss, "steps": 1}

@@ -458,6 +458,9 @@ def test_a_recall_that_validation_cannot_measure_is_refused(caplog):
     args = SimpleNamespace(metric_for_best_model="f1_macro", decision_metric="recall_b=0.9")
     with pytest.raises(ValueError, match=r"no validation document is labelled b"):
         MultiLabel(["a", "b"]).check(args, labels)
+    for metric, message in (("f1_b", "no validation document is labelled b"), ("support_a", "must be one of")):
+        with pytest.raises(ValueError, match=message):
+            MultiLabel(["a", "b"]).check(SimpleNamespace(metric_for_best_model=metric, decision_metric=None), labels)
     args.decision_metric = "recall=0.9"
     MultiLabel(["a", "b"]).check(args, labels)
     assert "No validation document has b" in caplog.text

@@ -427,6 +427,10 @@ def test_report_shows_the_explanation_of_a_chosen_label(finished, browser):
     missed = [shown for _, shown in rows if "missed" in shown]
     Select(browser.find_element(By.NAME, "result")).select_by_visible_text("missed")
     assert browser.find_element(By.ID, "count").text.startswith(f"{len(missed)} of")
+    browser.find_element(By.ID, "clear").click()
+    Select(browser.find_element(By.NAME, "label")).select_by_visible_text("none")
+    without = sum(not own for own in load_prepared(str(finished / "data"))[0]["test"]["label"])
+    assert browser.find_element(By.ID, "count").text.startswith(f"{without} of")
     assert browser.get_log("browser") == []
 
 

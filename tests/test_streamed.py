@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -78,6 +79,13 @@ def test_source_stream_reads_labels_as_they_were_prepared(splits, csv_file, robe
     chunked = ChunkedDocuments(part, tokenizer, chunk_length=16, max_chunks=4)
     items = take(source_stream(str(source), chunked, ["a", "b"], columns, seed=0, buffer_size=1), 2)
     assert [item["labels"].tolist() for item in items] == [[1, 1], [0, 0]]
+    source.write_text("story,tags\nOne.,A; b\n")
+    with pytest.raises(ValueError, match=r"row 1: label 'A', expected one of a, b"):
+        take(source_stream(str(source), chunked, ["a", "b"], columns, seed=0), 1)
+    [item] = take(source_stream(str(source), chunked, ["a", "b"], columns, merge_labels=True, seed=0), 1)
+    assert item["labels"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="no column for --label_columns c"):
+        take(source_stream(str(source), chunked, ["a", "b"], replace(columns, label_columns=["c"]), seed=0), 1)
 
 
 @pytest.mark.slow

@@ -281,8 +281,8 @@ def test_class_and_severity_weights_on_the_command_line():
     labels = ["General", "Teen", "Mature"]
     assert parse_class_weights("balanced", labels) == "balanced"
     assert parse_class_weights("Mature=3.8, General=0.7,Teen=1.5", labels) == [0.7, 1.5, 3.8]
-    assert parse_class_weights('"sex, nudity=2",a=b=1', ["sex, nudity", "a=b"]) == [2.0, 1.0]
-    with pytest.raises(ValueError, match=r'expected.*"sex, nudity=1.0",a=1.0'):
+    assert parse_class_weights('"sex, nudity"=2,a=b=1', ["sex, nudity", "a=b"]) == [2.0, 1.0]
+    with pytest.raises(ValueError, match=r'expected.*"sex, nudity"=1.0,a=1.0'):
         parse_class_weights("a=1", ["sex, nudity", "a"])
     for wrong in ("General=0.7", "heavy", "General=a,Teen=1,Mature=1", "General=0,Teen=1,Mature=1"):
         with pytest.raises(ValueError, match="class_weights"):

@@ -24,6 +24,7 @@ from transformers import EvalPrediction
 from ..hierarchical_roberta.decision import MultiLabelDecision
 
 # With more labels than this, their own metrics are not logged during training.
+OF_LABEL = ("precision", "recall", "f1", "average_precision")
 MOST_LOGGED_LABELS = 50
 
 
@@ -150,16 +151,23 @@ def absent_labels_note(metrics: Mapping[str, float]) -> str:
 
 def check_label_names(label_names: Sequence[str], overall: Iterable[str]) -> None:
     """Raise ValueError if a metric of a label has the name of one of all, such as `f1_macro`."""
-    of_label = {f"{kind}_{name}" for kind in ("precision", "recall", "f1", "average_precision") for name in label_names}
+    of_label = {f"{kind}_{name}" for kind in OF_LABEL for name in label_names}
     if duplicates := sorted(of_label & set(overall)):
         raise ValueError(f"Per-class metrics would overwrite {', '.join(duplicates)}: rename the label.")
 
 
-def check_metric_name(name: str | None, known: Iterable[str]) -> None:
-    """Raise ValueError if `metric_for_best_model` is neither a known metric nor the loss."""
-    names = ["loss", *known]
-    if (name or "loss").removeprefix("eval_") not in names:
+def check_metric_name(name: str | None, known: Iterable[str], absent: Iterable[str] = ()) -> None:
+    """Raise ValueError if `metric_for_best_model` is neither a known metric nor the loss, or that of a label in `absent`, which
+    no validation document has."""
+    names = ["loss", *(metric for metric in known if not metric.startswith("support_"))]
+    if (metric := (name or "loss").removeprefix("eval_")) not in names:
         raise ValueError(f"`metric_for_best_model` must be one of {', '.join(names)}, got {name!r}.")
+    for label in absent:
+        if metric in [f"{kind}_{label}" for kind in OF_LABEL]:
+            raise ValueError(
+                f"`metric_for_best_model` {name!r}: no validation document is labelled {label}. Add documents to the "
+                "validation split, or choose another metric."
+            )
 
 
 def quadratic_kappa(predictions: Sequence[int], references: Sequence[int], ids: Sequence[int]) -> float:

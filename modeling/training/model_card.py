@@ -141,9 +141,9 @@ def _interval(entry: dict[str, float]) -> str:
 def _limits(record: dict[str, Any], metrics: dict[str, dict[str, float]], labels: list[str]) -> list[str]:
     config = record["config"]
     split, values = list(metrics.items())[-1]
-    note = absent_labels_note(values)
+    notes = {name: absent_labels_note(each) for name, each in metrics.items()}
     return [
-        *([f"Macro-F1 on {split}: {note}."] if note else []),
+        *(f"Macro-F1 on {name}: {note}." for name, note in notes.items() if note),
         f"False negatives: {kind_of(config).misses(split, values, labels)}. Consequential decisions need a human who has read the evidence.",
         f"At most {config['max_chunks']} chunks of {config['chunk_length']} tokens are "
         + (

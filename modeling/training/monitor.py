@@ -63,7 +63,8 @@ class TrainingMonitor(TrainerCallback, ExportableState):
         """Log a warning once."""
         if name not in self.warnings:
             self.warnings.append(name)
-            logger.warning(f"{name}: {detail}. {SUGGESTIONS[name]}")
+            if self.trainer.is_world_process_zero():
+                logger.warning(f"{name}: {detail}. {SUGGESTIONS[name]}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

@@ -27,7 +27,6 @@
 """
 
 import csv
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -425,9 +424,8 @@ def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:
     """
     if text in ("balanced", "none"):
         return text
-    example = io.StringIO()
-    csv.writer(example, lineterminator="").writerow([f"{label}=1.0" for label in labels])
-    expected = f"expected balanced, none, or a weight for each label: {example.getvalue()}"
+    quoted = ['"{}"'.format(label.replace('"', '""')) if "," in label else label for label in labels]
+    expected = f"expected balanced, none, or a weight for each label: {','.join(f'{label}=1.0' for label in quoted)}"
     weights: dict[str, float] = {}
     for item in next(csv.reader([text], skipinitialspace=True), []):
         label, separator, value = item.rpartition("=")

@@ -152,7 +152,8 @@ def markdown(measured: dict[str, Any]) -> str:
         ("peak MiB", known("peak_mib")),
     ]
     rows = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
-    note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds. "
+    note = f"{measured['documents']} documents in {measured['folds']} folds; ± is the standard deviation over folds; "
+    note += "differences are over all documents together. "
     note += (
         "Run times of frozen encoders exclude the one-off encoding of all documents, but with the chunk policy lexical "
     )

@@ -299,8 +299,9 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
     write_report({**content, "figures": figures}, folder / "report.html")
     print(content["headline"])
     if "pointing" in evaluation["metrics"]:
-        hits = {name: value for name, value in evaluation["metrics"]["pointing"].items() if name != "labels"}
-        print(f"Pointing game: {json.dumps(hits)}")
+        hits = evaluation["metrics"]["pointing"]
+        shares = [f"top {unit} {hits[unit]:.3f}" for unit in ("chunk", "sentence") if unit in hits]
+        print(f"Pointing game, on {hits['documents']} {context.kind.counted}: {', '.join(shares)}")
     print(f"Report: {folder / 'report.html'} (open it in a browser).")
     try:
         keep_fitted(arguments.model, evaluation["fitted"])

@@ -62,8 +62,9 @@ def label_curves_figure(scores_BK: np.ndarray, labels_BK: np.ndarray, names: Seq
     right.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
     right.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.02))
-    left.legend()
-    right.legend()
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     return _png(figure)
 
 

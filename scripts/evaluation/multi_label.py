@@ -197,7 +197,11 @@ class MultiLabel(kinds.MultiLabel):
 
         kinds = {"precision": "precision", "recall": "recall", "f1": "F1", "average_precision": "average precision"}
         rows = [
-            [name, support[name], *(cell(model[f"{kind}_{name}"]) for kind in kinds), f"{thresholds[name]:.3f}"]
+            [
+                *(name, support[name]),
+                *(cell(model[f"{kind}_{name}"]) if support[name] else "–" for kind in kinds),
+                f"{thresholds[name]:.3f}",
+            ]
             for name in shown
         ]
         errors = [

@@ -36,11 +36,11 @@ def report_content(
         ["Input", f"up to {config.max_chunks} chunks of {config.chunk_length} tokens per document "
                   f"(chunk_policy {config.chunk_policy} beyond that){describe_embeddings(config.to_dict())}, "
                   f"{config.pooling} pooling"],
-        *strongest_words(context, kind.listed(metrics)),
         *kind.facts(metrics),
         ["Tuned TF-IDF", metrics["tfidf_tuned_options"]],
         *kind.calibration_facts(metrics),
         ["Versions", ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "scikit-learn"))],
+        *strongest_words(context, kind.listed(metrics)),
     ]  # fmt: skip
     return {
         "title": f"Evaluation of {model_name.rstrip('/').split('/')[-1]} on the {split} split",
@@ -88,6 +88,9 @@ def headline_of(metrics: dict[str, Any], split: str, count: int, titles: dict[st
     gap, best = baseline["difference_f1_macro"], f"the best baseline, {titles[name]}"
     other = f"{baseline['f1_macro']['value']:.3f}"
     score = f"Macro-F1 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) on {count} {split} documents"
+    supports = metrics.get("support", {}).values()
+    if 0 in supports:  # labels without documents count 0
+        score += f", where {sum(map(bool, supports)) / len(supports):.3f} is the highest possible"
     if gap["value"] <= 0:
         return f"This model does not beat {best} ({other}). {score}.", True
     if gap["low"] <= 0:

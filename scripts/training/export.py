@@ -59,8 +59,10 @@ def evaluate_splits(
             )
         optimistic = f" (optimistic: {fitted} were fitted on it)" if fitted and split == "validation" else ""
         absent = f" ({note})" if (note := absent_labels_note(metrics[split])) else ""
+        chosen_by = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
+        chosen = "" if chosen_by in ("f1_macro", "loss") else f", {chosen_by} {metrics[split][chosen_by]:.4f}"
         logger.info(
-            f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}{absent}, loss {metrics[split]['loss']:.4f}{optimistic}."
+            f"{split}: macro-F1 {metrics[split]['f1_macro']:.4f}{absent}{chosen}, loss {metrics[split]['loss']:.4f}{optimistic}."
         )
     return metrics
 

@@ -58,7 +58,9 @@ class SingleLabel:
 
     def check(self, args: HierarchicalTrainingArguments, validation_labels_B: np.ndarray) -> None:
         """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid, or cannot be measured on validation."""
-        check_metric_name(args.metric_for_best_model, classification_metrics([0], [0], self.names, self.severity))
+        absent = [name for k, name in enumerate(self.names) if k not in validation_labels_B]
+        known = classification_metrics([0], [0], self.names, self.severity)
+        check_metric_name(args.metric_for_best_model, known, absent)
         check_decision_metric(args.decision_metric, self.names, validation_labels_B)
 
     def compute_metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -129,12 +131,12 @@ class MultiLabel:
         """Raise ValueError if `metric_for_best_model` or `decision_metric` is invalid, or a recall of a label that no validation
         document has."""
         none_BK = np.zeros((1, len(self.names)), dtype=np.int64)
-        check_metric_name(
-            args.metric_for_best_model, multi_label_metrics(none_BK, none_BK, none_BK, logged_labels(self.names))
-        )
+        known = multi_label_metrics(none_BK, none_BK, none_BK, logged_labels(self.names))
+        without = [name for k, name in enumerate(self.names) if not validation_labels_BK[:, k].any()]
+        check_metric_name(args.metric_for_best_model, known, without)
         metric = args.decision_metric or "f1_macro"
         _, recalls = parse_threshold_metric(metric, self.names)
-        absent = [self.names[k] for k in recalls if not validation_labels_BK[:, k].any()]
+        absent = [self.names[k] for k in recalls if self.names[k] in without]
         if absent and len(recalls) == 1:
             raise ValueError(no_recall_message(metric, absent[0]))
         if absent:

@@ -392,10 +392,10 @@ def stream_of(source: str | None, parts: TrainingSetup, args: HierarchicalTraini
     options |= {"process_index": args.process_index, "num_processes": args.world_size}
     if source is None:
         return prepared_stream(parts.chunked["train"], **options)
-    given = parts.manifest.get("options", {}).get("columns")
-    return source_stream(
-        source, parts.chunked["train"], parts.kind.names, Columns(**given) if given else None, **options
-    )
+    prepared = parts.manifest.get("options", {})
+    columns = Columns(**prepared["columns"]) if "columns" in prepared else None
+    options["merge_labels"] = prepared.get("merge_labels", False)
+    return source_stream(source, parts.chunked["train"], parts.kind.names, columns, **options)
 
 
 def plan_memory(
