@@ -167,7 +167,7 @@ def render_result(
     pieces = "".join(render_text(result, text, sections))
     return f"""<div class="page"><section aria-label="Result">
 <p class="label{" listed" * (len(result["labels"]) > 3)}" role="status"><strong>{html.escape(", ".join(result["labels"])) or "None of the labels"}</strong></p>
-<p class="soft">{html.escape(name)}: {len(text):,} characters, {result["num_chunks"]:,} chunks</p>
+<p class="soft">{html.escape(name)}: {len(text):,} characters, {result["num_chunks"]:,} {"chunk" if result["num_chunks"] == 1 else "chunks"}</p>
 {render_advice(result, config, thresholds, review_below, review_margin)}
 {render_scores(result, config, thresholds)}
 <h2>Chunks</h2>
