@@ -29,7 +29,6 @@ from transformers import Pipeline, pipeline
 
 from data.demo_corpus import write_story
 from data.document_files import DOCUMENT_SUFFIXES, Section, read_document_file
-from data.source_files import shorten
 
 MODEL = ""  # in a Space: the model's id, which the variable MODEL_ID of the Space overrides
 MAX_UPLOAD_MB, MAX_CHARACTERS, REVIEW_BELOW, REVIEW_MARGIN = 20, 1_000_000, 0.7, 0.2
@@ -403,7 +402,8 @@ def build_page(
 
     stories = [write_story(label, size, 30, np.random.default_rng(seed))[0] for label, (size, seed) in STORIES.items()]
     one_at_a_time: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-    labels = shorten(list(config.id2label.values()), MOST_BARS)
+    names = list(config.id2label.values())
+    labels = ", ".join(names[:MOST_BARS]) + (f" and {len(names) - MOST_BARS:,} more" if len(names) > MOST_BARS else "")
     # Without files of an earlier visitor for longer than an hour, if one was uploaded and never read.
     with gr.Blocks(title="Classify a text", analytics_enabled=False, delete_cache=(60, 3600)) as page:
         gr.HTML(
