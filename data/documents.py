@@ -265,9 +265,9 @@ def normalize_sections(text: str, sections: Sequence[Section]) -> tuple[str, lis
     return normalized, moved
 
 
-def _spans(value: Any, text: str, labels: Sequence[str]) -> str | None:
+def _spans(value: Any, text: str, labels: Sequence[str], several: bool) -> str | None:
     """Gold evidence spans as JSON, `[{"start": 12, "end": 80}]` in characters, and the "label" that a span is evidence of if
-    it has one; "" without any, None if they are none, or of a label that the document does not have."""
+    it has one; "" without any, None if they are none, or, with several labels a document, of one that it does not have."""
     if is_missing(value) or value in ("", []):
         return ""
     if isinstance(value, str):  # a CSV cell
@@ -281,7 +281,8 @@ def _spans(value: Any, text: str, labels: Sequence[str]) -> str | None:
     spans = [{key: span[key] for key in ("start", "end")} for span in value]
     for span, given in zip(spans, value, strict=True):
         if "label" in given:
-            span["label"] = name_of.get(look_alike_key(given["label"]))
+            named = given["label"]
+            span["label"] = named if named in labels else name_of.get(look_alike_key(named), None if several else named)
     return None if None in [span.get("label", "") for span in spans] else json.dumps(spans)
 
 
@@ -406,7 +407,9 @@ def _document_of(row: Row, number: int, columns: Columns, encoding_errors: str) 
         "text": text or "",
         "split": to_split(to_name(values.get(columns.split))),
         "group": to_name(values.get(columns.group)),
-        "evidence": _spans(evidence, text or "", document["label"]) if is_unchanged or is_missing(evidence) else None,
+        "evidence": _spans(evidence, text or "", document["label"], columns.problem_type == MULTI)
+        if is_unchanged or is_missing(evidence) or evidence in ("", [])
+        else None,
         "metadata": metadata_of(values, columns.keep),
         "sections": json.dumps(sections, ensure_ascii=False) if sections else "",
     }

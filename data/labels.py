@@ -34,7 +34,7 @@ def split_labels(value: Any, separator: str | None) -> list[Any] | None:
     if isinstance(value, list | tuple | set):
         return list(value)
     if separator is not None and isinstance(value, str):
-        if re.fullmatch(r"""\[\s*["'].*\]""", value.strip(), re.DOTALL):
+        if re.fullmatch(r"""\[\s*(["']).*\1\s*\]""", value.strip(), re.DOTALL):
             raise ValueError(
                 f"expected labels separated by {separator!r}, got a list: {value[:60]}; leave --label_separator out"
             )

@@ -252,7 +252,7 @@ def check_geometry(tokenizer: PreTrainedTokenizerBase, chunk_length: int, chunk_
 
 
 def _named_labels(columns: Columns, documents: datasets.Dataset) -> list[str]:
-    """Labels in order: those of columns of 0 and 1, less those that were merged into another, or sorted those that occur."""
+    """Labels in order: those of columns of 0 and 1, less those that only look like one that occurs; otherwise those that occur, sorted."""
     occurring = sorted_labels(documents["label"])
     names, keys = set(occurring), set(map(look_alike_key, occurring))
     marked = dict.fromkeys(map(to_label, columns.label_columns))

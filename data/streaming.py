@@ -99,7 +99,7 @@ def source_stream(
     labels: Sequence[str],
     columns: Columns | None = None,
     merge_labels: bool = False,
-    encoding_errors: str = "strict",
+    read_options: ReadOptions | None = None,
     **options: Any,
 ) -> StreamedDocuments:
     """Stream the rows of a source, tokenized on the fly and cut like `chunked`.
@@ -107,15 +107,17 @@ def source_stream(
     Args:
         columns: of the source; default: those named text and label, with a list of labels where `chunked` has several.
         merge_labels: count labels that look alike as one (see `look_alike_key`).
+        read_options: how the source is read.
 
     Raises:
-        ValueError: during iteration, for a row without text or with a label that is not in `labels`.
+        ValueError: during iteration, for a missing column, a row without text or label, or a label that is not in `labels`.
     """
     ids = {label: i for i, label in enumerate(labels)}
     columns = columns or Columns(problem_type=MULTI if chunked.is_multi_label else SINGLE)
-    needed = replace(columns, split="none", group="none", evidence="none", keep=())
+    needed = replace(columns, id="none", split="none", group="none", evidence="none", keep=())
     alike = {look_alike_key(label): label for label in labels} if merge_labels else {}
-    documents = Source([source], ReadOptions(encoding_errors=encoding_errors, text_columns=columns.texts))
+    read_options = replace(read_options or ReadOptions(), text_columns=columns.texts)
+    documents = Source([source], read_options)
 
     def rows(number: int) -> Iterator[tuple[int, Row]]:
         chunked.set_epoch(number)
@@ -134,7 +136,7 @@ def source_stream(
             own = list(dict.fromkeys(alike.get(look_alike_key(label), label) for label in own))
             if unknown := [label for label in own if label not in ids]:
                 raise ValueError(f"label {unknown[0]!r}, expected one of {shorten(list(ids), 20)}")
-            text, _ = normalize_sections(check_surrogates(text, encoding_errors), [])
+            text, _ = normalize_sections(check_surrogates(text, read_options.encoding_errors), [])
         except ValueError as error:
             raise ValueError(f"{source}: {row.location}: {error}.") from error
         tokens = tokenize_batch([text], chunked.tokenizer)

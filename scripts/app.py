@@ -239,7 +239,7 @@ def render_scores(result: dict[str, Any], config: Any, thresholds: dict[str, flo
         bar = f"<i style='width: {100 * scores[name]:.1f}%'></i>"
         rows += f"<li><span>{label}</span><span class='meter'>{bar}{mark}</span><span>{100 * scores[name]:.1f} %{note}</span></li>"
     if rest := len(scores) - len(order):
-        rows += f"<li>and {rest:,} more labels</li>"
+        rows += f"<li>and {rest:,} more</li>"
     return f'<ul class="scores" aria-label="{"Calibrated scores" if calibrated else "Scores"}">{rows}</ul>'
 
 

@@ -20,7 +20,7 @@ from data.documents import Columns, read_documents
 from data.labels import MULTI, label_array, label_names
 from data.preparation import prepare_dataset
 from data.prepared_dataset import load_prepared
-from data.readers import Source
+from data.readers import ReadOptions, Source
 from data.splits import make_splits, stratified_parts
 from modeling.hierarchical_roberta.configuration_hierarchical_roberta import HierarchicalRobertaConfig
 from modeling.hierarchical_roberta.decision import MultiLabelDecision, decision_of
@@ -184,6 +184,24 @@ def test_labels_of_evidence_are_those_of_the_document(tmp_path):
         assert found == [["Teen"], ["1"], [], ["Teen"]]
         assert len(issues.rows["evidence"]) == 1
         assert "row 3" in issues.rows["evidence"][0]
+
+
+def test_evidence_of_one_label_and_of_labels_that_look_alike(tmp_path):
+    spans = [{"start": 0, "end": 3}, {"start": 0, "end": 3, "label": "violence"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "A text.", "label": "Mature", "evidence": spans}) + "\n")
+    documents, issues = read_documents(Source([str(tmp_path / "a.jsonl")]), Columns())
+    assert json.loads(documents["evidence"][0]) == spans
+    row = {"text": "A text.", "label": ["01", "1"], "evidence": [{"start": 0, "end": 3, "label": "01"}]}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
+    documents, _ = read_documents(
+        Source([str(tmp_path / "b.jsonl")]), Columns(problem_type=MULTI), keep=["similar_label"]
+    )
+    assert json.loads(documents["evidence"][0]) == row["evidence"]
+    write_workbook(tmp_path / "c.xlsx", {"Texts": [["title", "body", "label", "evidence"], ["One", "Two.", "a", None]]})
+    _, issues = read_documents(
+        Source([str(tmp_path / "c.xlsx")], ReadOptions(text_columns=("title", "body"))), Columns("title,body")
+    )
+    assert "evidence" not in issues.rows
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path, roberta_folder):

@@ -386,7 +386,7 @@ def test_page_of_many_labels_shows_the_highest_scores_and_the_documents_labels(c
     shown = render_scores(result, classify.model.config, dict.fromkeys(names, 0.004))
     assert shown.count("class='meter'") == 21
     assert "<strong>topic 250</strong>" in shown
-    assert "and 279 more labels" in shown
+    assert "and 279 more" in shown
 
 
 def test_advice_names_the_scores_near_their_thresholds(classify, results, monkeypatch):

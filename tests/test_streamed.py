@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from data.chunk_dataset import ChunkedDocuments
 from data.documents import Columns
 from data.labels import MULTI
+from data.readers import ReadOptions
 from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
 from scripts.common.cli import one_paragraph
 from tests.conftest import LABELS, assert_refused, tiny_rows, train, write_csv
@@ -84,6 +85,13 @@ def test_source_stream_reads_labels_as_they_were_prepared(splits, csv_file, robe
         take(source_stream(str(source), chunked, ["a", "b"], columns, seed=0), 1)
     [item] = take(source_stream(str(source), chunked, ["a", "b"], columns, merge_labels=True, seed=0), 1)
     assert item["labels"].tolist() == [1, 1]
+    assert item["id"] == "row-1"
+    source.write_text("story|tags\nOne.|b\n", encoding="utf-16")
+    options = ReadOptions(encoding="utf-16", delimiter="|")
+    named = replace(columns, id="key")  # which a stream may lack
+    [item] = take(source_stream(str(source), chunked, ["a", "b"], named, read_options=options, seed=0), 1)
+    assert item["labels"].tolist() == [0, 1]
+    source.write_text("story,tags\nOne.,A; b\n")
     with pytest.raises(ValueError, match="no column for --label_columns c"):
         take(source_stream(str(source), chunked, ["a", "b"], replace(columns, label_columns=["c"]), seed=0), 1)
 

@@ -86,18 +86,35 @@ def weight_sum(labels: torch.Tensor, class_weights_K: torch.Tensor | None) -> to
 
 
 def chance_loss(
-    count_K: Sequence[int] | np.ndarray, num_documents: int, class_weights_K: torch.Tensor | None, is_multi_label: bool
-) -> float:
-    """The weighted loss, without label smoothing, of the best scores that are the same for every document: what a model
-    reaches that knows only how frequent the labels are.
+    count_K: Sequence[int] | np.ndarray,
+    num_documents: int,
+    class_weights_K: torch.Tensor | None,
+    is_multi_label: bool,
+    label_smoothing: float = 0.0,
+) -> tuple[float, float]:
+    """The weighted loss of the best scores that are the same for every document, which know only how frequent the labels are;
+    and that of perfect scores, above 0 with label smoothing.
 
     >>> chance_loss([50, 50], 100, None, False), chance_loss([90, 10], 100, torch.tensor([1.0, 9.0]), False)
-    (0.6931471805599453, 0.6931471805599453)
+    ((0.6931471805599453, 0.0), (0.6931471805599453, 0.0))
     """
-    count_K = np.asarray(count_K, dtype=np.float64)
-    own_K = count_K if class_weights_K is None else count_K * class_weights_K.cpu().numpy()
-    if not is_multi_label:
-        return float(entr(own_K / own_K.sum()).sum())
-    total_K = own_K + num_documents - count_K
-    losses_K = total_K * (entr(own_K / total_K) + entr(1 - own_K / total_K))
-    return float(losses_K.sum() / (num_documents * len(count_K)))
+    num_labels, count_K = len(count_K), np.asarray(count_K, dtype=np.float64)
+    weight_K = np.ones(num_labels) if class_weights_K is None else class_weights_K.cpu().double().numpy()
+    # Of L decisions with Y answers each, the number of documents by the right answer (L, Y), and their weights (L, Y, Y).
+    if is_multi_label:
+        count_LY = np.stack([count_K, num_documents - count_K], axis=1)
+        target_YY = np.eye(2) * (1 - label_smoothing) + label_smoothing / 2
+        weight_LYY = target_YY * np.stack([weight_K, np.ones(num_labels)], axis=1)[:, None]
+        total = num_documents * num_labels
+    else:
+        count_LY = count_K[None]
+        weight_LYY = ((np.eye(num_labels) * (1 - label_smoothing) + label_smoothing / num_labels) * weight_K)[None]
+        total = count_K @ weight_K
+    chance = _lowest((count_LY[:, :, None] * weight_LYY).sum(axis=1)).sum() / total
+    return float(chance), float((count_LY * _lowest(weight_LYY)).sum() / total)
+
+
+def _lowest(weight_Y: np.ndarray) -> np.ndarray:
+    """Minimum of −Σ weight · log p over distributions p, along the last axis."""
+    total = weight_Y.sum(axis=-1)
+    return total * entr(weight_Y / total[..., None]).sum(axis=-1)

@@ -23,8 +23,8 @@ from transformers import EvalPrediction
 
 from ..hierarchical_roberta.decision import MultiLabelDecision
 
-# With more labels than this, their own metrics are not logged during training.
 OF_LABEL = ("precision", "recall", "f1", "average_precision")
+# With more labels than this, their own metrics are not logged during training.
 MOST_LOGGED_LABELS = 50
 
 
@@ -132,6 +132,12 @@ def multi_label_metrics(
     return {name: float(value) for name, value in values.items()}
 
 
+def highest_macro(supports: Iterable[float]) -> float:
+    """The highest possible macro-F1 where labels with a support of 0 count 0, rounded down to three digits."""
+    has_documents = [support > 0 for support in supports]
+    return np.floor(1000 * np.mean(has_documents)) / 1000
+
+
 def absent_labels_note(metrics: Mapping[str, float]) -> str:
     """What to know about means over labels, of which some have no document (`support_LABEL` is 0); "" without such.
 
@@ -145,7 +151,7 @@ def absent_labels_note(metrics: Mapping[str, float]) -> str:
     verbs = ("has", "counts") if absent == 1 else ("have", "count")
     return (
         f"{absent:,} of {len(supports):,} labels {verbs[0]} no document here and {verbs[1]} 0, so that it is at most "
-        f"{1 - absent / len(supports):.3f}"
+        f"{highest_macro(supports):.3f}"
     )
 
 

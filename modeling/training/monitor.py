@@ -36,16 +36,15 @@ class TrainingMonitor(TrainerCallback, ExportableState):
     """Log each warning once, and end a run after too many consecutive skipped steps.
 
     Args:
-        chance: loss of the same scores for every document, see `chance_loss`; without it losses that stay high are not
-            reported.
+        chance, perfect: see `chance_loss`; without them losses that stay high are not reported.
 
     Attributes:
         warnings: names of the warnings issued, in order.
         failure: why the run was ended, or None.
     """
 
-    def __init__(self, trainer: WeightedTrainer, chance: float = math.inf):
-        self.trainer, self.chance = trainer, chance
+    def __init__(self, trainer: WeightedTrainer, chance: float = math.inf, perfect: float = 0.0):
+        self.trainer, self.chance, self.perfect = trainer, chance, perfect
         self.warnings: list[str] = []
         self.failure: str | None = None
         self.losses: list[float] = []
@@ -65,6 +64,10 @@ class TrainingMonitor(TrainerCallback, ExportableState):
             self.warnings.append(name)
             if self.trainer.is_world_process_zero():
                 logger.warning(f"{name}: {detail}. {SUGGESTIONS[name]}")
+
+    def is_high(self, loss: float, share: float) -> bool:
+        """Whether less than 1 − share of the way from chance to perfect scores was gone."""
+        return loss > self.perfect + share * (self.chance - self.perfect)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
@@ -113,13 +116,13 @@ class TrainingMonitor(TrainerCallback, ExportableState):
                 "training loss fell while validation loss rose in three consecutive evaluations (now "
                 f"{train[-1]:.3f} and {evaluated[-1]:.3f})",
             )
-        if count >= 3 and min(train[1:]) > 0.99 * train[0] and train[-1] > 0.9 * self.chance:
+        if count >= 3 and min(train[1:]) > 0.99 * train[0] and self.is_high(train[-1], 0.9):
             self.warn(
                 "not_learning",
                 f"training loss has not decreased (evaluation 1: {train[0]:.3f}, evaluation {count}: {train[-1]:.3f})",
             )
         halfway = count >= 5 and (state.epoch or 0) >= args.num_train_epochs / 2
-        if halfway and min(train[-1], evaluated[-1]) > 0.85 * self.chance:
+        if halfway and self.is_high(min(train[-1], evaluated[-1]), 0.85):
             self.warn(
                 "underfitting",
                 f"training and validation loss are still high ({train[-1]:.3f} and {evaluated[-1]:.3f}; guessing gives "

@@ -424,7 +424,9 @@ def parse_class_weights(text: str, labels: list[str]) -> str | list[float]:
     """
     if text in ("balanced", "none"):
         return text
-    quoted = ['"{}"'.format(label.replace('"', '""')) if "," in label else label for label in labels]
+    quoted = [
+        '"{}"'.format(label.replace('"', '""')) if "," in label or label.startswith('"') else label for label in labels
+    ]
     expected = f"expected balanced, none, or a weight for each label: {','.join(f'{label}=1.0' for label in quoted)}"
     weights: dict[str, float] = {}
     for item in next(csv.reader([text], skipinitialspace=True), []):

@@ -301,7 +301,7 @@ def evaluate_and_explain(arguments: argparse.Namespace) -> None:
     if "pointing" in evaluation["metrics"]:
         hits = evaluation["metrics"]["pointing"]
         shares = [f"top {unit} {hits[unit]:.3f}" for unit in ("chunk", "sentence") if unit in hits]
-        print(f"Pointing game, on {hits['documents']} {context.kind.counted}: {', '.join(shares)}")
+        print(f"Pointing game, on {hits['documents']} {context.kind.counted}: {', '.join(shares) or 'none'}")
     print(f"Report: {folder / 'report.html'} (open it in a browser).")
     try:
         keep_fitted(arguments.model, evaluation["fitted"])

@@ -43,6 +43,7 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
     the first `num_own` labels, NaN where a resample lacks the label.
 
     Means over labels, NaN without any, are of the labels that a resample has: `centred_interval` takes out the bias of that.
+    They are multiplied by the share of the labels that documents like these may have at all, as others count 0.
     """
     labels_BK, predicted_BK = np.asarray(labels_BK) == 1, np.asarray(prediction.predicted) == 1
     parts = [
@@ -56,6 +57,7 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
         "hamming_loss": (labels_BK != predicted_BK).mean(axis=1),
         "label_ranking_average_precision": ranking_precision(labels_BK, prediction.scores),
     }
+    share = possible_share(labels_BK)
     blocks: list[dict[str, np.ndarray]] = []
     count_BR = resample_counts(len(labels_BK))
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
@@ -69,17 +71,30 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
             )
         )
         block = {
-            "f1_macro": _mean(f1_KR),
+            "f1_macro": share * _mean(f1_KR),
             "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + predicted_KR).sum(axis=0)),
             "f1_weighted": _ratio(np.nansum(f1_KR * support_KR, axis=0), support_KR.sum(axis=0)),
-            "precision_macro": _mean(precision_KR),
-            "recall_macro": _mean(recall_KR),
+            "precision_macro": share * _mean(precision_KR),
+            "recall_macro": share * _mean(recall_KR),
         }
         block |= {name: value_B @ block_BR / len(labels_BK) for name, value_B in by_document.items()}
         for k in range(num_own):
             block |= {f"precision_{k}": precision_KR[k], f"recall_{k}": recall_KR[k], f"f1_{k}": f1_KR[k]}
         blocks.append(block)
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def possible_share(labels_BK: np.ndarray) -> float:
+    """Share of the labels that occur, or may occur in other documents like these: the labels with one and two documents tell
+    how many of the others do (bias-corrected estimate of Chao 1984).
+
+    >>> possible_share(np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]))
+    0.5
+    """
+    number_K = np.asarray(labels_BK).sum(axis=0)
+    once, twice = (number_K == 1).sum(), (number_K == 2).sum()
+    unseen = once * (once - 1) / (2 * (twice + 1))
+    return float(min(1.0, ((number_K > 0).sum() + unseen) / len(number_K)))
 
 
 def resampled_average_precision(labels_BK: np.ndarray, scores_BK: np.ndarray, num_resamples: int) -> np.ndarray:

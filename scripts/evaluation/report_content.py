@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from data.documents import section_at
+from modeling.training.metrics import highest_macro
 from modeling.training.model_card import describe_embeddings
 from scripts.evaluation.explanations import DocumentResult
 from scripts.evaluation.multi_label import MultiLabel
@@ -90,7 +91,7 @@ def headline_of(metrics: dict[str, Any], split: str, count: int, titles: dict[st
     score = f"Macro-F1 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}) on {count} {split} documents"
     supports = metrics.get("support", {}).values()
     if 0 in supports:  # labels without documents count 0
-        score += f", where {sum(map(bool, supports)) / len(supports):.3f} is the highest possible"
+        score += f", where {highest_macro(supports):.3f} is the highest possible"
     if gap["value"] <= 0:
         return f"This model does not beat {best} ({other}). {score}.", True
     if gap["low"] <= 0:

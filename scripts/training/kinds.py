@@ -140,9 +140,7 @@ class MultiLabel:
         if absent and len(recalls) == 1:
             raise ValueError(no_recall_message(metric, absent[0]))
         if absent:
-            logger.warning(
-                f"No validation document has {shorten(absent)}: no threshold is chosen for its recall there."
-            )
+            logger.warning(f"No validation document has {shorten(absent)}: no threshold is chosen there for a recall.")
 
     def compute_metrics(self) -> Callable[[EvalPrediction], dict[str, float]]:
         return multi_label_metrics_fn(self.names)

@@ -106,9 +106,13 @@ def add_callbacks(
     early_stopping = EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta)
     counts = list(config["label_counts"]["train"].values())
     chance = chance_loss(
-        counts, config["num_documents"]["train"], trainer.class_weights, config["problem_type"] == MULTI
+        counts,
+        config["num_documents"]["train"],
+        trainer.class_weights,
+        config["problem_type"] == MULTI,
+        args.label_smoothing_factor,
     )
-    monitor, signals = TrainingMonitor(trainer, chance), SignalCallback(args.grace_seconds, args.ddp_timeout)
+    monitor, signals = TrainingMonitor(trainer, *chance), SignalCallback(args.grace_seconds, args.ddp_timeout)
     trainer.stop = signals
     history = HistoryCallback(trainer, early_stopping, config)
     for callback in (ProgressCallback, PrinterCallback):

@@ -25,6 +25,7 @@ from data.collator import DocumentCollator
 from data.documents import Columns, shorten
 from data.labels import SINGLE, label_array, label_counts
 from data.prepared_dataset import load_prepared, num_tokens_of
+from data.readers import ReadOptions
 from data.streaming import StreamedDocuments, prepared_stream, source_stream
 from data.tokenization import load_tokenizer
 from modeling.hierarchical_roberta.chunking import Chunker, chunk_sizes, coverage
@@ -388,14 +389,18 @@ def chunk_splits(
 def stream_of(source: str | None, parts: TrainingSetup, args: HierarchicalTrainingArguments) -> StreamedDocuments:
     """This process's training documents as a stream, from a source with the columns of the prepared one, or from the
     prepared split."""
-    options = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
+    options: dict[str, Any] = {"seed": args.seed, "buffer_size": args.shuffle_buffer}
     options |= {"process_index": args.process_index, "num_processes": args.world_size}
     if source is None:
         return prepared_stream(parts.chunked["train"], **options)
     prepared = parts.manifest.get("options", {})
-    columns = Columns(**prepared["columns"]) if "columns" in prepared else None
-    options["merge_labels"] = prepared.get("merge_labels", False)
-    return source_stream(source, parts.chunked["train"], parts.kind.names, columns, **options)
+    if columns := prepared.get("columns"):
+        read_options = ReadOptions(**prepared.get("read_options", {}))
+        # Those were of the prepared dataset on the hub.
+        read_options = replace(read_options, config_name=None, revision=None)
+        options |= {"columns": Columns(**columns), "read_options": read_options}
+        options["merge_labels"] = prepared.get("merge_labels", False)
+    return source_stream(source, parts.chunked["train"], parts.kind.names, **options)
 
 
 def plan_memory(
