@@ -66,7 +66,7 @@ class TrainingMonitor(TrainerCallback, ExportableState):
                 logger.warning(f"{name}: {detail}. {SUGGESTIONS[name]}")
 
     def is_high(self, loss: float, share: float) -> bool:
-        """Whether less than 1 − share of the way from chance to perfect scores was gone."""
+        """Whether the loss has come less than 1 − share of the way from chance to perfect scores."""
         return loss > self.perfect + share * (self.chance - self.perfect)
 
     def on_log(
