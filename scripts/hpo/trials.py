@@ -1,12 +1,15 @@
 """The trials of a hyperparameter search: Optuna, by way of `Trainer.hyperparameter_search`. Used by scripts/search.py."""
 
 import logging
+import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import optuna
@@ -16,7 +19,7 @@ from filelock import FileLock
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from modeling.file_utils import write_text
 from modeling.hierarchical_roberta.lexical_features import LexicalFeatures
@@ -26,7 +29,7 @@ from modeling.training.monitor import TrainingMonitor
 from modeling.training.runtime import configure_malloc, set_num_threads
 from modeling.training.trainer import WeightedTrainer
 from modeling.training.training_args import HierarchicalTrainingArguments
-from scripts.common.cli import interruption
+from scripts.common.cli import Terminated, interruption
 from scripts.common.log_setup import set_up_logging
 from scripts.common.markdown import markdown_table
 from scripts.hpo.space import TRAINING_OPTIONS, NumberedSampler, read_space
@@ -66,6 +69,42 @@ SAME_IN_ALL_TRIALS: tuple[str, ...] = (
 GRACE_PERIOD = 60
 # Held while the study is created and while results are written.
 LOCK = ".search.lock"
+
+
+class InterruptionCallback(TrainerCallback):
+    """Raise for SIGTERM or Ctrl-C at the end of a step: in the middle of a write to the study, the error would leave the
+    database locked. A second signal raises at once.
+
+    Attributes:
+        received: the error to raise.
+    """
+
+    def __init__(self) -> None:
+        self.received: BaseException | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle the signals within this context, at the latest at its end."""
+        errors: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
+
+        def receive(number: int, frame: FrameType | None) -> None:
+            if self.received is not None:
+                raise self.received
+            self.received = errors[number]()
+
+        handlers = {number: signal.signal(number, receive) for number in errors}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        self.raise_received()
+
+    def raise_received(self, *_: Any, **__: Any) -> None:
+        if self.received is not None:
+            raise self.received
+
+    on_step_end = on_prediction_step = raise_received
 
 
 class Search:
@@ -138,6 +177,8 @@ class Search:
             trainer.remove_callback(callback)
         trainer.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_min_delta))
         trainer.add_callback(TrainingMonitor(trainer))
+        interruption_callback = InterruptionCallback()
+        trainer.add_callback(interruption_callback)
         name = f"eval_{(args.metric_for_best_model or 'f1_macro').removeprefix('eval_')}"
         pick = max if args.greater_is_better else min
         seen: list[float] = []
@@ -151,9 +192,10 @@ class Search:
             seen.append(metrics[name])
             return pick(seen)
 
-        trainer.hyperparameter_search(
-            hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
-        )
+        with interruption_callback.listening():
+            trainer.hyperparameter_search(
+                hp_space=draw, compute_objective=value_of, n_trials=1, backend="optuna", load_if_exists=True, **study
+            )
         assert self.number is not None
         return self.number
 
@@ -207,7 +249,7 @@ def run_trials(
     """Run trials until `num_trials` of the study in `folder` are finished.
 
     Optuna's heartbeat fails and requeues the trial of a process that was killed, three times at most: the trial may be what
-    ends the process. A signal that Python sees ends a trial at once: the same callback requeues it.
+    ends the process. A signal that Python sees ends a trial after its step: the same callback requeues it.
     """
     # The heartbeat is marked as experimental.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
