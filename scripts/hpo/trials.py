@@ -72,7 +72,7 @@ LOCK = ".search.lock"
 
 
 class InterruptionCallback(TrainerCallback):
-    """Raise for SIGTERM or Ctrl-C at the end of a step: in the middle of a write to the study, the error would leave the
+    """Raise for SIGTERM or Ctrl-C at the end of a step: in the middle of a write to the study, the error may leave the
     database locked. A second signal raises at once.
 
     Attributes:
