@@ -90,8 +90,9 @@ class Columns:
             label = to_label(values.get(self.label))
             return [label] if label else None
         if self.label_columns:
-            marked = marked_labels(values, self.label_columns)
-            return None if marked is None else list(dict.fromkeys(map(to_label, marked)))
+            if any(is_missing(value) or value == "" for value in map(values.get, self.label_columns)):
+                return None
+            return list(dict.fromkeys(map(to_label, marked_labels(values, self.label_columns))))
         value = values.get(self.label)
         if is_missing(value):
             return None

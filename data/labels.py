@@ -17,7 +17,6 @@ from scipy import sparse
 
 SINGLE, MULTI = PROBLEM_TYPES = ("single_label_classification", "multi_label_classification")
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
-UNMARKED = ("", "none", "nan", "nat", "<na>", "#n/a")
 
 
 def split_labels(value: Any, separator: str | None) -> list[Any] | None:
@@ -53,18 +52,16 @@ def split_labels(value: Any, separator: str | None) -> list[Any] | None:
     return labels
 
 
-def marked_labels(values: dict[str, Any], names: Sequence[str]) -> list[str] | None:
-    """The names of the columns that are 1, of columns of 0 and 1; None if a column has no value.
+def marked_labels(values: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The names of the columns that are 1, of columns of 0 and 1.
 
     Raises:
         ValueError: a column has another value.
     """
-    value_of = {name: str(values.get(name)).strip().lower() for name in names}
+    value_of = {name: str(values[name]).strip().lower() for name in names}
     for name, value in value_of.items():
-        if value not in (*TRUE, *FALSE, *UNMARKED):
-            raise ValueError(f"expected 0 or 1 in the column {name!r}, got {values.get(name)!r}")
-    if any(value in UNMARKED for value in value_of.values()):
-        return None
+        if value not in (*TRUE, *FALSE):
+            raise ValueError(f"expected 0 or 1 in the column {name!r}, got {values[name]!r}")
     return [name for name, value in value_of.items() if value in TRUE]
 
 

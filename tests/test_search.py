@@ -14,7 +14,9 @@ import optuna
 import pytest
 import yaml
 
+from scripts.common.cli import Terminated
 from scripts.hpo.space import read_space
+from scripts.hpo.trials import InterruptionCallback
 from tests.conftest import TRAINING, assert_refused, options, run_command, train
 from tests.processes import ROOT, start
 
@@ -105,6 +107,19 @@ def test_searches_that_share_a_study_draw_what_one_alone_draws(prepared_folder, 
     assert len(drawn) in (4, 5)
     assert drawn[:4] == [trial.params for trial in trials_of(tmp_path / "alone")]
     assert len({params["learning_rate"] for params in drawn}) == len(drawn)
+
+
+def test_a_signal_ends_a_trial_after_its_step_and_a_second_one_at_once():
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    callback = InterruptionCallback()
+    with pytest.raises(Terminated), callback.listening():
+        callback.on_step_end()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Terminated):
+            callback.on_prediction_step()
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGINT)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
 def test_interrupted_trial_is_run_again(prepared_folder, roberta_folder, tmp_path):

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from data.chunk_dataset import ChunkedDocuments
 from data.documents import Columns
 from data.labels import MULTI
+from data.preparation import prepare_dataset
 from data.readers import ReadOptions
 from data.streaming import StreamedDocuments, prepared_stream, shuffled, source_stream
 from scripts.common.cli import one_paragraph
@@ -148,3 +149,14 @@ def test_error_of_a_loaders_worker_is_one_sentence():
     with pytest.raises(ValueError, match="DataLoader worker process 0") as caught:
         next(iter(loader))
     assert one_paragraph(caught.value) == "big.jsonl: row 4 has no text."
+
+
+@pytest.mark.slow
+def test_a_run_streams_the_source_as_it_was_prepared(roberta_folder, tmp_path):
+    rows = [row | {"label": "a| B" if k % 3 else "b" if k % 2 else ""} for k, row in enumerate(tiny_rows())]
+    source = write_csv(tmp_path / "tags.csv", rows)
+    columns = Columns(label_separator="|", problem_type=MULTI)
+    given = {"labels": ["a", "b"], "columns": columns, "merge_labels": True, "keep": ["duplicate"]}
+    prepare_dataset(str(source), str(roberta_folder), tmp_path / "data", **given)
+    done = train(tmp_path / "data", roberta_folder, tmp_path / "run", **STREAM, train_source=source)
+    assert done.returncode == 0, done.stderr

@@ -63,13 +63,12 @@ def resampled_metrics(labels_BK: np.ndarray, prediction: Prediction, num_own: in
     for start in range(0, NUM_RESAMPLES, RESAMPLES_AT_ONCE):
         block_BR = count_BR[:, start : start + RESAMPLES_AT_ONCE].astype(np.float64)
         right_KR, support_KR, predicted_KR = (part @ block_BR for part in parts)
-        precision_KR, recall_KR, f1_KR = (
-            np.where(support_KR > 0, _ratio(right, size), np.nan)
-            for right, size in (
-                *((right_KR, predicted_KR), (right_KR, support_KR)),
-                (2 * right_KR, support_KR + predicted_KR),
-            )
+        rates = (
+            _ratio(right_KR, predicted_KR),
+            _ratio(right_KR, support_KR),
+            _ratio(2 * right_KR, support_KR + predicted_KR),
         )
+        precision_KR, recall_KR, f1_KR = np.where(support_KR > 0, rates, np.nan)
         block = {
             "f1_macro": share * _mean(f1_KR),
             "f1_micro": _ratio(2 * right_KR.sum(axis=0), (support_KR + predicted_KR).sum(axis=0)),
